@@ -1,0 +1,66 @@
+"""Scalability Protocols (nanomsg, nng, mangos) for trio.
+
+What is here is the public interface; docs/reference.md lists it.  Values and errors come first, then what tasks use.
+"""
+
+from sp.context import Rep0Context, Req0Context, Request, Sub0Context
+from sp.dialer import Dialer
+from sp.errors import (
+    AddressError,
+    DialError,
+    Error,
+    GreetingError,
+    MalformedMessage,
+    MessageTooLarge,
+    PeerClosed,
+    PeerError,
+    PipeRefused,
+    RequestLost,
+    RequestReplaced,
+    StateError,
+    WrongProtocol,
+)
+from sp.events import Event, EventKind, EventStream
+from sp.listener import Listener
+from sp.message import Message
+from sp.pipe import Pipe
+from sp.sockets import Bus0, Pub0, Rep0, Req0, Sub0
+from sp.statistics import DialerStatistics, ListenerStatistics, PipeStatistics, SocketStatistics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AddressError",
+    "Bus0",
+    "DialError",
+    "Dialer",
+    "DialerStatistics",
+    "Error",
+    "Event",
+    "EventKind",
+    "EventStream",
+    "GreetingError",
+    "Listener",
+    "ListenerStatistics",
+    "MalformedMessage",
+    "Message",
+    "MessageTooLarge",
+    "PeerClosed",
+    "PeerError",
+    "Pipe",
+    "PipeRefused",
+    "PipeStatistics",
+    "Pub0",
+    "Rep0",
+    "Rep0Context",
+    "Req0",
+    "Req0Context",
+    "Request",
+    "RequestLost",
+    "RequestReplaced",
+    "SocketStatistics",
+    "StateError",
+    "Sub0",
+    "Sub0Context",
+    "WrongProtocol",
+]

@@ -1,0 +1,102 @@
+"""Address: a URL, taken apart."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import attrs
+
+from sp.errors import AddressError
+
+_EXPECTED: Final = {
+    "tcp": "tcp://HOST:PORT",
+    "tcp4": "tcp4://HOST:PORT",
+    "tcp6": "tcp6://HOST:PORT",
+    "ipc": "ipc://PATH",
+    "abstract": "abstract://NAME",
+    "inproc": "inproc://NAME",
+}
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.\-]+(%[A-Za-z0-9_.\-]+)?")
+_IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.\-]+)?")
+MAX_SOCKET_PATH: Final = 107
+"""Bytes of a path in Linux's ``sockaddr_un``, less the final zero."""
+
+
+@attrs.frozen
+class Address:
+    """A parsed URL.
+
+    ``tcp`` has *host* (``""`` for all interfaces, IPv6 without its brackets) and *port*; ``ipc``, ``abstract`` and ``inproc``
+    have *path*: a file path, the bytes of an abstract name, a name.
+    """
+
+    url: str
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str | bytes = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Take *url* apart.  Raises AddressError, which shows the URL and what was expected."""
+        if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a URL must be a str, not {type(url).__name__}")
+        scheme, separator, rest = url.partition("://")
+        if not separator:
+            raise AddressError(f"{url!r} is no URL: expected SCHEME://..., for example {_EXPECTED['tcp']}")
+        if scheme not in _EXPECTED:
+            raise AddressError(f"{url!r}: unknown scheme {scheme!r}, expected one of {', '.join(sorted(_EXPECTED))}")
+        if scheme in ("tcp", "tcp4", "tcp6"):
+            host, port = _host_and_port(url, scheme, rest)
+            return cls(url, scheme, host=host, port=port)
+        if not rest:
+            raise AddressError(f"{url!r}: nothing follows the scheme, expected {_EXPECTED[scheme]}")
+        if scheme == "inproc":
+            return cls(url, scheme, path=rest)
+        if scheme == "abstract":
+            return cls(url, scheme, path=_abstract_name(url, rest))
+        return cls(url, scheme, path=_socket_path(url, rest))
+
+    def with_port(self, port: int) -> Address:
+        """Return the same address with the port that was really bound."""
+        host = f"[{self.host}]" if ":" in self.host else self.host or "*"
+        return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}", port=port)
+
+
+def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
+    expected = f"expected {_EXPECTED[scheme]}"
+    host, separator, port = rest.rpartition(":")
+    if not separator or host.startswith("[") != host.endswith("]"):
+        raise AddressError(f"{url!r} has no port, {expected}")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise AddressError(f"{url!r}: {port!r} is no port from 0 to 65535, {expected}")
+    if host.startswith("["):
+        host = host[1:-1]
+        if ":" not in host or not _IPV6.fullmatch(host):
+            raise AddressError(f"{url!r}: {host!r} is no IPv6 address, {expected}")
+    elif ":" in host:
+        raise AddressError(f"{url!r}: an IPv6 address stands in brackets, as in {scheme}://[::1]:{port}")
+    elif host == "*":
+        host = ""
+    elif host and not _HOST_NAME.fullmatch(host):
+        raise AddressError(f"{url!r}: {host!r} is no host name or address, {expected}")
+    return host, int(port)
+
+
+def _socket_path(url: str, path: str) -> str:
+    size = len(os.fsencode(path))
+    if "\0" in path:
+        raise AddressError(f"{url!r}: a file path cannot hold a zero byte")
+    if size > MAX_SOCKET_PATH:
+        raise AddressError(f"{url!r}: the path is {size} bytes long, expected at most {MAX_SOCKET_PATH}")
+    return path
+
+
+def _abstract_name(url: str, name: str) -> bytes:
+    raw = unquote_to_bytes(name)
+    if len(raw) > MAX_SOCKET_PATH:
+        raise AddressError(f"{url!r}: the name is {len(raw)} bytes long, expected at most {MAX_SOCKET_PATH}")
+    return b"\0" + raw

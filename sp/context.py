@@ -1,0 +1,119 @@
+"""Context: one conversation on a socket, beside others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from sp.errors import StateError
+from sp.message import BytesLike, Message
+from sp.protocols.rep import RepContext
+from sp.protocols.req import ReqContext
+from sp.protocols.sub import SubContext
+from sp.verbs import ReceiveManyVerbs, ReceiveVerbs, SendVerbs, Verbs, prefix_of
+
+if TYPE_CHECKING:
+    from sp.core import Core, Receivers
+    from sp.pipe import Pipe
+    from sp.turns import Turns
+
+
+class Context(Verbs, trio.abc.AsyncResource):
+    """One conversation.  Made by ``socket.context()``, closed with it, by ``close`` or at the end of its ``async with`` block."""
+
+    def __init__(self, core: Core, turns: Turns, conversation: ReqContext | RepContext | SubContext, receivers: Receivers) -> None:
+        self._core = core
+        self._turns = turns
+        self._conversation = conversation
+        self._receivers = receivers
+
+    def close(self) -> None:
+        """End the conversation; who waits in it gets ClosedResourceError.  A second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._conversation.close()
+            self._receivers.fail(lambda: trio.ClosedResourceError("the context is closed"), self._conversation)
+
+    async def aclose(self) -> None:
+        """Do as ``close``."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+class Req0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
+    """A REQ conversation: send, receive, and again.  What the socket's own ``send`` and ``receive`` do, any number side by side."""
+
+    def __init__(self, core: Core, turns: Turns, conversation: ReqContext) -> None:
+        super().__init__(core, turns, conversation, core.receivers(conversation.mailbox, exclusive=True))
+        self._sender = self._receiver = conversation
+
+    def close(self) -> None:
+        if not self._closed:
+            super().close()
+            self._core.forget_receivers(self._receivers)
+
+
+class Rep0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
+    """A REP conversation: receive, send, and again.  All contexts of a socket take requests from the same queue."""
+
+    def __init__(self, core: Core, turns: Turns, conversation: RepContext, receivers: Receivers) -> None:
+        super().__init__(core, turns, conversation, receivers)
+        self._sender = self._receiver = conversation
+
+
+class Sub0Context(ReceiveManyVerbs, Context):
+    """Subscriptions of its own, and a queue of its own for what they match."""
+
+    def __init__(self, core: Core, turns: Turns, conversation: SubContext) -> None:
+        super().__init__(core, turns, conversation, core.receivers(conversation.mailbox))
+        self._receiver = self._subscriptions = conversation
+
+    def subscribe(self, prefix: BytesLike) -> None:
+        """Receive messages whose body begins with *prefix*, from now on; ``b""`` is all.  A second time changes nothing."""
+        self._check_open()
+        self._subscriptions.subscribe(prefix_of(prefix))
+
+    def unsubscribe(self, prefix: BytesLike) -> None:
+        """End that subscription, and forget queued messages that no other one matches.  ValueError when there is none."""
+        self._check_open()
+        if not self._subscriptions.unsubscribe(prefix_of(prefix)):
+            raise ValueError(f"not subscribed to {bytes(prefix)!r}")
+
+    def close(self) -> None:
+        if not self._closed:
+            super().close()
+            self._core.forget_receivers(self._receivers)
+
+
+class Request:
+    """A request and the way back.  It may be answered once, by any task, or be left unanswered: its requester then asks again."""
+
+    __slots__ = ("_context", "_message")
+
+    def __init__(self, context: Rep0Context, message: Message) -> None:
+        self._context = context
+        self._message = message
+
+    @property
+    def body(self) -> bytes:
+        """What was asked."""
+        return self._message.body
+
+    @property
+    def pipe(self) -> Pipe | None:
+        """The pipe that it came by, and that the reply will go."""
+        return self._message.pipe
+
+    async def reply(self, value: BytesLike) -> None:
+        """Answer; wait while the requester does not read.  A requester that is gone is no error: the reply is dropped and counted.
+
+        Cancelled, nothing was sent and the request can still be answered.  Raises StateError when it was answered already.
+        """
+        try:
+            await self._context.send(value)
+        except StateError:
+            raise StateError("this request was answered already") from None
+
+    def __repr__(self) -> str:
+        return f"<Request {len(self.body)} bytes from {self.pipe!r}>"

@@ -1,0 +1,525 @@
+"""Core: what a socket consists of, below its public verbs: an engine, pipes, and the tasks that serve them.
+
+One task a socket writes (so that a message to a hundred peers wakes one task, not a hundred), one task a pipe reads, one task a
+dialer or listener makes new pipes; a task that waits for a full kernel buffer exists only as long as that is so.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import logging
+import os
+import random
+import weakref
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
+
+import outcome
+import trio
+
+from sp.errors import Error, GreetingError, PipeRefused, StateError, WrongProtocol
+from sp.events import Event, EventKind, EventStream
+from sp.pipe import Pipe
+from sp.protocol_numbers import protocol_name
+from sp.statistics import SocketStatistics
+from sp.transports import Terms
+
+if TYPE_CHECKING:
+    from sp.dialer import Dialer
+    from sp.engine import Engine, Mailbox, Receiver, Sender
+    from sp.listener import Listener
+    from sp.message import Message
+    from sp.options import SocketOptions
+    from sp.transports import Connection
+
+log = logging.getLogger("sp")
+
+_Arguments = TypeVarTuple("_Arguments")
+
+_WRITES_A_TURN: Final = 64
+"""Pipes that are written to before other tasks get their turn."""
+_LENT_FOR: Final = 0.02
+"""Seconds after which a pipe reads for itself again when the task that read it last has not come back."""
+
+
+class _State(enum.Enum):
+    NEW = "not entered"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FORKED = "inherited through a fork"
+
+
+class Core:
+    """The state of one socket and its tasks."""
+
+    def __init__(self, engine: Engine, options: SocketOptions) -> None:
+        self.engine = engine
+        self.options = options
+        self.terms = Terms(number=engine.number, peer_number=engine.peer_number, split=engine.split, options=options)
+        self.random = random.SystemRandom()
+        self.pipes: dict[int, Pipe] = {}
+        self.dialers: list[Dialer] = []
+        self.listeners: list[Listener] = []
+        self.dropped: Counter[str] = Counter()
+        self.open = False
+        """Whether calls are accepted."""
+        self.lender: Pipe | None = None
+        """A pipe that a waiting task may read itself, or does."""
+        self.lent = 0
+        """How often one has."""
+        self.parked = 0
+        """Tasks that wait for messages and do not read."""
+        self.timer_idle = False
+        """Whether an engine's new deadline must wake the timer task."""
+        self._state = _State.NEW
+        self._nursery: trio.Nursery | None = None
+        self._ended = trio.Event()
+        self._changed = trio.Event()
+        self._events: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        self._receivers: list[Receivers] = []
+        self._senders: deque[_WaitingSender] = deque()
+        self._due: list[Pipe] = []
+        self._writer: trio.lowlevel.Task | None = None
+        self._timer_wanted = trio.Event()
+        self._watching = False
+        self._past = Counter[str]()  # what the pipes moved that are gone
+        _cores.add(self)
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return protocol_name(self.engine.number)
+
+    @property
+    def state(self) -> str:
+        """The state in words, for ``repr``."""
+        return self._state.value
+
+    def check_open(self) -> None:
+        """Raise unless the socket can be used."""
+        if self._state is _State.OPEN:
+            return
+        if self._state is _State.NEW:
+            raise StateError("the socket is not open: enter it with 'async with' first")
+        if self._state is _State.FORKED:
+            raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
+        raise trio.ClosedResourceError("the socket is closed")
+
+    # Life and death.
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve the socket until it is closed."""
+        if self._state is not _State.NEW:
+            raise StateError("a socket can be entered once")
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._state = _State.OPEN
+                self.open = True
+                if self.engine.timed:
+                    nursery.start_soon(self._time)
+                task_status.started()
+                await self._write()
+        finally:
+            self.close()
+            self._ended.set()
+
+    def spawn(self, function: Callable[[Unpack[_Arguments]], Awaitable[None]], *arguments: *_Arguments) -> None:
+        """Run *function* in a task of the socket."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *arguments)
+
+    async def aclose(self) -> None:
+        """Close in order: stop dialing and listening, deliver what was accepted, then close."""
+        if self._state is _State.NEW:
+            self.close()
+        if self._state is _State.OPEN:
+            self._refuse_calls(_State.CLOSING)
+            try:
+                for listener in list(self.listeners):
+                    listener.stop()
+                for dialer in list(self.dialers):
+                    dialer.stop()
+                for pipe in list(self.pipes.values()):
+                    pipe.finish()
+                with trio.move_on_after(self.options.linger):
+                    while self.pipes:
+                        await self.changed()
+            finally:
+                self.close()
+        if self._state in (_State.CLOSING, _State.CLOSED):
+            with trio.CancelScope(shield=True):  # the tasks are cancelled already and end by themselves
+                await self._ended.wait()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close now.  What was accepted and not written is dropped and counted."""
+        if self._state in (_State.CLOSED, _State.FORKED):
+            return
+        if self._state is _State.NEW:
+            self._ended.set()
+        self._refuse_calls(_State.CLOSED)
+        unsent = sum(pipe.unsent for pipe in self.pipes.values())
+        if unsent:
+            log.warning("%s socket closed with %d messages unsent", self.name, unsent)
+        for listener in list(self.listeners):
+            listener.stop()
+        for pipe in list(self.pipes.values()):
+            pipe.end(trio.ClosedResourceError("the socket was closed"))
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        for stream in list(self._events):
+            stream.end()
+        self._change()
+
+    def _refuse_calls(self, state: _State) -> None:
+        """Enter *state*, in which no call is accepted, and wake those that wait."""
+        self._state = state
+        self.open = False
+        waiting, self._senders = self._senders, deque()
+        for sender in waiting:
+            trio.lowlevel.reschedule(sender.task, outcome.Error(trio.ClosedResourceError("the socket is closed")))
+        for receivers in self._receivers:
+            receivers.fail(lambda: trio.ClosedResourceError("the socket is closed"))
+        self._change()
+
+    def disown(self) -> None:
+        """We are in a forked child: descriptors and event loop are the parent's, so nothing is touched, and no call accepted."""
+        self._state = _State.FORKED
+        self.open = False
+
+    # Pipes.
+
+    async def welcome(self, connection: Connection, url: str) -> Pipe:
+        """Greet and attach *connection*, within the greeting time.  Raises PeerError, PipeRefused, OSError, ClosedResourceError."""
+        seconds = self.options.greeting_timeout
+        with trio.move_on_after(seconds):
+            number = await connection.greet()
+            log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
+            if number != self.engine.peer_number:
+                expected = protocol_name(self.engine.peer_number)
+                raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
+            pipe = Pipe(self, connection, url, number)
+            await self._authorize(pipe)
+            self._attach(pipe)
+            return pipe
+        raise GreetingError(f"the peer did not complete its greeting within {seconds:g} s")
+
+    async def _authorize(self, pipe: Pipe) -> None:
+        if self.options.authorize is None:
+            return
+        try:
+            answer = self.options.authorize(pipe)
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except Exception as error:
+            raise PipeRefused(f"refused: authorize raised {error!r}") from error
+        if not answer:
+            raise PipeRefused("refused: authorize said no")
+
+    def _attach(self, pipe: Pipe) -> None:
+        if not self.open:
+            raise trio.ClosedResourceError("the socket is closed")
+        for other in self.pipes.values():
+            other.recall()  # from now on messages may come by any of them
+        self.pipes[pipe.id] = pipe
+        pipe.attach()
+        try:
+            self.engine.pipe_attached(pipe)
+        except PipeRefused:
+            del self.pipes[pipe.id]
+            raise
+        self.emit(Event(kind=EventKind.ATTACHED, url=pipe.url, pipe=pipe))
+        self.retry_senders()
+
+    def detach(self, pipe: Pipe) -> None:
+        """*pipe* has ended."""
+        if self.pipes.pop(pipe.id, None) is None:
+            return
+        self.dropped["pipe closed" if self.open else "socket closed"] += pipe.unsent
+        self._past.update(_moved(pipe))
+        self.engine.pipe_detached(pipe)
+        self.emit(Event(kind=EventKind.DETACHED, url=pipe.url, pipe=pipe, reason=pipe.reason, error=pipe.error))
+        self.retry_senders()
+
+    def lone(self, pipe: Pipe) -> bool:
+        """Whether *pipe* is the only one, so that a message can come by no other."""
+        return self.open and len(self.pipes) == 1 and pipe.id in self.pipes
+
+    def watch_lender(self) -> None:
+        """A task reads *lender* in its own stead: see to it that somebody reads when it no longer comes."""
+        if not self._watching:
+            self._watching = True
+            self.spawn(self._watch_lender)
+
+    async def _watch_lender(self) -> None:
+        lender = self.lender
+        while lender is not None:
+            lent = self.lent
+            await trio.sleep(_LENT_FOR)
+            if self.lent == lent and lender.on_offer:
+                lender.resume()
+            lender = self.lender
+        self._watching = False
+
+    async def changed(self) -> None:
+        """Wait for the next change of the pipes, or of the socket's state."""
+        await self._changed.wait()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # Events.
+
+    def emit(self, event: Event) -> None:
+        """Log *event*, give it to those who listen, and wake those who wait for a change."""
+        if log.isEnabledFor(logging.INFO):
+            pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
+            log.info("%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
+        for stream in list(self._events):
+            stream.put(event)
+        self._change()
+
+    def events(self) -> EventStream:
+        """Return a stream of the events from now on."""
+        stream = EventStream()
+        if self._state is _State.CLOSED:
+            stream.end()
+        self._events.add(stream)
+        return stream
+
+    # Writing.
+
+    def write_soon(self, pipe: Pipe) -> None:
+        """Let the writer task write what *pipe* has gathered by its next turn."""
+        self._due.append(pipe)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            trio.lowlevel.reschedule(writer)
+
+    async def _write(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            if not self._due:
+                self._writer = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            due, self._due = self._due, []
+            for count, pipe in enumerate(due, 1):
+                if pipe.write_due():
+                    self.room(pipe)
+                if count % _WRITES_A_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+
+    def room(self, pipe: Pipe) -> None:
+        """*pipe* can take messages again."""
+        self.engine.pipe_has_room(pipe)
+        self.retry_senders()
+
+    # Calls that wait.
+
+    async def wait_to_send(self, sender: Sender, message: Message) -> None:
+        """Wait until the engine has taken *message*.  Cancelled, it was not sent."""
+        waiting = _WaitingSender(trio.lowlevel.current_task(), sender, message)
+        self._senders.append(waiting)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._senders.remove(waiting)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def retry_senders(self) -> None:
+        """Try again for those that wait to send, in the order of their calls."""
+        if not self._senders:
+            return
+        waiting, self._senders = self._senders, deque()
+        stuck: set[int] = set()  # senders whose earlier message must stay ahead
+        for entry in waiting:
+            result: outcome.Outcome[None] = outcome.Value(None)
+            try:
+                if id(entry.sender) in stuck or not entry.sender.send(entry.message):
+                    stuck.add(id(entry.sender))
+                    self._senders.append(entry)
+                    continue
+            except Error as error:
+                result = outcome.Error(error)
+            trio.lowlevel.reschedule(entry.task, result)
+        if self.timer_idle:
+            self.wake_timer()
+
+    def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
+        """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
+        receivers = Receivers(self, mailbox, exclusive=exclusive)
+        self._receivers.append(receivers)
+        return receivers
+
+    def forget_receivers(self, receivers: Receivers) -> None:
+        """A context is closed."""
+        self._receivers.remove(receivers)
+
+    # Time.
+
+    def wake_timer(self) -> None:
+        """Tell the timer task that the engine has a deadline."""
+        if self.engine.next_deadline() is not None:
+            self.timer_idle = False
+            self._timer_wanted.set()
+
+    async def _time(self) -> None:
+        # Deadlines only move away, so a task that sleeps until the first of them is never too late.
+        while True:
+            deadline = self.engine.next_deadline()
+            if deadline is None:
+                self.timer_idle = True
+                self._timer_wanted = trio.Event()
+                await self._timer_wanted.wait()
+            else:
+                await trio.sleep_until(deadline)
+                self.engine.deadline_reached(trio.current_time())
+
+    # Statistics.
+
+    def statistics(self) -> SocketStatistics:
+        """Return a snapshot of all counters."""
+        totals = self._past.copy()
+        for pipe in self.pipes.values():
+            totals.update(_moved(pipe))
+        dropped = self.dropped + self.engine.dropped + Counter({"inbox full": self.engine.inbox_dropped()})
+        return SocketStatistics(
+            protocol=self.name,
+            messages_sent=totals["messages_sent"],
+            bytes_sent=totals["bytes_sent"],
+            messages_received=totals["messages_received"],
+            bytes_received=totals["bytes_received"],
+            dropped=dict(+dropped),
+            inbox=self.engine.queued(),
+            pipes=tuple(pipe.statistics() for pipe in self.pipes.values()),
+            dialers=tuple(dialer.statistics() for dialer in self.dialers),
+            listeners=tuple(listener.statistics() for listener in self.listeners),
+        )
+
+
+class _WaitingSender:
+    __slots__ = ("message", "sender", "task")
+
+    def __init__(self, task: trio.lowlevel.Task, sender: Sender, message: Message) -> None:
+        self.task = task
+        self.sender = sender
+        self.message = message
+
+
+class Receivers:
+    """The tasks that wait for one mailbox, served in the order of their calls."""
+
+    __slots__ = ("_core", "_exclusive", "_mailbox", "_reading", "_waiting")
+
+    def __init__(self, core: Core, mailbox: Mailbox, *, exclusive: bool) -> None:
+        self._core = core
+        self._mailbox = mailbox
+        self._exclusive = exclusive
+        self._reading: Pipe | None = None  # a pipe that one of us reads while it waits
+        self._waiting: deque[tuple[trio.lowlevel.Task, Receiver]] = deque()
+
+    async def wait(self, receiver: Receiver, check_open: Callable[[], None]) -> Message:
+        """Wait until *receiver* has a message.  Cancelled, none was taken."""
+        core = self._core
+        if self._mailbox.wake is None:  # nobody waits yet
+            if core.lender is not None and core.lender.on_offer:
+                message = await self._read(core.lender, receiver)
+                if message is not None:
+                    return message
+                check_open()
+                message = receiver.receive()
+                if message is not None:
+                    return message
+        elif self._exclusive:
+            raise trio.BusyResourceError("another task waits for the reply on this context: use request(), or a context for each task")
+        entry = (trio.lowlevel.current_task(), receiver)
+        self._waiting.append(entry)
+        self._mailbox.wake = self._serve
+        core.parked += 1
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._waiting.remove(entry)
+            core.parked -= 1
+            self._rest()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        received: Message = await trio.lowlevel.wait_task_rescheduled(abort)
+        return received
+
+    async def _read(self, pipe: Pipe, receiver: Receiver) -> Message | None:
+        self._reading = pipe
+        self._mailbox.wake = self._serve
+        try:
+            return await pipe.read_for(receiver)
+        finally:
+            self._reading = None
+            self._rest()
+
+    def _rest(self) -> None:
+        """Ask to be woken no more, if nobody waits."""
+        if not self._waiting and self._reading is None:
+            self._mailbox.wake = None
+
+    def _serve(self) -> None:
+        # A message is handed over with the wake-up: from then on trio cannot cancel that task before it has it.
+        while self._waiting:
+            task, receiver = self._waiting[0]
+            result: outcome.Outcome[Message]
+            try:
+                message = receiver.receive()
+            except Error as error:
+                result = outcome.Error(error)
+            else:
+                if message is None:
+                    return
+                result = outcome.Value(message)
+            self._waiting.popleft()
+            self._core.parked -= 1
+            trio.lowlevel.reschedule(task, result)
+        if self._reading is None:
+            self._mailbox.wake = None
+        else:
+            self._reading.interrupt()
+
+    def fail(self, error: Callable[[], Exception], receiver: Receiver | None = None) -> None:
+        """Wake those that wait for *receiver*, or all, with an error."""
+        waiting, self._waiting = self._waiting, deque()
+        for entry in waiting:
+            if receiver is None or entry[1] is receiver:
+                self._core.parked -= 1
+                trio.lowlevel.reschedule(entry[0], outcome.Error(error()))
+            else:
+                self._waiting.append(entry)
+        if self._reading is not None:
+            self._reading.interrupt()  # it will find out by itself
+        self._rest()
+
+
+def _moved(pipe: Pipe) -> dict[str, int]:
+    return {
+        "messages_sent": pipe.messages_sent,
+        "bytes_sent": pipe.bytes_sent,
+        "messages_received": pipe.messages_received,
+        "bytes_received": pipe.bytes_received,
+    }
+
+
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for core in list(_cores):
+        core.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)

@@ -1,0 +1,171 @@
+"""Dialer: keeps one pipe to one URL, and makes a new one when it is lost."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sp.errors import Error, PeerClosed, PeerError
+from sp.events import Event, EventKind
+from sp.pipe import Pipe
+from sp.statistics import DialerStatistics
+from sp.transports import transport_for
+
+if TYPE_CHECKING:
+    from sp.address import Address
+    from sp.core import Core
+
+log = logging.getLogger("sp")
+
+_STABLE: Final = 1.0
+"""Seconds after which a pipe counts as a success even if the peer has sent nothing."""
+
+
+class BackOff:
+    """How long to wait before the next attempt: drawn evenly from *shortest* up to a ceiling that doubles until *longest*."""
+
+    def __init__(self, shortest: float, longest: float, random: Random) -> None:
+        self._shortest = shortest
+        self._longest = longest
+        self._random = random
+        self._ceiling = shortest
+
+    def next(self, *, permanent: bool = False) -> float:
+        """Return the next wait in seconds; the longest one when trying again soon is pointless."""
+        if permanent:
+            return self._longest
+        self._ceiling = min(self._ceiling * 2, self._longest)
+        return self._random.uniform(self._shortest, self._ceiling)
+
+    def reset(self) -> None:
+        """Begin with short waits again."""
+        self._ceiling = self._shortest
+
+
+class Dialer:
+    """A URL that a socket dials until the dialer is closed.  Made by ``socket.dial``."""
+
+    def __init__(self, core: Core, address: Address, *, once: bool) -> None:
+        self.pipe: Pipe | None = None
+        """The pipe, while there is one."""
+        self.error: Exception | None = None
+        """Why the last attempt failed or the last pipe was lost."""
+        self._core = core
+        self._address = address
+        self._give_up = once  # the first failure is reported to the caller instead of tried again
+        self._back_off = BackOff(core.options.redial_min, core.options.redial_max, core.random)
+        self._scope = trio.CancelScope()
+        self._stopped = False
+        self._decided = trio.Event()
+        self._attempts = 0
+        self._attached = 0
+        self._failures: Counter[str] = Counter()
+
+    @property
+    def url(self) -> str:
+        """The URL as it was given."""
+        return self._address.url
+
+    def close(self) -> None:
+        """Dial no more, and end the pipe."""
+        self.stop()
+        if self.pipe is not None:
+            self.pipe.close()
+
+    def stop(self) -> None:
+        """Dial no more; the pipe lives on."""
+        self._stopped = True
+        if self.pipe is None:
+            self._scope.cancel()
+
+    def statistics(self) -> DialerStatistics:
+        """Return what the dialer has been through."""
+        return DialerStatistics(url=self.url, attempts=self._attempts, attached=self._attached, failures=dict(self._failures))
+
+    def __repr__(self) -> str:
+        return f"<Dialer {self.url} {'attached' if self.pipe else 'stopped' if self._stopped else 'trying'}>"
+
+    async def decided(self) -> None:
+        """Wait until the first attempt has made a pipe or failed; ``error`` says which."""
+        await self._decided.wait()
+
+    async def run(self) -> None:
+        """Dial, keep the pipe, and dial again."""
+        try:
+            with self._scope:
+                await self._run()
+        finally:
+            self._stopped = True
+            self.error = self.error or trio.ClosedResourceError("the dialer was closed")
+            self._decided.set()
+            if self in self._core.dialers:
+                self._core.dialers.remove(self)
+            self._emit(EventKind.STOPPED, self.error)
+
+    async def _run(self) -> None:
+        while not self._stopped:
+            try:
+                pipe = await self._connect()
+            except (Error, OSError, trio.ClosedResourceError) as error:
+                self._failed(error)
+                self._emit(EventKind.DIAL_FAILED, error)
+            else:
+                self._give_up = False
+                began = trio.current_time()
+                await self._keep(pipe)
+                # A listener that turns us away right after its greeting, or whose reply is too large for us each time, would
+                # otherwise be dialed at full speed for ever.
+                served = pipe.messages_received > 0 or trio.current_time() - began >= _STABLE
+                misbehaved = isinstance(pipe.error, PeerError) and not isinstance(pipe.error, PeerClosed)
+                if served and not misbehaved:
+                    self._back_off.reset()
+            reason = self.error
+            assert reason is not None
+            if self._stopped or self._give_up or not self._wants_redial(reason):
+                return
+            wait = self._back_off.next(permanent=isinstance(reason, Error) and reason.permanent)
+            log.debug("%s next attempt in %.2f s", self.url, wait)
+            await trio.sleep(wait)
+
+    async def _connect(self) -> Pipe:
+        self._attempts += 1
+        self._emit(EventKind.DIALING)
+        connection = None
+        try:
+            with trio.fail_after(self._core.options.greeting_timeout):
+                connection = await transport_for(self._address).connect(self._address, self._core.terms)
+            log.debug("%s connected to %s", self.url, connection.remote_address)
+            return await self._core.welcome(connection, self.url)
+        except trio.TooSlowError:
+            raise TimeoutError(f"no connection within {self._core.options.greeting_timeout:g} s") from None
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+
+    async def _keep(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self.error = None
+        self._attached += 1
+        self._decided.set()
+        try:
+            await pipe.run()
+        finally:
+            self.pipe = None
+        assert pipe.error is not None
+        self._failed(pipe.error)
+
+    def _failed(self, error: Exception) -> None:
+        self.error = error
+        self._failures[type(error).__name__] += 1
+
+    def _wants_redial(self, error: Exception) -> bool:
+        redial = self._core.options.redial
+        return redial is None or bool(redial(error))
+
+    def _emit(self, kind: EventKind, error: Exception | None = None) -> None:
+        self._core.emit(Event(kind=kind, url=self.url, reason="" if error is None else str(error), error=error))

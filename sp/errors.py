@@ -1,0 +1,70 @@
+"""The exception tree: sorted by whose mistake it was.
+
+From trio and reused as they are: ``ClosedResourceError`` (you closed it), ``BusyResourceError`` (two tasks wait on
+one REQ context), ``WouldBlock`` (the ``_nowait`` calls) and ``EndOfChannel``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Error(Exception):
+    """The base of everything that this library raises of its own."""
+
+    permanent: ClassVar[bool] = False
+    """Whether trying again soon is pointless: a dialer then waits its longest delay before the next attempt."""
+
+
+class StateError(Error):
+    """Your call came at the wrong moment (for example a REQ receives before it has sent)."""
+
+
+class RequestReplaced(Error):
+    """A newer request on the same context took the place of the one that you were waiting for."""
+
+
+class RequestLost(Error):
+    """The pipe that carried your request is gone, and resending was switched off."""
+
+
+class AddressError(Error, ValueError):
+    """A URL that cannot be meant; the message shows it and what was expected."""
+
+
+class DialError(Error):
+    """The first attempt of a dial failed; ``__cause__`` is the reason."""
+
+
+class PipeRefused(Error):
+    """This side turned a new pipe away: ``authorize`` said no, or the protocol has no place for it."""
+
+    permanent = True
+
+
+class PeerError(Error):
+    """What the other side did.  It ends one pipe and never comes out of ``send`` or ``receive``."""
+
+
+class PeerClosed(PeerError):
+    """The peer ended the connection: the normal end of a pipe."""
+
+
+class GreetingError(PeerError):
+    """The peer does not speak SP, not our version of it, or did not greet in time."""
+
+    permanent = True
+
+
+class WrongProtocol(PeerError):
+    """The peer speaks SP, but is not the counterpart of our protocol."""
+
+    permanent = True
+
+
+class MessageTooLarge(PeerError):
+    """The peer announced a message beyond ``max_message_size``."""
+
+
+class MalformedMessage(PeerError):
+    """A broken frame or backtrace."""

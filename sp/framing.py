@@ -1,0 +1,173 @@
+"""The SP byte stream: an 8-byte greeting each way, then messages with their length in front.
+
+Sans-IO.  tcp puts a 64-bit big-endian length before each message (tcp mapping draft); ipc a message type byte, always 1, before
+that (ipc mapping draft).  What arrives is refused in PeerErrors and nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from sp.engine import Split
+from sp.errors import GreetingError, MalformedMessage, MessageTooLarge, PeerError
+from sp.message import Message
+
+GREETING_SIZE: Final = 8
+_MAGIC: Final = b"\0SP\0"
+_KEPT_TAIL: Final = 4096
+"""A message cut off after fewer bytes than this is copied, so that waiting for its rest does not hold on to a whole read."""
+_MAX_HEADER: Final = 1024
+"""No backtrace is longer: 255 hops and the request id."""
+
+_length: Final = struct.Struct(">Q")
+_typed_length: Final = struct.Struct(">BQ")
+
+
+def encode_greeting(number: int) -> bytes:
+    """Return the greeting of protocol *number*."""
+    return _MAGIC + struct.pack(">HH", number, 0)
+
+
+def decode_greeting(data: bytes) -> int | None:
+    """Return the peer's protocol number, or None when *data* is the beginning of a greeting.
+
+    Raises GreetingError at the first byte that is wrong.  The reserved bytes must be zero, as the drafts, nng and mangos have it;
+    nanomsg does not look, but sends zeros.
+    """
+    if not _MAGIC.startswith(data[:4]):
+        raise GreetingError(f"the peer does not speak SP: it began with {data[:GREETING_SIZE]!r}, expected {_MAGIC!r}")
+    if data[6:8].strip(b"\0"):
+        raise GreetingError(f"the reserved bytes of the greeting must be zero, not {data[6:8].hex()}")
+    if len(data) < GREETING_SIZE:
+        return None
+    return int.from_bytes(data[4:6], "big")
+
+
+def frame_prefix(size: int, typed: bool) -> bytes:
+    """Return what stands before a message of *size* bytes; *typed* is ipc's form."""
+    return _typed_length.pack(1, size) if typed else _length.pack(size)
+
+
+class FrameDecoder:
+    """Cuts what arrives into messages.
+
+    A body is copied once: out of the read that holds it, or when the reads that hold its parts are joined.  Memory grows with
+    what has arrived, never with what was announced.
+    """
+
+    __slots__ = ("_limit", "_missing", "_parts", "_prefix_size", "_split", "_start", "_typed", "error")
+
+    def __init__(self, split: Split | None, limit: int | None, *, typed: bool) -> None:
+        self.error: PeerError | None = None
+        """What the peer did wrong, after the messages before it were returned.  Nothing can be decoded any more."""
+        self._split = split
+        self._limit = (1 << 64) - 1 if limit is None else limit
+        self._typed = typed
+        self._prefix_size = 9 if typed else 8
+        self._start: bytes = b""  # an incomplete prefix
+        self._parts: list[bytes | memoryview] = []  # a message of which `_missing` bytes have not come yet
+        self._missing = 0
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the message under way still lacks; 0 when there is none."""
+        return self._missing
+
+    @property
+    def in_message(self) -> bool:
+        """Whether the stream would be cut off if it ended here."""
+        return bool(self._missing or self._start)
+
+    def receive_data(self, data: bytes) -> list[Message]:
+        """Return the messages that *data* completes.  What is wrong with the rest is in ``error``."""
+        messages: list[Message] = []
+        if self.error is not None:
+            return messages
+        offset = 0
+        if self._missing:
+            offset = self._missing
+            if len(data) < offset:
+                self._parts.append(data)
+                self._missing -= len(data)
+                return messages
+            self._parts.append(memoryview(data)[:offset] if offset < len(data) else data)
+            self._missing = 0
+            if not self._complete(messages):
+                return messages
+        elif self._start:
+            data = self._start + data
+            self._start = b""
+        # The loop that every message goes through: names are local, and a plain frame takes two slices.
+        unpack = _length.unpack_from
+        typed, prefix_size, limit, split = self._typed, self._prefix_size, self._limit, self._split
+        end = len(data)
+        while end - offset >= prefix_size:
+            if typed:
+                if data[offset] != 1:
+                    self.error = MalformedMessage(f"the message type byte must be 1, not {data[offset]}")
+                    return messages
+                offset += 1
+            size: int = unpack(data, offset)[0]
+            offset += 8
+            if size > limit:
+                self.error = too_large(size, limit)
+                return messages
+            stop = offset + size
+            if stop > end:
+                self._missing = stop - end
+                self._parts = [data[offset:] if end - offset < _KEPT_TAIL else memoryview(data)[offset:]]
+                return messages
+            if split is None:
+                messages.append(Message(data[offset:stop]))
+            else:
+                body = split(data, offset, stop)
+                if body < 0:
+                    self.error = broken_header(size)
+                    return messages
+                messages.append(Message(data[body:stop], data[offset:body]))
+            offset = stop
+        self._start = data[offset:]
+        return messages
+
+    def _complete(self, messages: list[Message]) -> bool:
+        """Turn the parts into a message.  False: its header is broken."""
+        parts, self._parts = self._parts, []
+        if self._split is None:
+            messages.append(Message(b"".join(parts)))
+            return True
+        size = sum(map(len, parts))
+        head = _head(parts)
+        header_size = self._split(head, 0, len(head))
+        if header_size < 0:
+            self.error = broken_header(size)
+            return False
+        skip = header_size
+        while skip:
+            taken = min(skip, len(parts[0]))
+            parts[0] = memoryview(parts[0])[taken:]
+            skip -= taken
+            if not parts[0] and len(parts) > 1:
+                del parts[0]
+        messages.append(Message(b"".join(parts), head[:header_size]))
+        return True
+
+
+def _head(parts: list[bytes | memoryview]) -> bytes:
+    """Return the first bytes of the message in *parts*, as many as the longest header has."""
+    head = b""
+    for part in parts:
+        head += part[: _MAX_HEADER - len(head)]
+        if len(head) == _MAX_HEADER:
+            break
+    return head
+
+
+def too_large(size: int, limit: int) -> MessageTooLarge:
+    """Return the error for a message of *size* bytes where *limit* is the most."""
+    return MessageTooLarge(f"message too large: the peer announced {size} bytes, at most {limit} are accepted")
+
+
+def broken_header(size: int) -> MalformedMessage:
+    """Return the error for a message of *size* bytes in which the body cannot be found."""
+    return MalformedMessage(f"a message of {size} bytes without a complete protocol header")

@@ -1,0 +1,130 @@
+"""Listener: a bound URL.  Newcomers are greeted each in a task of its own, so that a silent one holds up nobody."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sp.errors import Error
+from sp.events import Event, EventKind
+from sp.pipe import Pipe
+from sp.statistics import ListenerStatistics
+
+if TYPE_CHECKING:
+    from sp.core import Core
+    from sp.transports import Acceptor, Connection
+
+log = logging.getLogger("sp")
+
+_ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next try when accepting failed, for example because no descriptor was free."""
+
+
+class Listener:
+    """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
+
+    def __init__(self, core: Core, acceptor: Acceptor) -> None:
+        self.url = acceptor.url
+        """The URL as it was given, with the port that was really bound."""
+        self._core = core
+        self._acceptor = acceptor
+        self._greeting: dict[Connection, None] = {}  # the oldest first
+        self._pipes: set[Pipe] = set()
+        self._stopped = False
+        self._accepted = 0
+        self._attached = 0
+        self._failures: Counter[str] = Counter()
+
+    def close(self) -> None:
+        """Free the address, and end the pipes that were made here."""
+        self.stop()
+        for pipe in list(self._pipes):
+            pipe.close()
+
+    def stop(self) -> None:
+        """Free the address; the pipes live on."""
+        if not self._stopped:
+            self._stopped = True
+            self._acceptor.close()
+            for connection in self._greeting:
+                connection.close()
+            if self in self._core.listeners:
+                self._core.listeners.remove(self)
+            self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
+
+    def statistics(self) -> ListenerStatistics:
+        """Return what the listener has been through."""
+        return ListenerStatistics(
+            url=self.url,
+            accepted=self._accepted,
+            attached=self._attached,
+            greeting=len(self._greeting),
+            failures=dict(self._failures),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.url} {'stopped' if self._stopped else f'{len(self._pipes)} pipes'}>"
+
+    async def run(self) -> None:
+        """Accept until stopped."""
+        try:
+            await self._accept()
+        finally:
+            self.stop()
+
+    async def _accept(self) -> None:
+        troubled = False
+        while not self._stopped:
+            try:
+                newcomers = await self._acceptor.accept()
+            except trio.ClosedResourceError:
+                return
+            except OSError as error:
+                if not troubled:
+                    log.warning("%s cannot accept: %s; trying again every %g s", self.url, error, _ACCEPT_PAUSE)
+                troubled = True
+                await trio.sleep(_ACCEPT_PAUSE)
+                continue
+            troubled = False
+            for connection in newcomers:
+                self._accepted += 1
+                self._greeting[connection] = None
+                self._core.spawn(self.serve, connection)
+            while len(self._greeting) > self._core.options.max_greetings:
+                oldest = next(iter(self._greeting))
+                del self._greeting[oldest]
+                oldest.close()
+
+    async def serve(self, connection: Connection) -> None:
+        """Make a pipe of *connection* and keep it."""
+        try:
+            pipe = await self._core.welcome(connection, self.url)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, (Error, OSError, trio.ClosedResourceError)):
+                self._refused(connection, error)
+                return
+            raise
+        finally:
+            self._greeting.pop(connection, None)
+        self._attached += 1
+        self._pipes.add(pipe)
+        del connection
+        try:
+            await pipe.run()
+        finally:
+            self._pipes.discard(pipe)
+
+    def _refused(self, connection: Connection, error: Exception) -> None:
+        if self._stopped:
+            return
+        self._failures[type(error).__name__] += 1
+        if isinstance(error, trio.ClosedResourceError):
+            reason = f"more than {self._core.options.max_greetings} connections were greeting"
+        else:
+            reason = str(error)
+        peer = connection.remote_address
+        self._core.emit(Event(kind=EventKind.REFUSED, url=self.url, reason=f"{peer}: {reason}" if peer else reason, error=error))

@@ -1,0 +1,146 @@
+"""What can be set on a socket: keyword arguments that become one frozen object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import attrs
+
+if TYPE_CHECKING:
+    from sp.pipe import Pipe
+
+    _Attribute = attrs.Attribute[Any]
+
+Authorize = Callable[["Pipe"], bool | Awaitable[bool]]
+Redial = Callable[[Exception], bool]
+DropPolicy = Literal["oldest", "newest"]
+
+
+def _count(minimum: int, maximum: float = math.inf) -> Callable[[object, _Attribute, object], None]:
+    def check(_: object, attribute: _Attribute, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{attribute.name} must be an int, not {value!r}")
+        if not minimum <= value <= maximum:
+            bounds = f"at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
+            raise ValueError(f"{attribute.name} must be {bounds}, not {value}")
+
+    return check
+
+
+def _seconds(*, zero: bool) -> Callable[[object, _Attribute, object], None]:
+    def check(_: object, attribute: _Attribute, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
+        if not (0 < value < math.inf or (zero and value == 0)):
+            raise ValueError(f"{attribute.name} must be {'zero or ' if zero else ''}a positive number of seconds, not {value}")
+
+    return check
+
+
+def _optional(check: Callable[[object, _Attribute, object], None]) -> Callable[[object, _Attribute, object], None]:
+    def check_unless_none(options: object, attribute: _Attribute, value: object) -> None:
+        if value is not None:
+            check(options, attribute, value)
+
+    return check_unless_none
+
+
+def check_seconds(name: str, value: object) -> float | None:
+    """Return *value*, a positive finite number of seconds or None; anything else raises, naming *name*."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number of seconds or None, not {value}")
+    return float(value)
+
+
+def check_ttl(value: object) -> int:
+    """Return *value*, a hop limit from 1 to 255; anything else raises."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"ttl must be an int, not {value!r}")
+    if not 1 <= value <= 255:
+        raise ValueError(f"ttl must be from 1 to 255, not {value}")
+    return value
+
+
+def check_policy(name: str, value: object) -> DropPolicy:
+    """Return *value*, one of ``"oldest"`` and ``"newest"``; anything else raises, naming *name*."""
+    if value == "oldest":
+        return "oldest"
+    if value == "newest":
+        return "newest"
+    raise ValueError(f'{name} must be "oldest" or "newest", not {value!r}')
+
+
+class SocketKeywords(TypedDict, total=False):
+    """The keyword arguments that every socket takes; :class:`SocketOptions` says what each one means."""
+
+    dial: str | Sequence[str]
+    listen: str | Sequence[str]
+    authorize: Authorize | None
+    redial: Redial | None
+    max_message_size: int | None
+    inbox_limit: int
+    inbox_bytes: int
+    outbox_limit: int
+    outbox_bytes: int
+    greeting_timeout: float
+    max_greetings: int
+    redial_min: float
+    redial_max: float
+    keepalive: float | None
+    linger: float
+    ipc_mode: int | None
+
+
+def _urls(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class SocketOptions:
+    """What every socket can be told.  Nothing can be changed once the socket exists.
+
+    Every queue takes a message whenever it is empty, so that no byte bound keeps a legal message out.
+    """
+
+    dial: tuple[str, ...] = attrs.field(default=(), converter=_urls)
+    """One URL or several, dialed in the background once the socket is entered."""
+    listen: tuple[str, ...] = attrs.field(default=(), converter=_urls)
+    """One URL or several, listened on once the socket is entered."""
+    authorize: Authorize | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
+    """Sees each pipe after the greeting and before any message; false or an exception ends the pipe.  May be async."""
+    redial: Redial | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
+    """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
+    max_message_size: int | None = attrs.field(default=1 << 20, validator=_optional(_count(0)))
+    """Largest message accepted, in bytes of header and body; exactly this size is accepted.  None: no limit."""
+    inbox_limit: int = attrs.field(default=128, validator=_count(1))
+    """Messages that may wait for ``receive``, per context."""
+    inbox_bytes: int = attrs.field(default=4 << 20, validator=_count(1))
+    """Bytes of bodies that may wait for ``receive``, per context."""
+    outbox_limit: int = attrs.field(default=128, validator=_count(1))
+    """Messages that may wait to be written, per pipe."""
+    outbox_bytes: int = attrs.field(default=4 << 20, validator=_count(1))
+    """Bytes that may wait to be written, per pipe."""
+    greeting_timeout: float = attrs.field(default=10.0, validator=_seconds(zero=False))
+    """Seconds a new connection has until its pipe is attached, ``authorize`` included; a dial has as long to connect."""
+    max_greetings: int = attrs.field(default=1024, validator=_count(1))
+    """Newcomers that may be greeting at once, per listener; one more ends the oldest."""
+    redial_min: float = attrs.field(default=0.1, validator=_seconds(zero=False))
+    """Shortest wait in seconds before a redial; equal to ``redial_max`` it makes the wait constant."""
+    redial_max: float = attrs.field(default=60.0, validator=_seconds(zero=False))
+    """Longest wait in seconds before a redial."""
+    keepalive: float | None = attrs.field(default=60.0, validator=_optional(_seconds(zero=False)))
+    """Seconds after which a tcp peer that vanished without a word is given up.  None: when the kernel does."""
+    linger: float = attrs.field(default=1.0, validator=_seconds(zero=True))
+    """Seconds that ``aclose`` may take to deliver what was accepted.  0: it drops that at once."""
+    ipc_mode: int | None = attrs.field(default=None, validator=_optional(_count(0, 0o777)))
+    """Permission bits of a listener's socket file.  None: what the umask leaves."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.redial_max < self.redial_min:
+            raise ValueError(f"redial_max must not be below redial_min ({self.redial_min}), not {self.redial_max}")

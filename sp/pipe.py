@@ -1,0 +1,408 @@
+"""Pipe: a greeted connection, attached to a socket."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from sp.errors import PeerClosed, PeerError
+from sp.protocol_numbers import protocol_name
+from sp.statistics import PipeStatistics
+
+if TYPE_CHECKING:
+    from sp.core import Core
+    from sp.engine import Receiver
+    from sp.message import Message
+    from sp.transports import Connection
+
+_ids = itertools.count(secrets.randbits(31))
+
+
+class _State(enum.Enum):
+    GREETED = "greeted"
+    ATTACHED = "attached"
+    FINISHING = "finishing"
+    """Writes what waits and reads to the end, delivering nothing."""
+    ENDED = "ended"
+
+
+class _Writing(enum.Enum):
+    IDLE = "idle"
+    """Nothing waits.  The next message is queued, so that more can join it, and the socket's writer is told."""
+    PROMPT = "prompt"
+    """Nothing waits, and the peer has spoken since our last write: a dialogue, so the next message is written at once."""
+    DUE = "due"
+    """Messages wait for the socket's writer."""
+    BLOCKED = "blocked"
+    """The kernel takes no more; a task of our own waits for it."""
+    BROKEN = "broken"
+    """Writing failed.  What the peer sent before is still read; that ends the pipe."""
+
+
+class _Reading(enum.Enum):
+    OWN = "own"
+    """The pipe's task reads, or is about to."""
+    ON_OFFER = "on offer"
+    """Between two reads: a task that waits for a message may read in our stead, and save itself being woken by us."""
+    LENT = "lent"
+    """A waiting task reads; ours is parked until it stops."""
+
+
+class Pipe:
+    """One peer.  Made by dialers and listeners; ``authorize`` and ``message.pipe`` show it to the application."""
+
+    __slots__ = (
+        "__weakref__",
+        "_connection",
+        "_core",
+        "_left_over",
+        "_outbox",
+        "_outbox_bytes",
+        "_reader",
+        "_reading",
+        "_refused",
+        "_state",
+        "_writing",
+        "bytes_received",
+        "bytes_sent",
+        "error",
+        "id",
+        "messages_received",
+        "messages_sent",
+        "peer_number",
+        "url",
+    )
+
+    def __init__(self, core: Core, connection: Connection, url: str, peer_number: int) -> None:
+        self.id: int = next(_ids) & 0x7FFF_FFFF
+        """31 bits, from a random start."""
+        self.url = url
+        """The URL of the dialer or listener that made the pipe."""
+        self.peer_number = peer_number
+        self.error: Exception | None = None
+        """Why the pipe ended; None as long as it has not."""
+        self.messages_sent = self.bytes_sent = self.messages_received = self.bytes_received = 0
+        self._core = core
+        self._connection = connection
+        self._outbox: deque[Message] = deque()
+        self._outbox_bytes = 0
+        self._state = _State.GREETED
+        self._writing = _Writing.PROMPT
+        self._refused = False  # an offer was turned down, so somebody wants to hear of room
+        self._reading = _Reading.OWN
+        self._reader: trio.lowlevel.Task | None = None  # our task, while it is parked
+        self._left_over: list[Message] = []  # read by a borrower, not taken by the engine
+
+    @property
+    def peer_protocol(self) -> str:
+        """The name of the peer's protocol, for example ``REQ``."""
+        return protocol_name(self.peer_number)
+
+    @property
+    def local_address(self) -> str:
+        """Our end: ``host:port`` for tcp, the URL for ipc and inproc."""
+        return self._connection.local_address
+
+    @property
+    def remote_address(self) -> str:
+        """The peer's end: ``host:port`` for tcp, the URL for ipc and inproc."""
+        return self._connection.remote_address
+
+    @property
+    def reason(self) -> str:
+        """Why the pipe ended, in the words of events and log; empty as long as it has not."""
+        return "" if self.error is None else str(self.error)
+
+    @property
+    def unsent(self) -> int:
+        """Messages that wait to be written."""
+        return len(self._outbox) + self._connection.unsent
+
+    def close(self) -> None:
+        """End the pipe now; what waits to be written is dropped and counted.  Its dialer will redial."""
+        self.end(trio.ClosedResourceError("the pipe was closed by the application"))
+
+    def statistics(self) -> PipeStatistics:
+        """Return what the pipe has moved so far."""
+        return PipeStatistics(
+            id=self.id,
+            url=self.url,
+            remote_address=self.remote_address,
+            messages_sent=self.messages_sent,
+            bytes_sent=self.bytes_sent,
+            messages_received=self.messages_received,
+            bytes_received=self.bytes_received,
+            outbox=self.unsent,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Pipe {self.id} {self._state.value} {self.peer_protocol} {self.remote_address}>"
+
+    # What the engine may do (sp.engine.EnginePipe).
+
+    def offer(self, message: Message) -> bool:
+        if self._state is not _State.ATTACHED or self._writing is _Writing.BROKEN:
+            return False
+        size = len(message.header) + len(message.body)
+        if self._outbox and self._is_full(size):
+            if self._writing is _Writing.DUE and self._write() is _Writing.IDLE:
+                self._writing = _Writing.DUE  # the writer has it on its list already
+            if self._is_full(size):
+                self._refused = True
+                return False
+        self._outbox.append(message)
+        self._outbox_bytes += size
+        if self._writing is _Writing.PROMPT:
+            self._write()
+        elif self._writing is _Writing.IDLE:
+            self._writing = _Writing.DUE
+            self._core.write_soon(self)
+        return True
+
+    def discard_oldest(self) -> bool:
+        if not self._outbox:
+            return False
+        self._outbox_bytes -= self._outbox.popleft().size
+        return True
+
+    def resume(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            trio.lowlevel.reschedule(reader)
+
+    def hang_up(self, error: PeerError) -> None:
+        self.end(error)
+
+    # What the core does.
+
+    def attach(self) -> None:
+        """From now on messages can be offered."""
+        self._state = _State.ATTACHED
+
+    def end(self, error: Exception) -> None:
+        """Record why, once, and close the connection; the task in ``run`` then detaches the pipe."""
+        if self.error is None:
+            self.error = error
+        self._state = _State.ENDED
+        self._connection.close()
+        self.resume()
+
+    def finish(self) -> None:
+        """Write what waits, tell the peer that this was all, and deliver nothing more.  The peer's end then ends the pipe."""
+        if self._state is _State.ATTACHED:
+            self._state = _State.FINISHING
+            self.resume()
+            if self._writing not in (_Writing.BLOCKED, _Writing.BROKEN):
+                self._write()
+
+    def write_due(self) -> bool:
+        """Write what has gathered.  True: there is room that somebody wanted."""
+        if self._writing is _Writing.DUE:
+            self._write()
+        return self._wanted_room()
+
+    async def run(self) -> None:
+        """Read until the pipe ends, then detach it.  Only a cancellation comes out."""
+        try:
+            await self._read()
+            self.end(PeerClosed("the peer closed the connection"))
+        except (PeerError, OSError, trio.ClosedResourceError) as error:
+            self.end(error)
+        finally:
+            self.end(trio.ClosedResourceError("the socket was closed"))
+            self._core.detach(self)
+
+    async def _read(self) -> None:
+        receive_batch = self._connection.receive_batch
+        while True:
+            batch = await receive_batch()
+            if not batch:
+                return
+            dialogue = len(batch) == 1
+            self._received(batch)
+            await self._deliver_all(batch)
+            del batch  # nobody's message is kept alive while we wait
+            while dialogue and self._core.lone(self):
+                dialogue = await self._lend()
+
+    def _received(self, batch: list[Message]) -> None:
+        """Count *batch* and mark it as ours."""
+        size = 0
+        for message in batch:
+            size += len(message.header) + len(message.body)
+            message.pipe = self
+        self.messages_received += len(batch)
+        self.bytes_received += size
+        if self._writing is _Writing.IDLE:
+            self._writing = _Writing.PROMPT
+
+    def _deliver(self, batch: list[Message]) -> None:
+        """Give *batch* to the engine, and take out of it what the engine took."""
+        message_received = self._core.engine.message_received
+        taken = 0
+        for message in batch:
+            if self._state is _State.ATTACHED and not message_received(self, message):
+                break
+            taken += 1
+        del batch[:taken]
+
+    async def _deliver_all(self, batch: list[Message]) -> None:
+        self._deliver(batch)
+        while batch:
+            await self._hold(batch.pop(0))
+            self._deliver(batch)
+
+    async def _lend(self) -> bool:
+        """Offer to let a task that waits for a message read in our stead.  True: one did, and does no longer."""
+        self._reading = _Reading.ON_OFFER
+        self._core.lender = self
+        try:
+            # Both we and who got the message are about to run.  Is it first, and waits for another one, it reads on.
+            await trio.lowlevel.checkpoint()
+            lent = self._is_lent
+            if lent:
+                self._core.watch_lender()
+                while True:
+                    await self._park()
+                    if not self._is_lent:
+                        break
+        finally:
+            self._reading = _Reading.OWN
+            self._core.lender = None
+        left_over, self._left_over = self._left_over, []
+        await self._deliver_all(left_over)
+        return lent and self._state is _State.ATTACHED
+
+    async def read_for(self, receiver: Receiver) -> Message | None:
+        """Read in the calling task, which waits for *receiver*.  None: it has to wait in another way.
+
+        A round trip then wakes one task at each end instead of two.  Cancelled, nothing is lost.
+        """
+        core = self._core
+        core.lent += 1
+        message = None
+        try:
+            while True:
+                self._reading = _Reading.LENT
+                batch = await self._connection.receive_batch()
+                self._reading = _Reading.ON_OFFER
+                if not batch:
+                    return None  # our own task will see the same
+                self._received(batch)
+                self._deliver(batch)
+                message = receiver.receive()
+                if message is not None or batch or self._state is not _State.ATTACHED:
+                    self._left_over = batch
+                    return message
+        except (PeerError, OSError, trio.ClosedResourceError):
+            return None  # interrupted, or our own task will see the same
+        finally:
+            self._reading = _Reading.ON_OFFER
+            # Who got its message mostly comes back for the next.  If it does not, the core will notice.
+            if message is None or core.parked or self._left_over:
+                self.resume()
+
+    @property
+    def on_offer(self) -> bool:
+        """Whether a task that waits for a message may read in our stead."""
+        return self._reading is _Reading.ON_OFFER
+
+    @property
+    def _is_lent(self) -> bool:
+        return self._reading is _Reading.LENT
+
+    def interrupt(self) -> None:
+        """Make a task that reads in our stead look around: there may be something for it by another way."""
+        if self._reading is _Reading.LENT:
+            self._connection.interrupt()
+
+    def recall(self) -> None:
+        """Read by ourselves from now on."""
+        self.interrupt()
+        if self._reading is _Reading.ON_OFFER:
+            self._reading = _Reading.OWN
+            self.resume()
+
+    async def _hold(self, message: Message) -> None:
+        """Wait until the engine takes *message*, which holds the peer back meanwhile."""
+        engine = self._core.engine
+        if engine.patience == math.inf:
+            await self._offer_until_taken(message)
+            return
+        with trio.move_on_after(engine.patience):
+            await self._offer_until_taken(message)
+            return
+        if self._state is _State.ATTACHED and not engine.message_received(self, message):
+            engine.message_overdue(self, message)
+
+    async def _offer_until_taken(self, message: Message) -> None:
+        while True:
+            await self._park()
+            if self._state is not _State.ATTACHED or self._core.engine.message_received(self, message):
+                return
+
+    async def _park(self) -> None:
+        """Wait for ``resume``."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._reader = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _is_full(self, size: int) -> bool:
+        """Whether a message of *size* bytes has to stay out.  An empty outbox takes any."""
+        outbox, options = self._outbox, self._core.options
+        return bool(outbox) and (len(outbox) >= options.outbox_limit or self._outbox_bytes + size > options.outbox_bytes)
+
+    def _write(self) -> _Writing:
+        """Write what the connection takes without waiting; return the state that this leads to."""
+        outbox = self._outbox
+        waiting, waiting_bytes = len(outbox), self._outbox_bytes
+        try:
+            done = self._connection.send_nowait(outbox)
+        except OSError:
+            self._core.dropped["pipe closed"] += waiting - len(outbox)
+            self._writing = _Writing.BROKEN
+            return self._writing
+        self._outbox_bytes = sum(message.size for message in outbox) if outbox else 0
+        self.messages_sent += waiting - len(outbox)
+        self.bytes_sent += waiting_bytes - self._outbox_bytes
+        if done:
+            self._writing = _Writing.IDLE
+            if self._state is _State.FINISHING:
+                self._connection.finish()
+        elif self._writing is not _Writing.BLOCKED:
+            self._writing = _Writing.BLOCKED
+            self._core.spawn(self._write_blocked)
+        return self._writing
+
+    async def _write_blocked(self) -> None:
+        """Go on writing as the kernel takes it, until nothing waits."""
+        while self._writing is _Writing.BLOCKED:
+            try:
+                await self._connection.wait_writable()
+            except trio.ClosedResourceError:
+                return
+            if self.error is not None:
+                return
+            self._write()
+            if self._wanted_room():
+                self._core.room(self)
+
+    def _wanted_room(self) -> bool:
+        """Whether an offer was turned down and would now be taken: said once, when the outbox is half empty."""
+        options = self._core.options
+        if not self._refused or self._state is not _State.ATTACHED:
+            return False
+        if len(self._outbox) > options.outbox_limit // 2 or self._outbox_bytes > options.outbox_bytes // 2:
+            return False
+        self._refused = False
+        return True

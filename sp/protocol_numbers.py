@@ -1,0 +1,39 @@
+"""The 16-bit protocol numbers of the SP greeting, and their names.
+
+``family << 4 | role``, as nanomsg, nng and mangos use them.  (The request/reply draft says 16 and 17; nobody does that.)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PAIR0: Final = 0x10
+PAIR1: Final = 0x11
+PUB: Final = 0x20
+SUB: Final = 0x21
+REQ: Final = 0x30
+REP: Final = 0x31
+PUSH: Final = 0x50
+PULL: Final = 0x51
+SURVEYOR: Final = 0x62
+RESPONDENT: Final = 0x63
+BUS: Final = 0x70
+
+_NAMES: Final = {
+    PAIR0: "PAIR0",
+    PAIR1: "PAIR1",
+    PUB: "PUB",
+    SUB: "SUB",
+    REQ: "REQ",
+    REP: "REP",
+    PUSH: "PUSH",
+    PULL: "PULL",
+    SURVEYOR: "SURVEYOR",
+    RESPONDENT: "RESPONDENT",
+    BUS: "BUS",
+}
+
+
+def protocol_name(number: int) -> str:
+    """Return the name of a protocol number, with the number when it has none: ``REQ``, ``protocol 0x0999``."""
+    return _NAMES.get(number) or f"protocol 0x{number:04x}"

@@ -1,0 +1,1 @@
+"""One sans-IO engine a file: events in as method calls, answers out as return values.  Nothing here awaits."""

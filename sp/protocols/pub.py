@@ -1,0 +1,58 @@
+"""PUB: a message goes to every subscriber; who does not keep up misses some.
+
+Subscribers filter for themselves, so nothing but bodies is on the wire and nothing comes back: a peer that sends to a PUB
+is hung up on (nng does the same, mangos ignores it, nanomsg aborts its process).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sp.engine import Engine, EnginePipe
+from sp.errors import MalformedMessage
+from sp.protocol_numbers import PUB, SUB
+
+if TYPE_CHECKING:
+    from sp.message import Message
+    from sp.options import DropPolicy
+
+
+class PubEngine(Engine):
+    """The state behind a PUB socket.  Its outboxes drop: the oldest message (nng) or the newest (nanomsg, mangos)."""
+
+    number = PUB
+    peer_number = SUB
+
+    def __init__(self, outbox_drops: DropPolicy) -> None:
+        super().__init__()
+        self._drops_oldest = outbox_drops == "oldest"
+        self._pipes: dict[EnginePipe, None] = {}
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._pipes[pipe] = None
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._pipes.pop(pipe, None)
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        pipe.hang_up(MalformedMessage("a SUB sent a message to a PUB"))
+        return True
+
+    def send(self, message: Message) -> bool:
+        """Offer *message* to every subscriber.  Always taken."""
+        if not self._pipes:
+            self.dropped["no peer"] += 1
+        for pipe in self._pipes:
+            if not pipe.offer(message):
+                self._drop(pipe, message)
+        return True
+
+    def _drop(self, pipe: EnginePipe, message: Message) -> None:
+        """*pipe* is full: drop as many of its oldest as it takes, or the new one."""
+        self.dropped["peer full"] += 1
+        if not self._drops_oldest:
+            return
+        while pipe.discard_oldest():
+            if pipe.offer(message):
+                return
+            self.dropped["peer full"] += 1

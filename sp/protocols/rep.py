@@ -1,0 +1,93 @@
+"""REP: receives requests and answers them, each context one at a time.
+
+A request's header is the backtrace that it gathered on its way; the reply carries it back unchanged.  A reply whose requester is
+gone is dropped, one whose requester does not read waits (nng, mangos; nanomsg drops it).  A request without the end of its
+header ends the pipe, as in nng; one with more hops than the ttl is dropped, as everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sp.engine import Engine, EnginePipe, Inbox, Mailbox
+from sp.errors import StateError
+from sp.message import Message
+from sp.protocol_numbers import REP, REQ
+from sp.protocols.backtrace import WORD, split_backtrace
+
+if TYPE_CHECKING:
+    from sp.options import SocketOptions
+
+
+class RepContext:
+    """One conversation: the request that waits for its answer, if there is one."""
+
+    __slots__ = ("_engine", "_request")
+
+    def __init__(self, engine: RepEngine) -> None:
+        self._engine = engine
+        self._request: Message | None = None
+
+    @property
+    def mailbox(self) -> Mailbox:
+        return self._engine.inbox
+
+    def receive(self) -> Message | None:
+        """Return the next request.  One that was not answered yet is given up."""
+        request = self._engine.inbox.take()
+        if request is not None:
+            self._request = request
+        return request
+
+    def send(self, message: Message) -> bool:
+        """Answer the request."""
+        if self._request is None:
+            raise StateError("REP has no request to answer: receive one first")
+        if not self._engine.reply(self._request, message.body):
+            return False
+        self._request = None
+        return True
+
+    def close(self) -> None:
+        self._request = None
+
+
+class RepEngine(Engine):
+    """The state behind a REP socket."""
+
+    number = REP
+    peer_number = REQ
+    split = staticmethod(split_backtrace)
+
+    def __init__(self, options: SocketOptions, ttl: int) -> None:
+        super().__init__()
+        self.inbox = Inbox(options)
+        self._max_header = WORD * ttl
+        self._pipes: dict[object, EnginePipe] = {}
+
+    def open_context(self) -> RepContext:
+        return RepContext(self)
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._pipes[pipe] = pipe
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._pipes.pop(pipe, None)
+        self.inbox.forget(pipe)
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        if len(message.header) > self._max_header:
+            self.dropped["ttl"] += 1
+            return True
+        return self.inbox.offer(pipe, message)
+
+    def reply(self, request: Message, body: bytes) -> bool:
+        """Send *body* the way that *request* came.  False: its pipe has no room now."""
+        pipe = self._pipes.get(request.pipe)
+        if pipe is None:
+            self.dropped["requester gone"] += 1
+            return True
+        return pipe.offer(Message(body, request.header))
+
+    def queued(self) -> int:
+        return len(self.inbox)

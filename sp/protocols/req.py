@@ -1,0 +1,205 @@
+"""REQ: sends a request, and again if need be, until its reply comes; each context one at a time.
+
+The 32-bit request id before the body has its high bit set and starts at random; the peer gives it back unchanged.
+A request goes to the next pipe with room, in turn.  It is sent again when the pipe that carried it dies, at once if another pipe
+has room, and when no reply came for ``resend_after`` seconds.  Any other reply, stale or foreign, is dropped.  A reply of
+fewer than four bytes ends the pipe, as in nng.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from sp.engine import Engine, EnginePipe, Mailbox
+from sp.errors import Error, RequestLost, RequestReplaced, StateError
+from sp.message import Message
+from sp.protocol_numbers import REP, REQ
+from sp.protocols.backtrace import split_reply
+
+_HIGH_BIT: Final = 0x8000_0000
+
+
+class _State(enum.Enum):
+    IDLE = "idle"
+    UNSENT = "unsent"
+    """Accepted once, its pipe died, and no other pipe has had room yet."""
+    SENT = "sent"
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+class ReqContext:
+    """One conversation: at most one request is under way."""
+
+    __slots__ = ("_engine", "deadline", "error", "mailbox", "pipe", "request", "request_id", "reply", "state")
+
+    def __init__(self, engine: ReqEngine) -> None:
+        self._engine = engine
+        self.mailbox = Mailbox()
+        self.state = _State.IDLE
+        self.request_id = 0
+        self.request: Message | None = None
+        self.pipe: EnginePipe | None = None
+        self.deadline = 0.0
+        self.reply: Message | None = None
+        self.error: Error | None = None
+
+    def send(self, message: Message) -> bool:
+        """Start a request.  It replaces the one under way, whose waiter gets RequestReplaced."""
+        return self._engine.start(self, message.body)
+
+    def receive(self) -> Message | None:
+        """Return the reply, once."""
+        error, self.error = self.error, None
+        if error is not None:
+            if self.state is _State.FAILED:
+                self.state = _State.IDLE
+            raise error
+        if self.state is _State.IDLE:
+            raise StateError("REQ has no request under way: send one first")
+        reply = self.reply
+        if reply is not None:
+            self.reply = None
+            self.state = _State.IDLE
+        return reply
+
+    def close(self) -> None:
+        """Give up the request, if there is one."""
+        self._engine.abandon(self)
+
+
+class ReqEngine(Engine):
+    """The state behind a REQ socket."""
+
+    number = REQ
+    peer_number = REP
+    split = staticmethod(split_reply)
+    timed = True
+
+    def __init__(self, resend_after: float | None, random: Random, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._resend_after = resend_after
+        self._clock = clock
+        self._next_id = random.getrandbits(31)
+        self._pipes: deque[EnginePipe] = deque()
+        self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the longest unsent or unanswered first
+
+    def open_context(self) -> ReqContext:
+        return ReqContext(self)
+
+    def start(self, context: ReqContext, body: bytes) -> bool:
+        """Send a new request for *context*.  False: no pipe has room for it."""
+        message = Message(body, self._take_id())
+        pipe = self._offer(message)
+        if pipe is None:
+            return False
+        waiter_cut_off = context.mailbox.wake is not None and context.state in (_State.SENT, _State.UNSENT)
+        self.abandon(context)
+        context.request = message
+        self._sent(context, pipe)
+        if waiter_cut_off and context.mailbox.wake is not None:
+            context.error = RequestReplaced("a newer request on this context replaced the one you were waiting for")
+            context.mailbox.wake()
+        return True
+
+    def abandon(self, context: ReqContext) -> None:
+        """Forget the request of *context*: its reply will be stale."""
+        if context.request is not None:
+            self._under_way.pop(context.request.header, None)
+        context.state = _State.IDLE
+        context.request = context.reply = context.pipe = context.error = None
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._pipes.append(pipe)
+        self._send_unsent()
+
+    def pipe_has_room(self, pipe: EnginePipe) -> None:
+        self._send_unsent()
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        if pipe in self._pipes:
+            self._pipes.remove(pipe)
+        for context in [c for c in self._under_way.values() if c.pipe is pipe]:
+            context.pipe = None
+            context.state = _State.UNSENT
+            if self._resend_after is None:
+                self._fail(context, RequestLost("the pipe that carried the request is gone, and resending is switched off"))
+        self._send_unsent()
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        context = self._under_way.pop(message.header, None)
+        if context is None:
+            self.dropped["stale reply"] += 1
+            return True
+        context.state = _State.ANSWERED
+        context.reply = message
+        context.request = context.pipe = None
+        if context.mailbox.wake is not None:
+            context.mailbox.wake()
+        return True
+
+    def next_deadline(self) -> float | None:
+        for context in self._under_way.values():
+            return context.deadline if self._resend_after is not None else None
+        return None
+
+    def deadline_reached(self, now: float) -> None:
+        due = [context for context in self._under_way.values() if context.deadline <= now]
+        for context in due:
+            assert context.request is not None
+            pipe = self._offer(context.request)
+            if pipe is None:
+                # Nobody has room, so the request is still waiting in somebody's outbox, or there is nobody.
+                self._stamp(context)
+            else:
+                self._sent(context, pipe)
+
+    def _take_id(self) -> bytes:
+        while True:
+            self._next_id = (self._next_id + 1) & 0x7FFF_FFFF
+            header = (self._next_id | _HIGH_BIT).to_bytes(4, "big")
+            if header not in self._under_way:
+                return header
+
+    def _offer(self, message: Message) -> EnginePipe | None:
+        """Offer *message* to the pipes in turn; return the one that took it."""
+        pipes = self._pipes
+        for _ in range(len(pipes)):
+            pipe = pipes[0]
+            pipes.rotate(-1)
+            if pipe.offer(message):
+                return pipe
+        return None
+
+    def _sent(self, context: ReqContext, pipe: EnginePipe) -> None:
+        context.state = _State.SENT
+        context.pipe = pipe
+        self._stamp(context)
+
+    def _stamp(self, context: ReqContext) -> None:
+        """Start the resend time of *context* and put it behind all others."""
+        assert context.request is not None
+        header = context.request.header
+        self._under_way.pop(header, None)
+        self._under_way[header] = context
+        if self._resend_after is not None:
+            context.deadline = self._clock() + self._resend_after
+
+    def _send_unsent(self) -> None:
+        for context in [c for c in self._under_way.values() if c.state is _State.UNSENT]:
+            assert context.request is not None
+            pipe = self._offer(context.request)
+            if pipe is None:
+                return
+            self._sent(context, pipe)
+
+    def _fail(self, context: ReqContext, error: Error) -> None:
+        self.abandon(context)
+        context.state = _State.FAILED
+        context.error = error
+        if context.mailbox.wake is not None:
+            context.mailbox.wake()

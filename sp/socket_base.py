@@ -1,0 +1,194 @@
+"""Socket: what all sockets have in common, whatever their protocol."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from sp.address import Address
+from sp.core import Core
+from sp.dialer import Dialer
+from sp.engine import Engine
+from sp.errors import DialError
+from sp.events import Event, EventKind, EventStream
+from sp.listener import Listener
+from sp.options import SocketKeywords, SocketOptions
+from sp.pipe import Pipe
+from sp.statistics import SocketStatistics
+from sp.transports import transport_for
+from sp.turns import Turns
+from sp.verbs import Verbs
+
+
+class Socket(Verbs, trio.abc.AsyncResource):
+    """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
+
+    A socket lives in an ``async with`` block of one task; any task may use it meanwhile.  Left normally, the block closes the socket as
+    ``aclose`` does; left by an exception or a cancellation, it closes it at once.
+    """
+
+    def __init__(self, engine: Engine, options: SocketOptions) -> None:
+        self._options = options
+        self._core = Core(engine, options)
+        self._turns = Turns()
+        self._manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the socket, listen on ``listen=`` and start to dial ``dial=``."""
+        manager = trio.open_nursery()
+        nursery = await manager.__aenter__()
+        self._manager = manager
+        try:
+            await nursery.start(self._core.run)
+            for url in self._options.listen:
+                await self.listen(url)
+            for url in self._options.dial:
+                await self.dial(url, wait=False)
+        except BaseException as error:
+            if not await self._leave(error):
+                raise
+        return self
+
+    async def __aexit__(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # trio types its own as None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Close the socket: in order, or at once when there is an exception."""
+        if error is not None:
+            return await self._leave(error)
+        try:
+            await self.aclose()
+        except BaseException as raised:
+            if not await self._leave(raised):
+                raise
+        else:
+            await self._leave(None)
+        return None
+
+    async def _leave(self, error: BaseException | None) -> bool:
+        """Close now and end the nursery.  True: *error* was the nursery's own cancellation."""
+        self._core.close()
+        manager, self._manager = self._manager, None
+        assert manager is not None
+        try:
+            return bool(await manager.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None))
+        except BaseExceptionGroup as group:
+            inner = _without_cancelled(group)
+            if inner is error or (error is not None and inner is None):
+                return False
+            if inner is None:
+                raise group.exceptions[0] from None  # one Cancelled stands for all
+            raise inner from error
+
+    async def aclose(self) -> None:
+        """Close the socket: stop dialing and listening, deliver what was accepted within ``linger`` seconds, end the pipes.
+
+        What could not be delivered is dropped: ``statistics().dropped["socket closed"]`` and a warning in the log say how much.
+        Cancelled, it still closes, at once.  A second time does nothing.
+        """
+        await self._core.aclose()
+
+    def close(self) -> None:
+        """Close the socket at once; what was accepted but not written is dropped and counted."""
+        self._core.close()
+
+    async def dial(self, url: str, *, wait: bool = True) -> Dialer:
+        """Connect to *url*, and again whenever the connection is lost.
+
+        With *wait*, returns once a pipe is attached; when the first attempt fails, raises DialError with the reason as its cause,
+        and nothing goes on.  Without it, keeps trying in the background; events and ``dialer.error`` tell how it goes.
+        Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed.
+        """
+        address = Address.parse(url)
+        await trio.lowlevel.checkpoint()
+        self._core.check_open()
+        dialer = Dialer(self._core, address, once=wait)
+        self._core.dialers.append(dialer)
+        self._core.spawn(dialer.run)
+        if wait:
+            try:
+                await dialer.decided()
+            except BaseException:
+                dialer.close()
+                raise
+            if dialer.pipe is None and dialer.error is not None:
+                raise DialError(f"cannot dial {url!r}: {dialer.error}") from dialer.error
+        return dialer
+
+    async def listen(self, url: str) -> Listener:
+        """Bind *url* and accept whoever comes.  ``listener.url`` has the port that was really bound.
+
+        Cancelled, nothing is bound.  Raises AddressError for a URL that cannot be listened on, and OSError when the system
+        refuses, for example because the address is in use.
+        """
+        address = Address.parse(url)
+        self._core.check_open()
+        acceptor = await transport_for(address).listen(address, self._core.terms)
+        if not self._core.open:
+            acceptor.close()
+            self._core.check_open()
+        listener = Listener(self._core, acceptor)
+        self._core.listeners.append(listener)
+        self._core.spawn(listener.run)
+        self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
+        return listener
+
+    async def wait_for_peers(self, n: int = 1) -> None:
+        """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
+        await trio.lowlevel.checkpoint()
+        self._core.check_open()
+        while len(self._core.pipes) < n:
+            await self._core.changed()
+            self._core.check_open()
+
+    @property
+    def pipes(self) -> Sequence[Pipe]:
+        """The pipes that are attached now."""
+        return tuple(self._core.pipes.values())
+
+    @property
+    def dialers(self) -> Sequence[Dialer]:
+        """The dialers that have not stopped."""
+        return tuple(self._core.dialers)
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """The listeners that have not stopped."""
+        return tuple(self._core.listeners)
+
+    def events(self) -> EventStream:
+        """Return an async iterator over what happens to pipes, dialers and listeners from now on."""
+        return self._core.events()
+
+    def statistics(self) -> SocketStatistics:
+        """Return a snapshot of the counters, also after the socket is closed."""
+        return self._core.statistics()
+
+    def __repr__(self) -> str:
+        core = self._core
+        return f"<{type(self).__name__} {core.state} pipes={len(core.pipes)} inbox={core.engine.queued()}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_manager", None) is not None:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+
+
+def options_from(keywords: SocketKeywords) -> SocketOptions:
+    """Turn a socket's keyword arguments into its options.  An unknown one is a TypeError that lists the known ones."""
+    unknown = keywords.keys() - SocketKeywords.__annotations__.keys()
+    if unknown:
+        known = ", ".join(sorted(SocketKeywords.__annotations__))
+        raise TypeError(f"unknown option {', '.join(map(repr, sorted(unknown)))}, expected some of {known}")
+    return SocketOptions(**keywords)
+
+
+def _without_cancelled(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return what is in *group* besides trio.Cancelled: nothing, one exception as itself, or what is left of the group."""
+    rest = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
+    if not rest:
+        return None
+    return rest[0] if len(rest) == 1 else group

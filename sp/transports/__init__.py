@@ -1,0 +1,119 @@
+"""One scheme a file: how bytes or messages move.
+
+A transport connects or listens; both give connections.  A connection moves messages in batches, without blocking where it can:
+the caller's own ``send`` may write, and tasks only wait when the kernel does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+from typing import Final, Protocol, cast
+
+import attrs
+
+from sp.address import Address
+from sp.engine import Split
+from sp.message import Message
+from sp.options import SocketOptions
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What a transport needs to know of the socket that it works for."""
+
+    number: int
+    peer_number: int
+    split: Split | None
+    options: SocketOptions
+
+
+class Connection(Protocol):
+    """A link that carries messages, once ``greet`` has returned."""
+
+    @property
+    def local_address(self) -> str: ...
+
+    @property
+    def remote_address(self) -> str: ...
+
+    async def greet(self) -> int:
+        """Exchange greetings; return the peer's protocol number.  Raises PeerError or OSError.  The caller sets the time limit."""
+        ...
+
+    def send_nowait(self, outbox: deque[Message]) -> bool:
+        """Write messages from the left of *outbox*, taking out what was taken over.
+
+        True: all is written.  False: the peer takes no more now; ``wait_writable``, then call again.  Raises OSError.
+        """
+        ...
+
+    async def wait_writable(self) -> None:
+        """Wait until ``send_nowait`` is worth a try.  Raises ClosedResourceError when the connection is closed meanwhile."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """Messages that were taken over and not written to the end of the last of them."""
+        ...
+
+    async def receive_batch(self) -> list[Message]:
+        """Return what has arrived, at least one message; empty: the peer has ended the connection.
+
+        Always a schedule point.  A cancellation loses nothing.  Raises PeerError, OSError, or ClosedResourceError.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Make a ``receive_batch`` that waits raise ClosedResourceError; the next one works again."""
+        ...
+
+    def finish(self) -> None:
+        """Tell the peer that nothing more will be sent."""
+        ...
+
+    def close(self) -> None:
+        """End the connection now and wake who waits on it.  A second time does nothing."""
+        ...
+
+
+class Acceptor(Protocol):
+    """A bound address."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def accept(self) -> list[Connection]:
+        """Wait for newcomers, not greeted yet.  Raises OSError, after which it may be called again."""
+        ...
+
+    def close(self) -> None:
+        """Stop listening and free the address."""
+        ...
+
+
+class Transport(Protocol):
+    """What a module of this package has to offer."""
+
+    async def connect(self, address: Address, terms: Terms) -> Connection:
+        """Open a connection, not greeted yet.  Raises OSError or AddressError."""
+        ...
+
+    async def listen(self, address: Address, terms: Terms) -> Acceptor:
+        """Bind *address*.  Raises OSError or AddressError."""
+        ...
+
+
+_MODULES: Final = {
+    "tcp": "sp.transports.tcp",
+    "tcp4": "sp.transports.tcp",
+    "tcp6": "sp.transports.tcp",
+    "ipc": "sp.transports.ipc",
+    "abstract": "sp.transports.ipc",
+    "inproc": "sp.transports.inproc",
+}
+
+
+def transport_for(address: Address) -> Transport:
+    """Return the transport for *address*; its module is imported on first use."""
+    return cast(Transport, importlib.import_module(_MODULES[address.scheme]))

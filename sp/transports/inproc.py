@@ -1,0 +1,193 @@
+"""inproc: messages between sockets of one trio run, without a copy.
+
+Names belong to the run, so two runs in two threads (or two tests) never meet.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import Final
+
+import trio
+
+from sp.address import Address
+from sp.errors import PeerClosed, PeerError
+from sp.framing import broken_header, too_large
+from sp.message import Message
+from sp.transports import Connection, Terms
+
+_QUEUE_LIMIT: Final = 128
+"""Messages on their way between two sockets, each way: the part that a kernel buffer plays elsewhere.  Full, it holds the sender back."""
+_QUEUE_BYTES: Final = 4 << 20
+
+_listeners: trio.lowlevel.RunVar[dict[str, InprocAcceptor]] = trio.lowlevel.RunVar("sp.inproc")
+
+
+def _names() -> dict[str, InprocAcceptor]:
+    try:
+        return _listeners.get()
+    except LookupError:
+        names: dict[str, InprocAcceptor] = {}
+        _listeners.set(names)
+        return names
+
+
+async def connect(address: Address, terms: Terms) -> Connection:
+    """Connect to the listener of that name; ConnectionRefusedError when there is none, as in nng and mangos."""
+    await trio.lowlevel.checkpoint()
+    acceptor = _names().get(str(address.path))
+    if acceptor is None:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on {address.url!r}")
+    ours, theirs = InprocConnection(address.url, terms), InprocConnection(address.url, acceptor.terms)
+    ours.join(theirs)
+    theirs.join(ours)
+    acceptor.add(theirs)
+    return ours
+
+
+async def listen(address: Address, terms: Terms) -> InprocAcceptor:
+    """Take the name; OSError "address in use" when it is taken."""
+    await trio.lowlevel.checkpoint()
+    names = _names()
+    if address.path in names:
+        raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
+    acceptor = names[str(address.path)] = InprocAcceptor(address, terms)
+    return acceptor
+
+
+class InprocAcceptor:
+    """A name, and who has come to it."""
+
+    def __init__(self, address: Address, terms: Terms) -> None:
+        self.url = address.url
+        self.terms = terms
+        self._name = str(address.path)
+        self._newcomers: list[Connection] = []
+        self._changed = trio.Event()
+
+    def add(self, connection: Connection) -> None:
+        self._newcomers.append(connection)
+        self._changed.set()
+
+    async def accept(self) -> list[Connection]:
+        await self._changed.wait()
+        self._changed = trio.Event()
+        newcomers, self._newcomers = self._newcomers, []
+        return newcomers
+
+    def close(self) -> None:
+        _names().pop(self._name, None)
+        for connection in self._newcomers:
+            connection.close()
+
+
+class InprocConnection:
+    """One end.  What it sends goes straight into the queue of the other."""
+
+    def __init__(self, url: str, terms: Terms) -> None:
+        self.local_address = self.remote_address = url
+        self.unsent = 0
+        self._terms = terms
+        self._peer: InprocConnection
+        self._queue: deque[Message] = deque()
+        self._queued_bytes = 0
+        self._error: PeerError | None = None
+        self._ended = False  # the peer sends no more
+        self._closed = False
+        self._interrupted = False
+        self._readable = trio.Event()
+        self._writable = trio.Event()
+
+    def join(self, peer: InprocConnection) -> None:
+        """Make *peer* the other end."""
+        self._peer = peer
+
+    async def greet(self) -> int:
+        await trio.lowlevel.checkpoint()
+        if self._ended:
+            raise PeerClosed("the peer closed the connection before its greeting was read")
+        return self._peer._terms.number
+
+    def send_nowait(self, outbox: deque[Message]) -> bool:
+        peer = self._peer
+        if peer._closed:
+            raise BrokenPipeError("the peer has closed the connection")
+        while outbox:
+            if peer._is_full():
+                return False
+            message = outbox.popleft()
+            peer._queue.append(message)
+            peer._queued_bytes += message.size
+            peer._readable.set()
+        return True
+
+    def _is_full(self) -> bool:
+        return len(self._queue) >= _QUEUE_LIMIT or self._queued_bytes >= _QUEUE_BYTES
+
+    async def wait_writable(self) -> None:
+        if self._peer._is_full() and not self._closed and not self._peer._closed:
+            self._writable = trio.Event()
+            await self._writable.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise trio.ClosedResourceError
+
+    async def receive_batch(self) -> list[Message]:
+        if self._queue or self._ended or self._closed or self._error is not None:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._readable = trio.Event()
+            await self._readable.wait()
+        interrupted, self._interrupted = self._interrupted, False
+        if self._closed or (interrupted and not self._queue):
+            raise trio.ClosedResourceError
+        if self._error is not None:
+            raise self._error
+        messages: list[Message] = []
+        try:
+            for message in self._queue:
+                messages.append(_as_received(message, self._terms))
+        except PeerError as error:
+            if not messages:
+                raise
+            self._error = error
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._peer._writable.set()
+        return messages
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        self._readable.set()
+
+    def finish(self) -> None:
+        self._peer._ended = True
+        self._peer._readable.set()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._queue.clear()
+            self._readable.set()
+            self._writable.set()
+            self.finish()
+            self._peer._writable.set()
+
+
+def _as_received(message: Message, terms: Terms) -> Message:
+    """Return a message of the receiver's own, checked and split as if it had come over a wire."""
+    header, body, split = message.header, message.body, terms.split
+    limit = terms.options.max_message_size
+    if limit is not None and message.size > limit:
+        raise too_large(message.size, limit)
+    if split is None:
+        return Message(header + body if header else body)
+    if header and split(header, 0, len(header)) == len(header):
+        return Message(body, header)
+    data = header + body
+    start = split(data, 0, len(data))
+    if start < 0:
+        raise broken_header(len(data))
+    return Message(data[start:], data[:start])

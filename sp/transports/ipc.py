@@ -1,0 +1,126 @@
+"""ipc: SP over UNIX domain sockets, by file path (``ipc://``) or, on Linux, by abstract name (``abstract://``)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import sys
+
+import trio
+
+from sp.address import Address
+from sp.errors import AddressError
+from sp.transports import Connection, Terms
+from sp.transports.stream import SocketLink, StreamConnection
+from sp.transports.tcp import accept_pending
+
+
+def _check_platform(address: Address) -> None:
+    if not hasattr(socket, "AF_UNIX"):
+        raise AddressError(f"{address.url!r}: this platform has no UNIX domain sockets in Python")
+    if address.scheme == "abstract" and sys.platform != "linux":
+        raise AddressError(f"{address.url!r}: abstract names exist on Linux only")
+
+
+async def connect(address: Address, terms: Terms) -> Connection:
+    """Connect to the listener at *address*."""
+    _check_platform(address)
+    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        await sock.connect(address.path)
+    except BaseException:
+        sock.close()
+        raise
+    return _connection(socket.socket(fileno=sock.detach()), address.url, terms)
+
+
+async def listen(address: Address, terms: Terms) -> IPCAcceptor:
+    """Bind *address*.  A socket file that nobody listens at any more is replaced, a live one is refused: address in use."""
+    _check_platform(address)
+    await trio.lowlevel.checkpoint()
+    mode = terms.options.ipc_mode
+    sock = _bound(address, mode)
+    try:
+        if mode is not None and isinstance(address.path, str):
+            os.chmod(address.path, mode)  # adds what the umask took away; nothing was ever open wider than asked
+        sock.listen()
+        sock.setblocking(False)
+        return IPCAcceptor(sock, address, terms)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bound(address: Address, mode: int | None) -> socket.socket:
+    path = address.path
+    for attempt in (1, 2):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if mode is not None:
+                os.fchmod(sock.fileno(), mode)  # Linux makes the file with this mode, so there is no moment with another
+            sock.bind(path)
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise OSError(error.errno, f"cannot listen on {address.url!r}: {os.strerror(error.errno or 0)}") from error
+            if attempt == 2 or not isinstance(path, str) or not _remove_stale(path):
+                raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use") from error
+    raise AssertionError("the second attempt returns or raises")
+
+
+def _remove_stale(path: str) -> bool:
+    """Remove the socket file at *path* if nobody listens there.  False: it is alive, or no socket file."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except FileNotFoundError:
+        return True  # its owner has just gone
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return True
+        except OSError:
+            return False  # EAGAIN: alive, with a full backlog
+    return False
+
+
+class IPCAcceptor:
+    """One listening socket, and the file that it made."""
+
+    def __init__(self, sock: socket.socket, address: Address, terms: Terms) -> None:
+        self.url = address.url
+        self._socket = sock
+        self._terms = terms
+        # The working directory and the file at the path may change before we close.
+        self._file = os.path.abspath(address.path) if isinstance(address.path, str) else None
+        self._identity = _identity(self._file)
+
+    async def accept(self) -> list[Connection]:
+        await trio.lowlevel.wait_readable(self._socket)
+        return [_connection(sock, self.url, self._terms) for sock in accept_pending([self._socket])]
+
+    def close(self) -> None:
+        trio.lowlevel.notify_closing(self._socket)
+        if self._file is not None and self._identity is not None and _identity(self._file) == self._identity:
+            os.unlink(self._file)
+        self._socket.close()
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _connection(sock: socket.socket, url: str, terms: Terms) -> Connection:
+    return StreamConnection(SocketLink(sock, url, url), terms, typed=True)

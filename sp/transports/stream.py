@@ -1,0 +1,207 @@
+"""Messages over a byte stream: what tcp, ipc and tls share."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, Protocol
+
+import trio
+
+from sp.errors import PeerClosed
+from sp.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_greeting, frame_prefix
+from sp.message import Message
+from sp.transports import Terms
+
+READ_SIZE: Final = 64 * 1024
+LARGE_READ_SIZE: Final = 256 * 1024
+"""How much is read at once while reads come back full."""
+_WRITE_SIZE: Final = 64 * 1024
+"""Messages are joined up to this size; from here on the kernel gathers them, so that a large body is not copied."""
+_MAX_PARTS: Final = 1000
+"""Below Linux's IOV_MAX of 1024."""
+
+
+class Link(Protocol):
+    """A byte stream that is tried first and waited for only when it says BlockingIOError."""
+
+    @property
+    def local_address(self) -> str: ...
+
+    @property
+    def remote_address(self) -> str: ...
+
+    # Attributes rather than methods, so that a socket's own can be used as they are.
+    @property
+    def recv(self) -> Callable[[int], bytes]: ...
+    @property
+    def send(self) -> Callable[[bytes], int]: ...
+    @property
+    def send_parts(self) -> Callable[[list[bytes | memoryview]], int]: ...
+    def wait_readable(self) -> Awaitable[None]: ...
+    async def wait_writable(self) -> None: ...
+    def interrupt(self) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class SocketLink:
+    """A link that is a non-blocking socket, which it owns from now on."""
+
+    __slots__ = ("_socket", "local_address", "recv", "remote_address", "send", "send_parts", "wait_readable")
+
+    def __init__(self, sock: socket.socket, local_address: str, remote_address: str) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self.local_address = local_address
+        self.remote_address = remote_address
+        self.recv = sock.recv
+        self.send = sock.send
+        self.send_parts = sock.sendmsg
+        self.wait_readable = partial(trio.lowlevel.wait_readable, sock)
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.wait_writable(self._socket)
+
+    def interrupt(self) -> None:
+        trio.lowlevel.notify_closing(self._socket)
+
+    def finish(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the peer was quicker
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            try:
+                # Closing alone would leave the connection open when a forked child holds a copy of the descriptor.
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            self._socket.close()
+
+
+class StreamConnection:
+    """A connection over a link: greeting, then framed messages."""
+
+    __slots__ = ("_closed", "_decoder", "_link", "_more", "_terms", "_typed", "_unwritten", "_unwritten_messages", "local_address", "remote_address")
+
+    def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:
+        self.local_address = link.local_address
+        self.remote_address = link.remote_address
+        self._link = link
+        self._terms = terms
+        self._typed = typed
+        self._decoder = FrameDecoder(terms.split, terms.options.max_message_size, typed=typed)
+        self._unwritten: list[memoryview] = []
+        self._unwritten_messages = 0
+        self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
+        self._closed = False
+
+    async def greet(self) -> int:
+        # nanomsg gives its peer one second for this, so ours leaves at once.  A fresh connection has room for 8 bytes.
+        self._link.send(encode_greeting(self._terms.number))
+        data = b""
+        while True:
+            await self._link.wait_readable()
+            try:
+                # Not a byte more: what follows belongs to the decoder.
+                received = self._link.recv(GREETING_SIZE - len(data))
+            except BlockingIOError:
+                continue
+            if not received:
+                raise PeerClosed(f"the peer closed the connection after {len(data)} of {GREETING_SIZE} bytes of its greeting")
+            data += received
+            number = decode_greeting(data)
+            if number is not None:
+                return number
+
+    @property
+    def unsent(self) -> int:
+        return self._unwritten_messages if self._unwritten else 0
+
+    def send_nowait(self, outbox: deque[Message]) -> bool:
+        try:
+            while self._unwritten:
+                self._unwritten = _rest(self._unwritten, self._link.send_parts([*self._unwritten]))
+            while outbox:
+                waiting = len(outbox)
+                size, parts = self._encode(outbox)
+                self._unwritten_messages = waiting - len(outbox)
+                if size < _WRITE_SIZE:
+                    data = b"".join(parts)
+                    written = self._link.send(data)
+                    if written < size:
+                        self._unwritten = [memoryview(data)[written:]]
+                        return False
+                else:
+                    self._unwritten = [memoryview(part) for part in parts]
+                    while self._unwritten:
+                        self._unwritten = _rest(self._unwritten, self._link.send_parts([*self._unwritten]))
+        except BlockingIOError:
+            return False
+        return True
+
+    def _encode(self, outbox: deque[Message]) -> tuple[int, list[bytes]]:
+        """Take messages out of *outbox*, as many as one write should carry; return their frames in parts, and the size of all."""
+        parts: list[bytes] = []
+        size = 0
+        while outbox and size < _WRITE_SIZE and len(parts) < _MAX_PARTS:
+            message = outbox.popleft()
+            header, body = message.header, message.body
+            length = len(header) + len(body)
+            prefix = frame_prefix(length, self._typed)
+            parts += (prefix, header, body) if header else (prefix, body)
+            size += length + len(prefix)
+        return size, parts
+
+    async def wait_writable(self) -> None:
+        await self._link.wait_writable()
+
+    async def receive_batch(self) -> list[Message]:
+        decoder = self._decoder
+        while decoder.error is None:
+            if self._closed:
+                raise trio.ClosedResourceError
+            if self._more:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._link.wait_readable()
+            size = LARGE_READ_SIZE if self._more or decoder.missing > READ_SIZE else READ_SIZE
+            try:
+                data = self._link.recv(size)
+            except BlockingIOError:
+                self._more = False
+                continue
+            if not data:
+                if decoder.in_message:
+                    raise PeerClosed("the peer closed the connection in the middle of a message")
+                return []
+            self._more = len(data) == size
+            messages = decoder.receive_data(data)
+            if messages:
+                return messages
+        raise decoder.error
+
+    def interrupt(self) -> None:
+        self._link.interrupt()
+
+    def finish(self) -> None:
+        self._link.finish()
+
+    def close(self) -> None:
+        self._closed = True
+        self._link.close()
+
+
+def _rest(parts: list[memoryview], written: int) -> list[memoryview]:
+    """Return what of *parts* is left after *written* bytes."""
+    for index, part in enumerate(parts):
+        if written < len(part):
+            return [part[written:], *parts[index + 1 :]]
+        written -= len(part)
+    return []

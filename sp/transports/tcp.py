@@ -1,0 +1,196 @@
+"""tcp: SP over TCP, to and from host names, IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Final, cast
+
+import trio
+
+from sp.address import Address
+from sp.errors import AddressError
+from sp.transports import Connection, Terms
+from sp.transports.stream import SocketLink, StreamConnection
+
+_ACCEPT_BATCH: Final = 64
+_PORT_TRIES: Final = 16
+_FAMILIES: Final = {"tcp": socket.AF_UNSPEC, "tcp4": socket.AF_INET, "tcp6": socket.AF_INET6}
+
+
+async def connect(address: Address, terms: Terms) -> Connection:
+    """Connect to *address*: every address of its name is tried, newly looked up each time."""
+    return StreamConnection(await connect_link(address, terms), terms)
+
+
+async def connect_link(address: Address, terms: Terms) -> SocketLink:
+    if not address.host or not address.port:
+        raise AddressError(f"{address.url!r} can be listened on but not dialed: expected {address.scheme}://HOST:PORT, with a port above 0")
+    host = address.host
+    if address.scheme != "tcp":
+        host = await _only_family(address)
+    try:
+        # trio tries all addresses of the name, a quarter of a second apart (RFC 8305).
+        stream = await trio.open_tcp_stream(host, address.port)
+    except OSError as error:
+        raise _plain(error) from error
+    sock = socket.socket(fileno=stream.socket.detach())
+    return _link(sock, terms)
+
+
+def _plain(error: OSError) -> OSError:
+    """Return one error, of the class that the last attempt failed with, that names the reason of every attempt."""
+    cause = error.__cause__
+    causes: Sequence[object] = cast(ExceptionGroup[OSError], cause).exceptions if isinstance(cause, ExceptionGroup) else (cause,)
+    reasons = [reason for reason in causes if isinstance(reason, OSError)]
+    if not reasons:
+        return error
+    return type(reasons[-1])(reasons[-1].errno, "; ".join(dict.fromkeys(reason.strerror or str(reason) for reason in reasons)))
+
+
+async def _only_family(address: Address) -> str:
+    found = await trio.socket.getaddrinfo(address.host, address.port, family=_FAMILIES[address.scheme], type=socket.SOCK_STREAM)
+    return str(found[0][4][0])
+
+
+async def listen(address: Address, terms: Terms) -> TCPAcceptor:
+    """Bind *address*.  A name is bound at all its addresses, no host at all interfaces of both families."""
+    sockets = await _bind(address)
+    port: int = sockets[0].getsockname()[1]
+    return TCPAcceptor(sockets, address.with_port(port).url, terms)
+
+
+class TCPAcceptor:
+    """The sockets that listen for one URL."""
+
+    def __init__(self, sockets: list[socket.socket], url: str, terms: Terms) -> None:
+        self.url = url
+        self._sockets = sockets
+        self._terms = terms
+        self._turn = 0
+
+    async def accept(self) -> list[Connection]:
+        return [StreamConnection(link, self._terms) for link in await self.accept_links()]
+
+    async def accept_links(self) -> list[SocketLink]:
+        """Wait for newcomers at any of the sockets."""
+        sockets = self._sockets
+        if len(sockets) == 1:
+            await trio.lowlevel.wait_readable(sockets[0])
+        else:
+            async with trio.open_nursery() as nursery:
+
+                async def wait(sock: socket.socket) -> None:
+                    await trio.lowlevel.wait_readable(sock)
+                    nursery.cancel_scope.cancel()
+
+                for sock in sockets:
+                    nursery.start_soon(wait, sock)
+        return [_link(sock, self._terms) for sock in accept_pending(sockets)]
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+
+
+def accept_pending(sockets: list[socket.socket]) -> list[socket.socket]:
+    """Accept who is waiting at *sockets*, a bounded number.  Raises OSError only when nobody could be accepted."""
+    accepted: list[socket.socket] = []
+    for listening in sockets:
+        for _ in range(_ACCEPT_BATCH):
+            try:
+                accepted.append(listening.accept()[0])
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                continue  # it was gone before it was accepted
+            except OSError:
+                if accepted:
+                    break
+                raise
+    return accepted
+
+
+def _link(sock: socket.socket, terms: Terms) -> SocketLink:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _set_keepalive(sock, terms.options.keepalive)
+        return SocketLink(sock, format_address(sock.getsockname()), format_address(sock.getpeername()))
+    except OSError:
+        # The peer is gone already; reading will find that out in the right place.
+        return SocketLink(sock, "", "")
+
+
+def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
+    """Give up a peer that was silent and unreachable for *seconds*, whether data is on its way to it or not."""
+    if seconds is None:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        # Half of the time until the first probe, then probes until the time is over.
+        whole = max(2, round(seconds))
+        idle = max(1, whole // 2)
+        interval = max(1, (whole - idle) // 4)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, max(1, (whole - idle) // interval))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, whole * 1000)
+
+
+async def _bind(address: Address) -> list[socket.socket]:
+    found = await trio.socket.getaddrinfo(
+        address.host or None, address.port, family=_FAMILIES[address.scheme], type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    wanted = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+    for _ in range(_PORT_TRIES):
+        try:
+            return _bind_all(wanted, address.port)
+        except OSError as error:
+            # The port that the kernel gave us for one family may be taken in the other: ask for another one.
+            if address.port or error.errno != errno.EADDRINUSE or len(wanted) == 1:
+                raise
+    raise OSError(errno.EADDRINUSE, f"no port is free for all addresses of {address.url!r}")
+
+
+def _bind_all(wanted: Sequence[tuple[int, tuple[object, ...]]], port: int) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    unsupported: OSError | None = None
+    try:
+        for family, sockaddr in wanted:
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as error:  # a kernel without this family
+                unsupported = error
+                continue
+            bound.append(sock)
+            if sys.platform != "win32":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((sockaddr[0], port, *sockaddr[2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL or (len(wanted) == 1):
+                    raise
+                unsupported = error  # for example ::1 of localhost where IPv6 is switched off
+                bound.pop().close()
+                continue
+            sock.listen()
+            sock.setblocking(False)
+            port = sock.getsockname()[1]
+        if not bound:
+            raise unsupported or OSError(errno.EADDRNOTAVAIL, "the name has no address")
+    except BaseException:
+        for sock in bound:
+            sock.close()
+        raise
+    return bound
+
+
+def format_address(sockaddr: tuple[object, ...]) -> str:
+    """Return ``host:port``, with IPv6 in brackets."""
+    host, port = sockaddr[:2]
+    return f"[{host}]:{port}" if len(sockaddr) > 2 else f"{host}:{port}"

@@ -1,0 +1,156 @@
+"""The verbs: what sockets and contexts can be told to do with messages.
+
+Every call here is a cancel point, and cancelled it did not happen.  It is a schedule point when it blocks, and every 16th time when it
+does not (``sp.turns``).  Any number of tasks may call at once, except for REQ's ``receive``; each gets messages of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import trio
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
+
+from sp.core import Core, Receivers
+from sp.engine import Receiver, Sender
+from sp.message import BytesLike, Message, to_body
+from sp.turns import Turns
+
+
+class Verbs:
+    """What the verbs work on."""
+
+    _core: Core
+    _turns: Turns
+    _closed = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the context is closed")
+        self._core.check_open()
+
+
+class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
+    """Sending, one message a call."""
+
+    _sender: Sender
+
+    async def send(self, value: BytesLike) -> None:
+        """Send *value*, a bytes-like body; wait while the protocol has no place for it.
+
+        Returns when the message is queued or written.  Cancelled, it was not sent and never will be.
+        Raises TypeError for anything but bytes, ClosedResourceError, and StateError where the protocol's order forbids sending now.
+        """
+        await checkpoint_if_cancelled()
+        core = self._core
+        if not core.open or self._closed:
+            self._check_open()
+        message = Message(value if type(value) is bytes else to_body(value))
+        if self._sender.send(message):
+            if core.timer_idle:
+                core.wake_timer()
+            if self._turns.due():
+                await cancel_shielded_checkpoint()
+        else:
+            await core.wait_to_send(self._sender, message)
+
+    def send_nowait(self, value: BytesLike) -> None:
+        """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""
+        self._check_open()
+        if not self._sender.send(Message(to_body(value))):
+            raise trio.WouldBlock
+        if self._core.timer_idle:
+            self._core.wake_timer()
+
+
+class SendManyVerbs(SendVerbs):
+    """Sending in batches, for protocols without an order of turns."""
+
+    async def send_many(self, values: Iterable[BytesLike]) -> None:
+        """Send each of *values* in order, as ``send`` does, at a fraction of its cost.
+
+        Cancelled or failed, the messages before some point were sent and those after it were not; of an iterator they are
+        still to be had, except the one that was waiting.
+        """
+        await checkpoint_if_cancelled()
+        self._check_open()
+        send = self._sender.send
+        for value in values:
+            message = Message(to_body(value))
+            if not send(message):
+                await self._core.wait_to_send(self._sender, message)
+                self._check_open()
+        if self._turns.due():
+            await cancel_shielded_checkpoint()
+
+
+class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
+    """Receiving, one message a call."""
+
+    _receiver: Receiver
+    _receivers: Receivers
+
+    async def receive(self) -> bytes:
+        """Return the body of the next message; wait for one.
+
+        Cancelled, no message is lost: the next call gets it.
+        Raises ClosedResourceError, and StateError where the protocol's order forbids receiving now.
+        """
+        # The same as receive_message, written out: one coroutine less on the way of every message.
+        await checkpoint_if_cancelled()
+        if not self._core.open or self._closed:
+            self._check_open()
+        message = self._receiver.receive()
+        if message is None:
+            message = await self._receivers.wait(self._receiver, self._check_open)
+        elif self._turns.due():
+            await cancel_shielded_checkpoint()
+        return message.body
+
+    async def receive_message(self) -> Message:
+        """Return the next message with the pipe that it came by; otherwise as ``receive``."""
+        await checkpoint_if_cancelled()
+        self._check_open()
+        message = self._receiver.receive()
+        if message is None:
+            return await self._receivers.wait(self._receiver, self._check_open)
+        if self._turns.due():
+            await cancel_shielded_checkpoint()
+        return message
+
+    def receive_nowait(self) -> bytes:
+        """Return the body of a message that is here already, or raise trio.WouldBlock."""
+        self._check_open()
+        message = self._receiver.receive()
+        if message is None:
+            raise trio.WouldBlock
+        return message.body
+
+
+class ReceiveManyVerbs(ReceiveVerbs):
+    """Receiving in batches, for protocols without an order of turns."""
+
+    async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
+        """Return the bodies of all messages that are here, at least one and at most *max_messages* (None: no limit).
+
+        Waits for the first; otherwise as ``receive``.
+        """
+        if max_messages is not None and max_messages < 1:
+            raise ValueError(f"max_messages must be at least 1 or None, not {max_messages}")
+        bodies = [(await self.receive_message()).body]
+        receive = self._receiver.receive
+        while max_messages is None or len(bodies) < max_messages:
+            message = receive()
+            if message is None:
+                break
+            bodies.append(message.body)
+        return bodies
+
+
+def prefix_of(value: BytesLike | Any) -> bytes:
+    """Return a subscription's prefix as bytes, or raise a TypeError that speaks of subscriptions."""
+    try:
+        return to_body(value)
+    except TypeError as error:
+        raise TypeError(str(error).replace("a message body", "a subscription")) from None
