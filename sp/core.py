@@ -79,7 +79,7 @@ class Core:
         self._ended = trio.Event()
         self._changed = trio.Event()
         self._events: weakref.WeakSet[EventStream] = weakref.WeakSet()
-        self._receivers: list[Receivers] = []
+        self._receivers: dict[Receivers, None] = {}
         self._senders: deque[_WaitingSender] = deque()
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
@@ -150,9 +150,10 @@ class Core:
                         await self.changed()
             finally:
                 self.close()
-        if self._state in (_State.CLOSING, _State.CLOSED):
-            with trio.CancelScope(shield=True):  # the tasks are cancelled already and end by themselves
-                await self._ended.wait()
+                with trio.CancelScope(shield=True):  # the tasks are cancelled already and end by themselves
+                    await self._ended.wait()
+        elif self._state is not _State.FORKED:
+            await self._ended.wait()
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
@@ -169,6 +170,7 @@ class Core:
             listener.stop()
         for pipe in list(self.pipes.values()):
             pipe.end(trio.ClosedResourceError("the socket was closed"))
+            self.detach(pipe)
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
         for stream in list(self._events):
@@ -250,20 +252,19 @@ class Core:
         return self.open and len(self.pipes) == 1 and pipe.id in self.pipes
 
     def watch_lender(self) -> None:
-        """A task reads *lender* in its own stead: see to it that somebody reads when it no longer comes."""
+        """A task has read *lender* in its stead: see to it that somebody reads if it does not come again."""
         if not self._watching:
             self._watching = True
             self.spawn(self._watch_lender)
 
     async def _watch_lender(self) -> None:
-        lender = self.lender
-        while lender is not None:
+        lent = -1
+        while lent != self.lent:
             lent = self.lent
             await trio.sleep(_LENT_FOR)
-            if self.lent == lent and lender.on_offer:
-                lender.resume()
-            lender = self.lender
         self._watching = False
+        if self.lender is not None and self.lender.on_offer:
+            self.lender.resume()
 
     async def changed(self) -> None:
         """Wait for the next change of the pipes, or of the socket's state."""
@@ -357,12 +358,12 @@ class Core:
     def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
         """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
         receivers = Receivers(self, mailbox, exclusive=exclusive)
-        self._receivers.append(receivers)
+        self._receivers[receivers] = None
         return receivers
 
     def forget_receivers(self, receivers: Receivers) -> None:
         """A context is closed."""
-        self._receivers.remove(receivers)
+        self._receivers.pop(receivers, None)
 
     # Time.
 

@@ -89,9 +89,10 @@ class Dialer:
     def __repr__(self) -> str:
         return f"<Dialer {self.url} {'attached' if self.pipe else 'stopped' if self._stopped else 'trying'}>"
 
-    async def decided(self) -> None:
-        """Wait until the first attempt has made a pipe or failed; ``error`` says which."""
+    async def decided(self) -> Exception | None:
+        """Wait until the first attempt is over; return why it failed, or None when it made a pipe."""
         await self._decided.wait()
+        return None if self._attached else self.error
 
     async def run(self) -> None:
         """Dial, keep the pipe, and dial again."""

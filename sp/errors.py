@@ -53,8 +53,6 @@ class PeerClosed(PeerError):
 class GreetingError(PeerError):
     """The peer does not speak SP, not our version of it, or did not greet in time."""
 
-    permanent = True
-
 
 class WrongProtocol(PeerError):
     """The peer speaks SP, but is not the counterpart of our protocol."""

@@ -26,11 +26,11 @@ _ACCEPT_PAUSE: Final = 0.1
 class Listener:
     """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
 
-    def __init__(self, core: Core, acceptor: Acceptor) -> None:
-        self.url = acceptor.url
+    def __init__(self, core: Core, acceptors: list[Acceptor]) -> None:
+        self.url = acceptors[0].url
         """The URL as it was given, with the port that was really bound."""
         self._core = core
-        self._acceptor = acceptor
+        self._acceptors = acceptors
         self._greeting: dict[Connection, None] = {}  # the oldest first
         self._pipes: set[Pipe] = set()
         self._stopped = False
@@ -48,7 +48,8 @@ class Listener:
         """Free the address; the pipes live on."""
         if not self._stopped:
             self._stopped = True
-            self._acceptor.close()
+            for acceptor in self._acceptors:
+                acceptor.close()
             for connection in self._greeting:
                 connection.close()
             if self in self._core.listeners:
@@ -71,15 +72,17 @@ class Listener:
     async def run(self) -> None:
         """Accept until stopped."""
         try:
-            await self._accept()
+            async with trio.open_nursery() as nursery:
+                for acceptor in self._acceptors:
+                    nursery.start_soon(self._accept, acceptor)
         finally:
             self.stop()
 
-    async def _accept(self) -> None:
+    async def _accept(self, acceptor: Acceptor) -> None:
         troubled = False
         while not self._stopped:
             try:
-                newcomers = await self._acceptor.accept()
+                newcomers = await acceptor.accept()
             except trio.ClosedResourceError:
                 return
             except OSError as error:

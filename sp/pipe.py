@@ -203,7 +203,7 @@ class Pipe:
 
     def write_due(self) -> bool:
         """Write what has gathered.  True: there is room that somebody wanted."""
-        if self._writing is _Writing.DUE:
+        if self._writing is _Writing.DUE and self.error is None:
             self._write()
         return self._wanted_room()
 
@@ -228,7 +228,7 @@ class Pipe:
             self._received(batch)
             await self._deliver_all(batch)
             del batch  # nobody's message is kept alive while we wait
-            while dialogue and self._core.lone(self):
+            while dialogue and self._connection.lendable and self._core.lone(self):
                 dialogue = await self._lend()
 
     def _received(self, batch: list[Message]) -> None:
@@ -267,11 +267,9 @@ class Pipe:
             await trio.lowlevel.checkpoint()
             lent = self._is_lent
             if lent:
-                self._core.watch_lender()
-                while True:
+                await self._park()
+                while self._is_lent:
                     await self._park()
-                    if not self._is_lent:
-                        break
         finally:
             self._reading = _Reading.OWN
             self._core.lender = None
@@ -303,10 +301,12 @@ class Pipe:
         except (PeerError, OSError, trio.ClosedResourceError):
             return None  # interrupted, or our own task will see the same
         finally:
-            self._reading = _Reading.ON_OFFER
-            # Who got its message mostly comes back for the next.  If it does not, the core will notice.
             if message is None or core.parked or self._left_over:
+                self._reading = _Reading.OWN  # and nobody reads before our task has dealt with what is left over
                 self.resume()
+            else:
+                self._reading = _Reading.ON_OFFER
+                core.watch_lender()  # who got its message mostly comes back for the next one, but it need not
 
     @property
     def on_offer(self) -> bool:
@@ -386,16 +386,17 @@ class Pipe:
 
     async def _write_blocked(self) -> None:
         """Go on writing as the kernel takes it, until nothing waits."""
-        while self._writing is _Writing.BLOCKED:
+        state = self._writing
+        while state is _Writing.BLOCKED:
             try:
                 await self._connection.wait_writable()
             except trio.ClosedResourceError:
-                return
+                pass  # closed, or a reader was interrupted
             if self.error is not None:
                 return
-            self._write()
+            state = self._write()
             if self._wanted_room():
-                self._core.room(self)
+                self._core.room(self)  # which may block us again: then another task does this
 
     def _wanted_room(self) -> bool:
         """Whether an offer was turned down and would now be taken: said once, when the outbox is half empty."""

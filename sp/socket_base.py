@@ -74,15 +74,16 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self._core.close()
         manager, self._manager = self._manager, None
         assert manager is not None
+        # The nursery has to see a cancellation, which may be its own; anything else it would only wrap.
+        seen = error if _has_cancelled(error) else None
         try:
-            return bool(await manager.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None))
+            swallowed = await manager.__aexit__(type(seen) if seen else None, seen, seen.__traceback__ if seen else None)
         except BaseExceptionGroup as group:
-            inner = _without_cancelled(group)
-            if inner is error or (error is not None and inner is None):
-                return False
-            if inner is None:
-                raise group.exceptions[0] from None  # one Cancelled stands for all
-            raise inner from error
+            rest = [inner for inner in group.exceptions if not isinstance(inner, trio.Cancelled)]
+            if not rest:
+                return False  # cancelled from further out
+            raise (rest[0] if len(rest) == 1 else group) from error
+        return bool(swallowed) and seen is not None
 
     async def aclose(self) -> None:
         """Close the socket: stop dialing and listening, deliver what was accepted within ``linger`` seconds, end the pipes.
@@ -111,12 +112,13 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self._core.spawn(dialer.run)
         if wait:
             try:
-                await dialer.decided()
+                error = await dialer.decided()
             except BaseException:
                 dialer.close()
                 raise
-            if dialer.pipe is None and dialer.error is not None:
-                raise DialError(f"cannot dial {url!r}: {dialer.error}") from dialer.error
+            self._core.check_open()
+            if error is not None:
+                raise DialError(f"cannot dial {url!r}: {error}") from error
         return dialer
 
     async def listen(self, url: str) -> Listener:
@@ -127,11 +129,12 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """
         address = Address.parse(url)
         self._core.check_open()
-        acceptor = await transport_for(address).listen(address, self._core.terms)
+        acceptors = await transport_for(address).listen(address, self._core.terms)
         if not self._core.open:
-            acceptor.close()
+            for acceptor in acceptors:
+                acceptor.close()
             self._core.check_open()
-        listener = Listener(self._core, acceptor)
+        listener = Listener(self._core, acceptors)
         self._core.listeners.append(listener)
         self._core.spawn(listener.run)
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
@@ -186,9 +189,7 @@ def options_from(keywords: SocketKeywords) -> SocketOptions:
     return SocketOptions(**keywords)
 
 
-def _without_cancelled(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """Return what is in *group* besides trio.Cancelled: nothing, one exception as itself, or what is left of the group."""
-    rest = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
-    if not rest:
-        return None
-    return rest[0] if len(rest) == 1 else group
+def _has_cancelled(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[0] is not None
+    return isinstance(error, trio.Cancelled)

@@ -65,8 +65,8 @@ class SocketStatistics:
     listeners: tuple[ListenerStatistics, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same as plain dicts, lists, strings and numbers, ready for a metrics exporter."""
-        return attrs.asdict(self, retain_collection_types=False, value_serializer=_plain)
+        """Return the same as plain dicts, tuples, strings and numbers, ready for a metrics exporter."""
+        return attrs.asdict(self, value_serializer=_plain)
 
 
 def _plain(_: object, __: object, value: Any) -> Any:

@@ -7,15 +7,18 @@ does not (``sp.turns``).  Any number of tasks may call at once, except for REQ's
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import trio
-from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from sp.core import Core, Receivers
 from sp.engine import Receiver, Sender
 from sp.message import BytesLike, Message, to_body
 from sp.turns import Turns
+
+_MANY: Final = 64
+"""Messages of one ``send_many`` after which other tasks get their turn."""
 
 
 class Verbs:
@@ -76,10 +79,12 @@ class SendManyVerbs(SendVerbs):
         await checkpoint_if_cancelled()
         self._check_open()
         send = self._sender.send
-        for value in values:
+        for count, value in enumerate(values, 1):
             message = Message(to_body(value))
             if not send(message):
                 await self._core.wait_to_send(self._sender, message)
+            elif count % _MANY == 0:
+                await checkpoint()
                 self._check_open()
         if self._turns.due():
             await cancel_shielded_checkpoint()

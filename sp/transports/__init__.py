@@ -37,6 +37,11 @@ class Connection(Protocol):
     @property
     def remote_address(self) -> str: ...
 
+    @property
+    def lendable(self) -> bool:
+        """Whether it is worth the while to let a task that waits for a message read the connection itself."""
+        ...
+
     async def greet(self) -> int:
         """Exchange greetings; return the peer's protocol number.  Raises PeerError or OSError.  The caller sets the time limit."""
         ...
@@ -84,7 +89,10 @@ class Acceptor(Protocol):
     def url(self) -> str: ...
 
     async def accept(self) -> list[Connection]:
-        """Wait for newcomers, not greeted yet.  Raises OSError, after which it may be called again."""
+        """Wait for newcomers, not greeted yet.
+
+        Raises ClosedResourceError when closed, and OSError, after which it may be called again.
+        """
         ...
 
     def close(self) -> None:
@@ -99,8 +107,8 @@ class Transport(Protocol):
         """Open a connection, not greeted yet.  Raises OSError or AddressError."""
         ...
 
-    async def listen(self, address: Address, terms: Terms) -> Acceptor:
-        """Bind *address*.  Raises OSError or AddressError."""
+    async def listen(self, address: Address, terms: Terms) -> list[Acceptor]:
+        """Bind *address*; a name may have several, all with the same URL.  Raises OSError or AddressError."""
         ...
 
 

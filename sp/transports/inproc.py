@@ -12,10 +12,10 @@ from typing import Final
 import trio
 
 from sp.address import Address
-from sp.errors import PeerClosed, PeerError
+from sp.errors import PeerError
 from sp.framing import broken_header, too_large
 from sp.message import Message
-from sp.transports import Connection, Terms
+from sp.transports import Acceptor, Connection, Terms
 
 _QUEUE_LIMIT: Final = 128
 """Messages on their way between two sockets, each way: the part that a kernel buffer plays elsewhere.  Full, it holds the sender back."""
@@ -46,14 +46,14 @@ async def connect(address: Address, terms: Terms) -> Connection:
     return ours
 
 
-async def listen(address: Address, terms: Terms) -> InprocAcceptor:
+async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Take the name; OSError "address in use" when it is taken."""
     await trio.lowlevel.checkpoint()
     names = _names()
     if address.path in names:
         raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
     acceptor = names[str(address.path)] = InprocAcceptor(address, terms)
-    return acceptor
+    return [acceptor]
 
 
 class InprocAcceptor:
@@ -63,6 +63,7 @@ class InprocAcceptor:
         self.url = address.url
         self.terms = terms
         self._name = str(address.path)
+        self._closed = False
         self._newcomers: list[Connection] = []
         self._changed = trio.Event()
 
@@ -72,11 +73,15 @@ class InprocAcceptor:
 
     async def accept(self) -> list[Connection]:
         await self._changed.wait()
+        if self._closed:
+            raise trio.ClosedResourceError
         self._changed = trio.Event()
         newcomers, self._newcomers = self._newcomers, []
         return newcomers
 
     def close(self) -> None:
+        self._closed = True
+        self._changed.set()
         _names().pop(self._name, None)
         for connection in self._newcomers:
             connection.close()
@@ -88,6 +93,7 @@ class InprocConnection:
     def __init__(self, url: str, terms: Terms) -> None:
         self.local_address = self.remote_address = url
         self.unsent = 0
+        self.lendable = False  # a wake-up saved would be worth less than the wait of who no longer comes
         self._terms = terms
         self._peer: InprocConnection
         self._queue: deque[Message] = deque()
@@ -95,7 +101,6 @@ class InprocConnection:
         self._error: PeerError | None = None
         self._ended = False  # the peer sends no more
         self._closed = False
-        self._interrupted = False
         self._readable = trio.Event()
         self._writable = trio.Event()
 
@@ -105,8 +110,6 @@ class InprocConnection:
 
     async def greet(self) -> int:
         await trio.lowlevel.checkpoint()
-        if self._ended:
-            raise PeerClosed("the peer closed the connection before its greeting was read")
         return self._peer._terms.number
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
@@ -140,8 +143,7 @@ class InprocConnection:
         else:
             self._readable = trio.Event()
             await self._readable.wait()
-        interrupted, self._interrupted = self._interrupted, False
-        if self._closed or (interrupted and not self._queue):
+        if self._closed:
             raise trio.ClosedResourceError
         if self._error is not None:
             raise self._error
@@ -159,8 +161,7 @@ class InprocConnection:
         return messages
 
     def interrupt(self) -> None:
-        self._interrupted = True
-        self._readable.set()
+        raise AssertionError("it is not lendable")
 
     def finish(self) -> None:
         self._peer._ended = True

@@ -12,7 +12,7 @@ import trio
 
 from sp.address import Address
 from sp.errors import AddressError
-from sp.transports import Connection, Terms
+from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
 from sp.transports.tcp import accept_pending
 
@@ -36,7 +36,7 @@ async def connect(address: Address, terms: Terms) -> Connection:
     return _connection(socket.socket(fileno=sock.detach()), address.url, terms)
 
 
-async def listen(address: Address, terms: Terms) -> IPCAcceptor:
+async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*.  A socket file that nobody listens at any more is replaced, a live one is refused: address in use."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
@@ -47,7 +47,7 @@ async def listen(address: Address, terms: Terms) -> IPCAcceptor:
             os.chmod(address.path, mode)  # adds what the umask took away; nothing was ever open wider than asked
         sock.listen()
         sock.setblocking(False)
-        return IPCAcceptor(sock, address, terms)
+        return [IPCAcceptor(sock, address, terms)]
     except BaseException:
         sock.close()
         raise
@@ -103,7 +103,7 @@ class IPCAcceptor:
 
     async def accept(self) -> list[Connection]:
         await trio.lowlevel.wait_readable(self._socket)
-        return [_connection(sock, self.url, self._terms) for sock in accept_pending([self._socket])]
+        return [_connection(sock, self.url, self._terms) for sock in accept_pending(self._socket)]
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._socket)

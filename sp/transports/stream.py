@@ -88,6 +88,8 @@ class SocketLink:
 class StreamConnection:
     """A connection over a link: greeting, then framed messages."""
 
+    lendable = True
+
     __slots__ = ("_closed", "_decoder", "_link", "_more", "_terms", "_typed", "_unwritten", "_unwritten_messages", "local_address", "remote_address")
 
     def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from sp.address import Address
 from sp.errors import AddressError
-from sp.transports import Connection, Terms
+from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
 
 _ACCEPT_BATCH: Final = 64
@@ -55,62 +55,45 @@ async def _only_family(address: Address) -> str:
     return str(found[0][4][0])
 
 
-async def listen(address: Address, terms: Terms) -> TCPAcceptor:
+async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*.  A name is bound at all its addresses, no host at all interfaces of both families."""
     sockets = await _bind(address)
     port: int = sockets[0].getsockname()[1]
-    return TCPAcceptor(sockets, address.with_port(port).url, terms)
+    url = address.with_port(port).url
+    return [TCPAcceptor(sock, url, terms) for sock in sockets]
 
 
 class TCPAcceptor:
-    """The sockets that listen for one URL."""
+    """A socket that listens."""
 
-    def __init__(self, sockets: list[socket.socket], url: str, terms: Terms) -> None:
+    def __init__(self, sock: socket.socket, url: str, terms: Terms) -> None:
         self.url = url
-        self._sockets = sockets
+        self._socket = sock
         self._terms = terms
-        self._turn = 0
 
     async def accept(self) -> list[Connection]:
-        return [StreamConnection(link, self._terms) for link in await self.accept_links()]
-
-    async def accept_links(self) -> list[SocketLink]:
-        """Wait for newcomers at any of the sockets."""
-        sockets = self._sockets
-        if len(sockets) == 1:
-            await trio.lowlevel.wait_readable(sockets[0])
-        else:
-            async with trio.open_nursery() as nursery:
-
-                async def wait(sock: socket.socket) -> None:
-                    await trio.lowlevel.wait_readable(sock)
-                    nursery.cancel_scope.cancel()
-
-                for sock in sockets:
-                    nursery.start_soon(wait, sock)
-        return [_link(sock, self._terms) for sock in accept_pending(sockets)]
+        await trio.lowlevel.wait_readable(self._socket)
+        return [StreamConnection(_link(sock, self._terms), self._terms) for sock in accept_pending(self._socket)]
 
     def close(self) -> None:
-        for sock in self._sockets:
-            trio.lowlevel.notify_closing(sock)
-            sock.close()
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
 
 
-def accept_pending(sockets: list[socket.socket]) -> list[socket.socket]:
-    """Accept who is waiting at *sockets*, a bounded number.  Raises OSError only when nobody could be accepted."""
+def accept_pending(listening: socket.socket) -> list[socket.socket]:
+    """Accept who is waiting, a bounded number.  Raises OSError only when nobody could be accepted."""
     accepted: list[socket.socket] = []
-    for listening in sockets:
-        for _ in range(_ACCEPT_BATCH):
-            try:
-                accepted.append(listening.accept()[0])
-            except BlockingIOError:
+    while len(accepted) < _ACCEPT_BATCH:
+        try:
+            accepted.append(listening.accept()[0])
+        except BlockingIOError:
+            break
+        except ConnectionError:
+            continue  # it was gone before it was accepted
+        except OSError:
+            if accepted:
                 break
-            except ConnectionError:
-                continue  # it was gone before it was accepted
-            except OSError:
-                if accepted:
-                    break
-                raise
+            raise
     return accepted
 
 

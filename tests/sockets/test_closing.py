@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import trio
+
+import sp
+
+from .conftest import Background, connect
+
+
+
+async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
+    bodies = [b"%d" % number * 1000 for number in range(500)]
+    async with sp.Sub0(topics=b"", listen=url) as sub, trio.open_nursery() as nursery:
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            while len(received) < len(bodies):
+                received.append(await sub.receive())
+
+        nursery.start_soon(receive)
+        async with sp.Pub0(outbox_limit=1000) as pub:
+            await pub.dial(sub.listeners[0].url)
+            for body in bodies:
+                pub.send_nowait(body)
+    assert received == bodies
+    assert pub.statistics().dropped == {}
+
+
+async def test_the_last_message_before_the_end_arrives_a_hundred_times_of_a_hundred(url: str) -> None:
+    async with sp.Bus0(listen=url) as bus:
+        for number in range(100):
+            async with sp.Bus0() as peer:
+                await peer.dial(bus.listeners[0].url)
+                await peer.send(b"%d" % number)
+            assert await bus.receive() == b"%d" % number
+
+
+async def test_messages_of_a_peer_that_has_gone_are_still_received(url: str) -> None:
+    async with sp.Bus0(listen=url) as bus:
+        async with sp.Bus0() as peer:
+            await peer.dial(bus.listeners[0].url)
+            await peer.send_many([b"%d" % number for number in range(100)])
+        while bus.pipes:
+            await trio.lowlevel.checkpoint()
+        assert [await bus.receive() for _ in range(100)] == [b"%d" % number for number in range(100)]
+
+
+async def stuck_peer(url: str) -> trio.SocketStream:
+    host, port = url.removeprefix("tcp://").split(":")
+    stream = await trio.open_tcp_stream(host, int(port))
+    await stream.send_all(b"\0SP\0\0\x70\0\0")
+    await stream.receive_some(8)
+    return stream
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.05])
+async def test_a_peer_that_does_not_read_delays_the_end_no_longer_than_the_linger_time(
+    linger: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=linger) as bus, await stuck_peer(bus.listeners[0].url):
+        await bus.wait_for_peers()
+        for _ in range(100):
+            await bus.send(bytes(100_000))
+        sent, dropped = bus.statistics().messages_sent, bus.statistics().dropped.get("peer full", 0)
+        began = trio.current_time()
+        await bus.aclose()
+        assert trio.current_time() - began < linger + 1
+    unsent = bus.statistics().dropped["socket closed"]
+    assert unsent >= 100 - sent - dropped > 0
+    assert f"closed with {unsent} messages unsent" in caplog.text
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
+async def test_an_immediate_close_drops_and_counts() -> None:
+    async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=1000) as bus, await stuck_peer(bus.listeners[0].url):
+        await bus.wait_for_peers()
+        for _ in range(100):
+            await bus.send(bytes(100_000))
+        bus.close()
+        assert bus.pipes or bus.statistics().dropped
+    assert bus.statistics().dropped["socket closed"] > 0
+
+
+async def test_calls_that_wait_are_told_that_the_socket_was_closed(url: str) -> None:
+    async with sp.Rep0(listen=url) as rep, sp.Req0() as req, sp.Req0() as lonely, trio.open_nursery() as nursery:
+        await connect(rep, req)
+        await req.send(b"x")
+        waiting = [
+            Background(nursery, call)
+            for call in (rep.context().receive, req.receive, lambda: lonely.send(b"x"), lambda: lonely.wait_for_peers(5))
+        ]
+        silent = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        waiting.append(Background(nursery, lambda: lonely.dial(f"tcp://127.0.0.1:{silent[0].socket.getsockname()[1]}")))
+        await trio.testing.wait_all_tasks_blocked()
+        for socket in (rep, req, lonely):
+            socket.close()
+        for call in waiting[1:]:
+            with pytest.raises(trio.ClosedResourceError):
+                await call.done()
+        await silent[0].aclose()
+
+
+async def test_a_cancelled_close_still_closes() -> None:
+    async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=1000) as bus, await stuck_peer(bus.listeners[0].url):
+        await bus.wait_for_peers()
+        for _ in range(100):
+            await bus.send(bytes(100_000))
+        with trio.move_on_after(0.01) as scope:
+            await bus.aclose()
+        assert scope.cancelled_caught
+        assert "closed" in repr(bus)
+        assert bus.pipes == ()
+
+
+async def test_closing_a_listener_ends_its_pipes_and_frees_its_address(url: str) -> None:
+    async with sp.Rep0(listen=url) as rep, sp.Req0(redial_min=50, redial_max=50) as req:
+        await connect(rep, req)
+        address = rep.listeners[0].url
+        rep.listeners[0].close()
+        while rep.pipes or req.pipes:
+            await trio.lowlevel.checkpoint()
+        await rep.listen(address)
+
+
+async def test_closing_a_dialer_ends_its_pipe_and_it_dials_no_more(name: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with sp.Rep0(listen=name) as rep, sp.Req0() as req:
+        dialer = await req.dial(name)
+        dialer.close()
+        await trio.sleep(1000)
+        assert rep.pipes == req.pipes == req.dialers == ()
+        assert rep.statistics().listeners[0].accepted == 1
+
+
+async def test_a_cancelled_dial_leaves_nothing_behind(name: str) -> None:
+    async def never(pipe: sp.Pipe) -> bool:
+        await trio.sleep_forever()
+        return True
+
+    async with sp.Rep0(listen=name) as rep, sp.Req0(authorize=never) as req:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(req.dial, name)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        while req.dialers or rep.pipes:
+            await trio.lowlevel.checkpoint()

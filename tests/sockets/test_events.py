@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import trio
+
+import sp
+from sp.events import EVENT_LIMIT
+
+from .conftest import connect
+
+K = sp.EventKind
+
+
+async def take(events: sp.EventStream, count: int) -> list[sp.Event]:
+    return [await anext(events) for _ in range(count)]
+
+
+async def test_every_step_of_a_pipes_life_is_told_on_both_sides(url: str) -> None:
+    async with sp.Rep0() as rep, sp.Req0() as req:
+        told, heard = rep.events(), req.events()
+        listener = await rep.listen(url)
+        dialer = await req.dial(listener.url)
+        await rep.wait_for_peers()
+        pipe = rep.pipes[0]
+        pipe.close()
+        listening, attached, detached = await take(told, 3)
+        assert [event.kind for event in (listening, attached, detached)] == [K.LISTENING, K.ATTACHED, K.DETACHED]
+        assert attached.pipe is detached.pipe is pipe
+        assert detached.reason == pipe.reason == str(detached.error) == "the pipe was closed by the application"
+        lost = await take(heard, 3)
+        assert [event.kind for event in lost] == [K.DIALING, K.ATTACHED, K.DETACHED]
+        assert {event.url for event in lost} == {listener.url}
+        assert isinstance(lost[2].error, sp.PeerClosed)
+        dialer.close()
+        listener.close()
+        assert (await anext(told)).kind is K.STOPPED
+        assert [event.kind for event in await take(heard, 1)] == [K.STOPPED]
+        assert rep.listeners == req.dialers == ()
+
+
+async def test_failed_attempts_are_told_with_their_reason(name: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with sp.Req0() as req:
+        events = req.events()
+        dialer = await req.dial(name, wait=False)
+        for _ in range(3):
+            dialing, failed = await take(events, 2)
+            assert (dialing.kind, failed.kind) == (K.DIALING, K.DIAL_FAILED)
+            assert isinstance(failed.error, ConnectionRefusedError)
+            assert name in failed.reason
+            assert dialer.error is failed.error
+        assert req.statistics().dialers[0].failures == {"ConnectionRefusedError": 3}
+
+
+async def test_the_wrong_protocol_is_named_on_both_sides(url: str) -> None:
+    async with sp.Rep0(listen=url) as rep, sp.Sub0() as sub:
+        told, heard = rep.events(), sub.events()
+        with pytest.raises(sp.DialError, match="the peer is REP, expected PUB") as caught:
+            await sub.dial(rep.listeners[0].url)
+        assert isinstance(caught.value.__cause__, sp.WrongProtocol)
+        refused = await anext(told)
+        assert refused.kind is K.REFUSED
+        assert "the peer is SUB, expected REQ" in refused.reason
+        assert [event.kind for event in await take(heard, 3)] == [K.DIALING, K.DIAL_FAILED, K.STOPPED]
+
+
+async def test_a_reader_that_does_not_come_misses_the_oldest_and_knows_how_many(name: str) -> None:
+    async with sp.Rep0() as rep:
+        events = rep.events()
+        for _ in range(EVENT_LIMIT):
+            (await rep.listen(name)).close()
+        assert events.missed == EVENT_LIMIT
+        assert len([await anext(events) for _ in range(EVENT_LIMIT)]) == EVENT_LIMIT
+        await rep.listen(name)
+        assert (await anext(events)).kind is K.LISTENING
+
+
+async def test_the_stream_ends_with_the_socket_and_a_cancelled_wait_loses_nothing(name: str) -> None:
+    async with sp.Rep0() as rep:
+        events = rep.events()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await anext(events)
+        await rep.listen(name)
+        assert (await anext(events)).kind is K.LISTENING
+    assert [str(event) async for event in events] == [f"stopped {name}"]
+
+
+async def test_the_log_tells_the_same_and_never_a_payload(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "sp")
+    secret = b"very-secret-payload"
+    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+        await connect(rep, req)
+        for _ in range(3):
+            await req.send(secret)
+            await rep.send(await rep.receive())
+            assert await req.receive() == secret
+            assert secret.decode() not in repr(await _message(req, rep, secret))
+        pipe = rep.pipes[0]
+        before = len(caplog.records)
+        pipe.close()
+        while rep.pipes:
+            await trio.lowlevel.checkpoint()
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("attached" in line and f"pipe {pipe.id} {pipe.remote_address}" in line for line in lines)
+    assert any("detached" in line and f"pipe {pipe.id}" in line and pipe.reason in line for line in lines[before:])
+    assert any("the peer greets as REQ" in line for line in lines)
+    assert not any(secret.decode() in line or secret.hex() in line for line in lines)
+    assert all(record.levelno < logging.WARNING for record in caplog.records)
+    assert before < 12  # nothing is logged per message
+
+
+async def _message(req: sp.Req0, rep: sp.Rep0, body: bytes) -> sp.Message:
+    await req.send(body)
+    await rep.send((await rep.receive_message()).body)
+    return await req.receive_message()

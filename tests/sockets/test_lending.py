@@ -1,0 +1,162 @@
+"""A task that waits for a message may read the only pipe itself: nothing may get lost or stuck between it and the pipe's own task."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+import sp
+
+from .conftest import Background, connect
+
+TCP = "tcp://127.0.0.1:0"
+
+
+async def talk(one: sp.Bus0, two: sp.Bus0, rounds: int = 50) -> None:
+    """Exchange messages until the receivers read for themselves."""
+    async with trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            for _ in range(rounds):
+                await two.send(await two.receive())
+
+        nursery.start_soon(answer)
+        for number in range(rounds):
+            await one.send(b"%d" % number)
+            assert await one.receive() == b"%d" % number
+
+
+async def test_a_read_larger_than_the_inbox_loses_nothing() -> None:
+    async with sp.Bus0(listen=TCP, inbox_limit=3) as one, sp.Bus0(outbox_limit=10_000) as two:
+        await connect(one, two)
+        await talk(one, two)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(two.send_many, [b"%d" % number for number in range(3000)])
+            received: list[bytes] = []
+            while len(received) < 3000:
+                received += await one.receive_many()
+        assert received == [b"%d" % number for number in range(3000)]
+
+
+async def test_a_second_pipe_is_heard_while_a_task_reads_the_first() -> None:
+    async with sp.Bus0(listen=TCP) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await three.dial(one.listeners[0].url)
+        await three.send(b"hello")
+        assert await waiting.done() == b"hello"
+        await two.send(b"still there")
+        assert await one.receive() == b"still there"
+
+
+async def test_a_cancelled_reader_hands_back() -> None:
+    async with sp.Bus0(listen=TCP) as one, sp.Bus0() as two:
+        await connect(one, two)
+        for _ in range(20):
+            await talk(one, two, 3)
+            async with trio.open_nursery() as nursery:
+                waiting = Background(nursery, one.receive)
+                await trio.testing.wait_all_tasks_blocked()
+                waiting.scope.cancel()
+            await two.send(b"kept")
+            await one.wait_for_peers()
+            while not one.statistics().inbox:
+                await trio.lowlevel.checkpoint()
+            assert one.receive_nowait() == b"kept"
+
+
+async def test_the_end_of_the_peer_is_noticed_while_a_task_reads() -> None:
+    async with sp.Bus0(listen=TCP) as one, trio.open_nursery() as nursery:
+        async with sp.Bus0() as two:
+            await connect(one, two)
+            await talk(one, two)
+            waiting = Background(nursery, one.receive)
+            await trio.testing.wait_all_tasks_blocked()
+        while one.pipes:
+            await trio.lowlevel.checkpoint()
+        async with sp.Bus0() as three:
+            await connect(one, three)
+            await three.send(b"another one")
+            assert await waiting.done() == b"another one"
+
+
+async def test_the_end_of_the_peer_is_noticed_when_nobody_comes_back_to_read() -> None:
+    async with sp.Bus0(listen=TCP) as one:
+        async with sp.Bus0() as two:
+            await connect(one, two)
+            await talk(one, two)
+        while one.pipes:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_malformed_message_ends_the_pipe_while_a_task_reads() -> None:
+    async with sp.Bus0(listen=TCP, max_message_size=10) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        pipe = one.pipes[0]
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await two.send(b"the last")
+        await two.send(b"longer than ten")
+        assert await waiting.done() == b"the last"
+        while pipe in one.pipes:
+            await trio.lowlevel.checkpoint()
+        assert isinstance(pipe.error, sp.MessageTooLarge)
+
+
+async def test_other_waiters_are_served_by_who_reads() -> None:
+    async with sp.Rep0(listen=TCP) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+        await connect(rep, req)
+        for _ in range(20):
+            await req.send(b"x")
+            await rep.send(await rep.receive())
+            assert await req.receive() == b"x"
+        await req.send(b"slow")
+        slow = await anext(rep.requests())
+        first = Background(nursery, req.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        others = [Background(nursery, lambda: req.request(b"quick")) for _ in range(5)]
+        for _ in others:
+            request = await anext(rep.requests())
+            await request.reply(request.body)
+        for other in others:
+            assert await other.done() == b"quick"
+        await slow.reply(b"slow")
+        assert await first.done() == b"slow"
+
+
+async def test_two_tasks_that_receive_share_the_messages() -> None:
+    async with sp.Bus0(listen=TCP) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            while True:
+                received.append(await one.receive())
+
+        nursery.start_soon(receive)
+        nursery.start_soon(receive)
+        for number in range(1000):
+            await two.send(b"%d" % number)
+        while len(received) < 1000:
+            await trio.lowlevel.checkpoint()
+        assert sorted(received) == sorted(b"%d" % number for number in range(1000))
+        nursery.cancel_scope.cancel()
+
+
+async def test_blocked_writing_goes_on_when_a_reader_is_interrupted() -> None:
+    async with sp.Bus0(listen=TCP, outbox_limit=1000) as one, sp.Bus0(inbox_limit=1) as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two, 20)
+        for _ in range(60):
+            await one.send(bytes(200_000))  # more than the kernel takes at once
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await three.dial(one.listeners[0].url)  # interrupts the reader of the first pipe, whose writer waits as well
+        for _ in range(60 - one.statistics().dropped.get("peer full", 0)):
+            assert len(await two.receive()) == 200_000
+        await three.send(b"done")
+        assert await waiting.done() == b"done"

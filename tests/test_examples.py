@@ -1,0 +1,51 @@
+"""Every example runs, and so does every program in the documents."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> str:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_the_demo_shows_a_service_its_client_and_two_subscribers() -> None:
+    shown = run("-m", "examples.demo")
+    assert "listening on tcp://127.0.0.1:" in shown
+    assert "'what is the answer?' -> 'you asked: what is the answer?'" in shown
+    assert re.search(r"[\d,]+ round trips/s", shown)
+    assert "subscriber 1: temperature 20, temperature 21, temperature 22, temperature 23, temperature 24" in shown
+    assert "subscriber 2: humidity 40, humidity 42, humidity 44, humidity 46, humidity 48" in shown
+
+
+def test_the_client_gets_ten_answers() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "examples.service", "tcp://127.0.0.1:0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as service:
+        try:
+            assert service.stdout is not None
+            url = service.stdout.readline().split()[-1]
+            assert sorted(run("-m", "examples.client", url).splitlines()) == [f"you asked: question {number}" for number in range(10)]
+        finally:
+            service.kill()
+
+
+def programs() -> Iterator[object]:
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for number, code in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL), 1):
+            yield pytest.param(code, id=f"{document.name}-{number}")
+
+
+@pytest.mark.parametrize("code", programs())
+def test_a_program_in_the_documents_runs_as_it_stands(code: str) -> None:
+    assert "sleep(" not in code, "no example needs to sleep"
+    expected = [line.partition("# -> ")[2] for line in code.splitlines() if "# -> " in line]
+    assert run("-W", "error", "-c", code).splitlines() == expected
