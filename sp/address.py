@@ -87,7 +87,10 @@ def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
 
 
 def _socket_path(url: str, path: str) -> str:
-    size = len(os.fsencode(path))
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError as error:
+        raise AddressError(f"{url!r}: a file path cannot hold {error.object[error.start]!r}") from None
     if "\0" in path:
         raise AddressError(f"{url!r}: a file path cannot hold a zero byte")
     if size > MAX_SOCKET_PATH:
@@ -96,7 +99,10 @@ def _socket_path(url: str, path: str) -> str:
 
 
 def _abstract_name(url: str, name: str) -> bytes:
-    raw = unquote_to_bytes(name)
+    try:
+        raw = unquote_to_bytes(name)
+    except UnicodeEncodeError as error:
+        raise AddressError(f"{url!r}: a name cannot hold {error.object[error.start]!r}, expected percent-encoded bytes") from None
     if len(raw) > MAX_SOCKET_PATH:
         raise AddressError(f"{url!r}: the name is {len(raw)} bytes long, expected at most {MAX_SOCKET_PATH}")
     return b"\0" + raw

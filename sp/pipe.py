@@ -144,9 +144,10 @@ class Pipe:
     def __repr__(self) -> str:
         return f"<Pipe {self.id} {self._state.value} {self.peer_protocol} {self.remote_address}>"
 
-    # What the engine may do (sp.engine.EnginePipe).
+    # What the engine may do (sp.engine.EnginePipe); not for applications.
 
     def offer(self, message: Message) -> bool:
+        """Queue *message*, or write it at once.  False: no room."""
         if self._state is not _State.ATTACHED or self._writing is _Writing.BROKEN:
             return False
         size = len(message.header) + len(message.body)
@@ -166,20 +167,23 @@ class Pipe:
         return True
 
     def discard_oldest(self) -> bool:
+        """Drop the oldest message that waits to be written.  False: none waits."""
         if not self._outbox:
             return False
         self._outbox_bytes -= self._outbox.popleft().size
         return True
 
     def resume(self) -> None:
+        """Wake our task, if it is parked: it finds out by itself what has changed."""
         reader, self._reader = self._reader, None
         if reader is not None:
             trio.lowlevel.reschedule(reader)
 
     def hang_up(self, error: PeerError) -> None:
+        """End the pipe for what the peer did."""
         self.end(error)
 
-    # What the core does.
+    # What the core does; not for applications.
 
     def attach(self) -> None:
         """From now on messages can be offered."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import trio
 
@@ -191,5 +191,5 @@ def options_from(keywords: SocketKeywords) -> SocketOptions:
 
 def _has_cancelled(error: BaseException | None) -> bool:
     if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[0] is not None
+        return any(map(_has_cancelled, cast("BaseExceptionGroup[BaseException]", error).exceptions))
     return isinstance(error, trio.Cancelled)

@@ -44,7 +44,7 @@ def programs() -> Iterator[object]:
             yield pytest.param(code, id=f"{document.name}-{number}")
 
 
-@pytest.mark.parametrize("code", programs())
+@pytest.mark.parametrize("code", list(programs()))
 def test_a_program_in_the_documents_runs_as_it_stands(code: str) -> None:
     assert "sleep(" not in code, "no example needs to sleep"
     expected = [line.partition("# -> ")[2] for line in code.splitlines() if "# -> " in line]

@@ -148,6 +148,8 @@ class ReqEngine(Engine):
         return None
 
     def deadline_reached(self, now: float) -> None:
+        if self._resend_after is None:
+            return
         due = [context for context in self._under_way.values() if context.deadline <= now]
         for context in due:
             assert context.request is not None

@@ -148,7 +148,7 @@ class SubEngine(Engine):
 
     def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
         for context in self._contexts:
-            if not context.inbox.has_room(message):
+            if context.subscriptions.match(message.body) and not context.inbox.has_room(message):
                 context.inbox.lose()
         self.message_received(pipe, message)
 

@@ -109,6 +109,7 @@ class StreamConnection:
         self._link.send(encode_greeting(self._terms.number))
         data = b""
         while True:
+            self._check_open()
             await self._link.wait_readable()
             try:
                 # Not a byte more: what follows belongs to the decoder.
@@ -162,13 +163,13 @@ class StreamConnection:
         return size, parts
 
     async def wait_writable(self) -> None:
+        self._check_open()
         await self._link.wait_writable()
 
     async def receive_batch(self) -> list[Message]:
         decoder = self._decoder
         while decoder.error is None:
-            if self._closed:
-                raise trio.ClosedResourceError
+            self._check_open()
             if self._more:
                 await trio.lowlevel.checkpoint()
             else:
@@ -188,6 +189,11 @@ class StreamConnection:
             if messages:
                 return messages
         raise decoder.error
+
+    def _check_open(self) -> None:
+        """Raise before trio is asked to wait for a closed socket, which it takes for a programming error."""
+        if self._closed:
+            raise trio.ClosedResourceError
 
     def interrupt(self) -> None:
         self._link.interrupt()

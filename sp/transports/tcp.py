@@ -28,16 +28,22 @@ async def connect(address: Address, terms: Terms) -> Connection:
 async def connect_link(address: Address, terms: Terms) -> SocketLink:
     if not address.host or not address.port:
         raise AddressError(f"{address.url!r} can be listened on but not dialed: expected {address.scheme}://HOST:PORT, with a port above 0")
-    host = address.host
-    if address.scheme != "tcp":
-        host = await _only_family(address)
+    *others, last = [address.host] if address.scheme == "tcp" else await _only_family(address)
+    for host in others:
+        try:
+            return await _open(host, address.port, terms)
+        except OSError:
+            pass  # the next address may do
+    return await _open(last, address.port, terms)
+
+
+async def _open(host: str, port: int, terms: Terms) -> SocketLink:
     try:
-        # trio tries all addresses of the name, a quarter of a second apart (RFC 8305).
-        stream = await trio.open_tcp_stream(host, address.port)
+        # trio tries all addresses of a name, a quarter of a second apart (RFC 8305).
+        stream = await trio.open_tcp_stream(host, port)
     except OSError as error:
         raise _plain(error) from error
-    sock = socket.socket(fileno=stream.socket.detach())
-    return _link(sock, terms)
+    return _link(socket.socket(fileno=stream.socket.detach()), terms)
 
 
 def _plain(error: OSError) -> OSError:
@@ -50,9 +56,9 @@ def _plain(error: OSError) -> OSError:
     return type(reasons[-1])(reasons[-1].errno, "; ".join(dict.fromkeys(reason.strerror or str(reason) for reason in reasons)))
 
 
-async def _only_family(address: Address) -> str:
+async def _only_family(address: Address) -> list[str]:
     found = await trio.socket.getaddrinfo(address.host, address.port, family=_FAMILIES[address.scheme], type=socket.SOCK_STREAM)
-    return str(found[0][4][0])
+    return [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
 
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:

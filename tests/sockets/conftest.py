@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import outcome
@@ -25,7 +25,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> str:
     return {"inproc": name, "tcp": "tcp://127.0.0.1:0", "ipc": f"ipc://{tmp_path}/s"}[request.param]
 
 
-async def connect(listening: sp.Req0 | sp.Rep0 | sp.Pub0 | sp.Sub0 | sp.Bus0, *dialing: sp.Req0 | sp.Sub0 | sp.Pub0 | sp.Bus0 | sp.Rep0) -> None:
+async def connect(
+    listening: sp.Req0 | sp.Rep0 | sp.Pub0 | sp.Sub0 | sp.Bus0, *dialing: sp.Req0 | sp.Sub0 | sp.Pub0 | sp.Bus0 | sp.Rep0
+) -> None:
     """Dial *listening* with each of *dialing*, until both sides have all the pipes."""
     for socket in dialing:
         await socket.dial(listening.listeners[0].url)

@@ -6,7 +6,6 @@ import trio
 import sp
 
 
-
 def refuse(pipe: sp.Pipe) -> bool:
     return False
 

@@ -8,7 +8,6 @@ import sp
 from .conftest import connect
 
 
-
 async def test_every_direct_peer_gets_a_message_but_never_the_sender(url: str) -> None:
     async with sp.Bus0(listen=url) as middle, sp.Bus0() as left, sp.Bus0() as right:
         await connect(middle, left, right)

@@ -10,7 +10,6 @@ import sp
 from .conftest import Background, connect
 
 
-
 async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
     bodies = [b"%d" % number * 1000 for number in range(500)]
     async with sp.Sub0(topics=b"", listen=url) as sub, trio.open_nursery() as nursery:

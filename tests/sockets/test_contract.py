@@ -107,10 +107,9 @@ async def test_a_body_must_be_bytes(kind: type, wrong: object) -> None:
 @pytest.mark.parametrize("error", [ValueError("mine"), ExceptionGroup("mine", [KeyError(1)]), KeyboardInterrupt(), trio.TooSlowError()])
 async def test_an_exception_of_the_block_comes_out_as_itself(kind: type, error: BaseException, name: str) -> None:
     with pytest.raises(type(error)) as caught:
-        async with kind(listen=name) as socket:
-            async with PEERS[kind]() as peer:
-                await peer.dial(name)
-                raise error
+        async with kind(listen=name) as socket, PEERS[kind]() as peer:
+            await peer.dial(name)
+            raise error
     assert caught.value is error
     assert "closed" in repr(socket)
 
@@ -187,7 +186,9 @@ async def test_a_socket_that_nobody_closed_warns() -> None:
         warnings.simplefilter("always")
         await forget()
         gc.collect()
-    assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == ["<Rep0 closed pipes=0 inbox=0> was never closed"]
+    assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == [
+        "<Rep0 closed pipes=0 inbox=0> was never closed"
+    ]
 
 
 @pytest.mark.parametrize("call", ["send", "receive"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import trio
 
 import sp
@@ -148,7 +147,12 @@ async def test_two_tasks_that_receive_share_the_messages() -> None:
 
 
 async def test_blocked_writing_goes_on_when_a_reader_is_interrupted() -> None:
-    async with sp.Bus0(listen=TCP, outbox_limit=1000) as one, sp.Bus0(inbox_limit=1) as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+    async with (
+        sp.Bus0(listen=TCP, outbox_limit=1000) as one,
+        sp.Bus0(inbox_limit=1) as two,
+        sp.Bus0() as three,
+        trio.open_nursery() as nursery,
+    ):
         await connect(one, two)
         await talk(one, two, 20)
         for _ in range(60):

@@ -8,7 +8,6 @@ import sp
 from .conftest import connect
 
 
-
 async def until(condition: object) -> None:
     """Let the others run until *condition* holds."""
     assert callable(condition)

@@ -10,7 +10,6 @@ import sp
 from .conftest import Background, connect
 
 
-
 async def echo(rep: sp.Rep0) -> None:
     while True:
         await rep.send(await rep.receive())

@@ -1,0 +1,149 @@
+"""trio-sp."""
+
+from __future__ import annotations
+
+from time import perf_counter, process_time
+
+import trio
+
+from bench.harness import Line, Meter
+from bench.sides import ANY_PORT, BATCH, END, END_EVERY
+from sp import Pub0, Rep0, Req0, Sub0
+from sp.socket_base import Socket
+
+
+def _dropped(socket: Socket) -> int:
+    return sum(socket.statistics().dropped.values())
+
+
+async def echo(line: Line, *_: object) -> None:
+    """Answer each request with itself."""
+    async with Rep0(listen=ANY_PORT) as rep:
+        line.send(rep.listeners[0].url)
+        while True:
+            await rep.send(await rep.receive())
+
+
+async def ask(_line: Line, url: str, size: int, seconds: float) -> float:
+    """Return round trips a second."""
+    async with Req0() as req:
+        await req.dial(url)
+        body = bytes(size)
+        meter = Meter(seconds)
+        for _ in meter:
+            await req.send(body)
+            await req.receive()
+        return meter.rate
+
+
+async def publish(line: Line, size: int, seconds: float, many: bool) -> None:
+    """Publish as fast as it goes, with *many* in batches; tell how many messages, and how many of them were dropped here."""
+    async with Pub0(listen=ANY_PORT) as pub:
+        line.send(pub.listeners[0].url)
+        await pub.wait_for_peers()
+        body = bytes(size)
+        batch = [body] * BATCH
+        sent = 0
+        start = perf_counter()
+        while (passed := perf_counter() - start) < seconds:
+            if many:
+                await pub.send_many(batch)
+            else:
+                for _ in range(BATCH):
+                    await pub.send(body)
+            sent += BATCH
+        while any(pipe.outbox for pipe in pub.statistics().pipes):
+            await trio.sleep(END_EVERY)
+        line.send((sent, sent / passed, _dropped(pub)))
+        while True:
+            await pub.send(END)
+            await trio.sleep(END_EVERY)
+
+
+async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: bool) -> None:
+    """Receive until the end; tell how many messages, how many a second, and how many were dropped here."""
+    async with Sub0(topics=b"", dial=url) as sub:
+        received = 0
+        await sub.receive()
+        start = perf_counter()
+        if many:
+            while (bodies := await sub.receive_many())[-1]:
+                received += len(bodies)
+            received += sum(1 for body in bodies if body)
+        else:
+            while await sub.receive():
+                received += 1
+        passed = perf_counter() - start
+        line.send((received + 1, received / passed, _dropped(sub)))
+
+
+async def take_requests(line: Line, *_: object) -> None:
+    """Answer each request with nothing."""
+    async with Rep0(listen=ANY_PORT) as rep:
+        line.send(rep.listeners[0].url)
+        async for request in rep.requests():
+            await request.reply(b"")
+
+
+async def request_in_parallel(_line: Line, url: str, size: int, seconds: float, tasks: int) -> float:
+    """Return the bytes a second that arrive in requests, when *tasks* of them are under way."""
+    async with Req0() as req:
+        await req.dial(url)
+        body = bytes(size)
+        meter = Meter(seconds, block=16)
+        ticks = iter(meter)
+
+        async def request() -> None:
+            for _ in ticks:
+                await req.request(body)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(tasks):
+                nursery.start_soon(request)
+        return meter.rate * size
+
+
+async def fan_out(line: Line, size: int, subscribers: int, blocks: int, block: int) -> None:
+    """Publish *blocks* of messages, two of them ahead of what all have received; tell seconds of wall and of CPU."""
+    limit = 4 * block
+    async with Pub0(listen=ANY_PORT, outbox_limit=limit) as pub, Sub0(listen=ANY_PORT, topics=b"") as done:
+        line.send((pub.listeners[0].url, done.listeners[0].url))
+        await pub.wait_for_peers(subscribers)
+        await done.receive()
+        body = bytes(size)
+        start, cpu = perf_counter(), process_time()
+        for number in range(blocks + 2):
+            if number >= 2:
+                await done.receive()
+            if number < blocks:
+                for _ in range(block):
+                    await pub.send(body)
+        line.send((perf_counter() - start, process_time() - cpu, _dropped(pub)))
+
+
+async def fan_in(line: Line, urls: tuple[str, str], _size: int, subscribers: int, blocks: int, block: int) -> None:
+    """Be all the *subscribers*; say when all have received a block.  Tell how many messages were dropped here."""
+    waited_for = [subscribers] * blocks
+    dropped = 0
+
+    async def subscribe(task_status: trio.TaskStatus[None]) -> None:
+        nonlocal dropped
+        async with Sub0(topics=b"", inbox_limit=4 * block) as sub:
+            await sub.dial(urls[0])
+            task_status.started()
+            for number in range(blocks):
+                for _ in range(block):
+                    await sub.receive()
+                waited_for[number] -= 1
+                if not waited_for[number]:
+                    await done.send(b"")
+            dropped += _dropped(sub)
+
+    async with Pub0() as done:
+        await done.dial(urls[1])
+        async with trio.open_nursery() as nursery:
+            for _ in range(subscribers):
+                await nursery.start(subscribe)
+            await done.send(b"")
+        line.send(dropped)
+        await trio.sleep_forever()

@@ -1,0 +1,42 @@
+"""pyzmq, blocking."""
+
+from __future__ import annotations
+
+from time import perf_counter, sleep
+
+import zmq
+
+from bench.harness import Line
+from bench.sides import BATCH, END, END_EVERY, HOST
+
+
+def publish(line: Line, size: int, seconds: float) -> None:
+    """Publish as fast as it goes; tell how many messages."""
+    pub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
+    url = f"tcp://{HOST}"
+    line.send(f"{url}:{pub.bind_to_random_port(url)}")
+    pub.recv()  # the subscription
+    body = bytes(size)
+    sent = 0
+    start = perf_counter()
+    while (passed := perf_counter() - start) < seconds:
+        for _ in range(BATCH):
+            pub.send(body)
+        sent += BATCH
+    line.send((sent, sent / passed))
+    while True:
+        pub.send(END)
+        sleep(END_EVERY)
+
+
+def subscribe(line: Line, url: str, *_: object) -> None:
+    """Receive until the end; tell how many messages, and how many a second."""
+    sub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+    sub.subscribe(b"")
+    sub.connect(url)
+    received = 0
+    sub.recv()
+    start = perf_counter()
+    while sub.recv():
+        received += 1
+    line.send((received + 1, received / (perf_counter() - start)))

@@ -1,0 +1,303 @@
+"""Against libnng 1.11, as pynng brings it, in our own process."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pynng
+import pytest
+import trio
+
+import sp
+from interop.partners import (
+    LIMIT,
+    OURS,
+    PAIRS,
+    REDIAL,
+    THEIRS,
+    Arrivals,
+    Pair,
+    address,
+    connect,
+    each_listener,
+    each_transport,
+    listen_partner,
+    next_event,
+    open_partner,
+)
+
+MESSAGES = 10_000
+WINDOW = 64
+"""Messages that may be under way at once: fewer than any queue on the way holds."""
+
+
+async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body: bytes) -> None:
+    """Let each side that may send do so, and see that *body* arrives."""
+    for turn in turns:
+        if turn == OURS:
+            await ours.send(body)
+            received = await theirs.arecv()
+        else:
+            await theirs.asend(body)
+            received = await ours.receive()
+        assert len(received) == len(body)
+        assert received == body
+
+
+def body_of(size: int) -> bytes:
+    """Return *size* bytes without a short period, so that a slip is seen."""
+    return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
+
+
+@each_listener
+@each_transport
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+async def test_bodies_of_every_size_arrive_unchanged(pair: Pair, transport: str, listener: str, tmp_path: Path) -> None:
+    async with pair.open() as ours:
+        with pair.open_partner() as theirs:
+            await connect(ours, theirs, transport, listener, tmp_path)
+            for size in (0, 1, 65_535, 65_536, LIMIT - pair.header, 0):
+                await exchange(ours, theirs, pair.turns, body_of(size))
+            assert len(ours.pipes) == 1
+    assert not ours.statistics().dropped
+
+
+@each_listener
+@each_transport
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if THEIRS in pair.turns], ids=str)
+async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
+    pair: Pair, transport: str, listener: str, tmp_path: Path
+) -> None:
+    async with pair.open() as ours:
+        with pair.open_partner() as theirs:
+            arrivals = await connect(ours, theirs, transport, listener, tmp_path)
+            events = ours.events()
+            if pair.ours is sp.Req0:
+                await ours.send(b"question")
+                assert await theirs.arecv() == b"question"
+            await theirs.asend(bytes(LIMIT - pair.header + 1))
+            event = await next_event(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.MessageTooLarge)
+            assert "message too large" in event.reason
+            assert str(LIMIT + 1) in event.reason
+            assert event.pipe is not None
+            assert event.pipe.reason == event.reason
+            await arrivals.wait(2)
+            if pair.ours is sp.Req0:
+                assert await theirs.arecv() == b"question", "the request is sent again to the next pipe"
+                await theirs.asend(b"answer")
+                assert await ours.receive() == b"answer"
+            await exchange(ours, theirs, pair.turns, b"next")
+
+
+@each_transport
+async def test_a_request_is_answered_by_a_server_that_died_and_came_back(transport: str, tmp_path: Path) -> None:
+    async with sp.Req0(**REDIAL) as ours:
+        with open_partner("Rep0") as first:
+            url = listen_partner(first, address(transport, tmp_path))
+            await ours.dial(url)
+            await ours.send(b"question")
+            assert await first.arecv() == b"question"
+        with open_partner("Rep0") as second:
+            second.listen(url)
+            assert await second.arecv() == b"question"
+            await second.asend(b"answer")
+            assert await ours.receive() == b"answer"
+
+
+@each_transport
+async def test_a_partner_s_request_is_answered_by_our_server_that_was_closed_and_came_back(transport: str, tmp_path: Path) -> None:
+    with open_partner("Req0") as theirs:
+        async with sp.Rep0() as first:
+            url = (await first.listen(address(transport, tmp_path))).url
+            theirs.dial(url, block=False)
+            await theirs.asend(b"question")
+            assert await first.receive() == b"question"
+        async with sp.Rep0(listen=url) as second:
+            assert await second.receive() == b"question"
+            await second.send(b"answer")
+            assert await theirs.arecv() == b"answer"
+
+
+@each_transport
+async def test_requests_are_answered_in_any_order(transport: str, tmp_path: Path) -> None:
+    async with sp.Rep0() as ours:
+        url = (await ours.listen(address(transport, tmp_path))).url
+        with open_partner("Req0", dial=url, block_on_dial=False) as theirs, theirs.new_context() as one, theirs.new_context() as two:
+            await one.asend(b"one")
+            await two.asend(b"two")
+            requests = ours.requests()
+            waiting = {request.body: request for request in [await anext(requests), await anext(requests)]}
+            for body in (b"two", b"one"):
+                await waiting[body].reply(body.upper())
+            assert await one.arecv() == b"ONE"
+            assert await two.arecv() == b"TWO"
+
+
+STRANGERS = [(sp.Req0, "Pub0"), (sp.Rep0, "Rep0"), (sp.Pub0, "Bus0"), (sp.Sub0, "Sub0"), (sp.Bus0, "Req0")]
+each_stranger = pytest.mark.parametrize(("kind", "stranger"), STRANGERS, ids=[f"{kind.__name__}-{name}" for kind, name in STRANGERS])
+
+
+@each_transport
+@each_stranger
+async def test_a_listener_refuses_a_partner_of_the_wrong_protocol_and_says_so(
+    kind: type[Any], stranger: str, transport: str, tmp_path: Path
+) -> None:
+    async with kind() as ours:
+        events = ours.events()
+        listener = await ours.listen(address(transport, tmp_path))
+        with open_partner(stranger) as theirs:
+            theirs.dial(listener.url, block=False)
+            event = await next_event(events, sp.EventKind.REFUSED)
+        assert isinstance(event.error, sp.WrongProtocol)
+        assert f"wrong protocol: the peer is {stranger[:3].upper()}" in event.reason
+        assert not ours.pipes
+        assert listener.statistics().failures["WrongProtocol"] >= 1
+
+
+@each_transport
+@each_stranger
+async def test_a_dialer_refuses_a_partner_of_the_wrong_protocol_and_says_so(
+    kind: type[Any], stranger: str, transport: str, tmp_path: Path
+) -> None:
+    async with kind(**REDIAL) as ours:
+        events = ours.events()
+        with open_partner(stranger) as theirs:
+            dialer = await ours.dial(listen_partner(theirs, address(transport, tmp_path)), wait=False)
+            event = await next_event(events, sp.EventKind.DIAL_FAILED)
+            assert isinstance(event.error, sp.WrongProtocol)
+            assert f"wrong protocol: the peer is {stranger[:3].upper()}" in event.reason
+            assert not ours.pipes
+            assert dialer.statistics().attached == 0
+
+
+async def test_a_dialer_finds_the_right_partner_at_the_address_of_a_wrong_one(tmp_path: Path) -> None:
+    async with sp.Req0(**REDIAL) as ours:
+        events = ours.events()
+        with open_partner("Pub0") as wrong:
+            url = listen_partner(wrong, address("tcp", tmp_path))
+            await ours.dial(url, wait=False)
+            await next_event(events, sp.EventKind.DIAL_FAILED, sp.WrongProtocol)
+        with open_partner("Rep0") as right:
+            right.listen(url)
+            await exchange(ours, right, (OURS, THEIRS), b"found")
+
+
+async def pump(send: Callable[[bytes], Awaitable[None]], receive: Callable[[], Awaitable[bytes]]) -> list[bytes]:
+    """Send MESSAGES bodies, of which at most WINDOW are under way, and return what arrives."""
+    room = trio.Semaphore(WINDOW)
+
+    async def send_all() -> None:
+        for n in range(MESSAGES):
+            await room.acquire()
+            await send(b"%d" % n)
+
+    received: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_all)
+        while len(received) < MESSAGES:
+            received.append(await receive())
+            room.release()
+    return received
+
+
+EVERYTHING = [b"%d" % n for n in range(MESSAGES)]
+
+
+@each_listener
+@each_transport
+async def test_a_subscriber_that_keeps_up_gets_ten_thousand_messages_in_order(transport: str, listener: str, tmp_path: Path) -> None:
+    async with sp.Pub0() as ours:
+        with open_partner("Sub0", recv_buffer_size=2 * WINDOW) as theirs:
+            await connect(ours, theirs, transport, listener, tmp_path)
+            assert await pump(ours.send, theirs.arecv) == EVERYTHING
+    statistics = ours.statistics()
+    assert statistics.messages_sent == MESSAGES
+    assert not statistics.dropped
+
+
+@each_listener
+@each_transport
+async def test_we_get_ten_thousand_messages_of_a_publisher_in_order(transport: str, listener: str, tmp_path: Path) -> None:
+    async with sp.Sub0(topics=b"") as ours:
+        with open_partner("Pub0", send_buffer_size=2 * WINDOW) as theirs:
+            await connect(ours, theirs, transport, listener, tmp_path)
+            assert await pump(theirs.asend, ours.receive) == EVERYTHING
+    statistics = ours.statistics()
+    assert statistics.messages_received == MESSAGES
+    assert not statistics.dropped
+
+
+@each_transport
+async def test_what_a_publisher_sends_at_full_speed_is_sent_or_counted(transport: str, tmp_path: Path) -> None:
+    async with sp.Pub0() as ours:
+        with open_partner("Sub0") as theirs:
+            await connect(ours, theirs, transport, OURS, tmp_path)
+            await ours.send_many(bytes(1000) for _ in range(MESSAGES))
+            await ours.aclose()
+    statistics = ours.statistics()
+    assert statistics.messages_sent + sum(statistics.dropped.values()) == MESSAGES
+
+
+@each_transport
+async def test_what_an_idle_application_is_sent_is_received_or_counted(transport: str, tmp_path: Path) -> None:
+    burst = MESSAGES // 2
+    async with sp.Sub0(topics=b"", inbox_limit=10) as ours, ours.context() as bell:
+        bell.subscribe(b"last")
+        with open_partner("Pub0", send_buffer_size=8192) as theirs:  # as many as libnng takes, so that it loses nothing
+            await connect(ours, theirs, transport, THEIRS, tmp_path)
+            received: list[bytes] = []
+            for _ in range(2):
+                for n in range(burst - 1):
+                    theirs.send(b"%d" % n)
+                theirs.send(b"last")
+                assert await bell.receive() == b"last"
+                received += await ours.receive_many()
+                assert received[-1] == b"last"
+    statistics = ours.statistics()
+    assert statistics.messages_received == MESSAGES
+    assert len(received) < MESSAGES
+    assert statistics.dropped == {"inbox full": MESSAGES - len(received)}
+
+
+async def test_subscriptions_are_prefixes_on_both_sides(tmp_path: Path) -> None:
+    bodies = [b"", b"a", b"ab", b"abc", b"b", b"\xff"]
+    async with sp.Pub0() as pub, sp.Sub0(topics=[b"ab", b"\xff"]) as sub:
+        with open_partner("Sub0", topics=[b"ab", b"\xff"]) as their_sub, open_partner("Pub0") as their_pub:
+            await connect(pub, their_sub, "tcp", OURS, tmp_path)
+            await connect(sub, their_pub, "tcp", THEIRS, tmp_path)
+            for body in bodies:
+                await pub.send(body)
+                await their_pub.asend(body)
+            for body in (b"ab", b"abc", b"\xff"):
+                assert await their_sub.arecv() == body
+                assert await sub.receive() == body
+
+
+@each_transport
+async def test_in_a_mesh_each_member_of_a_bus_hears_each_other_one_once(transport: str, tmp_path: Path) -> None:
+    async with sp.Bus0() as one, sp.Bus0() as two:
+        with open_partner("Bus0") as three:
+            arrivals = Arrivals(three)
+            first = (await one.listen(address(transport, tmp_path))).url
+            await two.dial(first)
+            three.dial(first, block=False)
+            await two.dial(listen_partner(three, address(transport, tmp_path)))
+            await one.wait_for_peers(2)
+            await two.wait_for_peers(2)
+            await arrivals.wait(2)
+            for round_number in range(10):
+                await one.send(b"one %d" % round_number)
+                await two.send(b"two %d" % round_number)
+                await three.asend(b"three %d" % round_number)
+                # An echo or a forwarded message would be a third one, and turn up in the next round.
+                for receive, others in (
+                    (one.receive, (b"two", b"three")),
+                    (two.receive, (b"one", b"three")),
+                    (three.arecv, (b"one", b"two")),
+                ):
+                    assert {await receive(), await receive()} == {b"%s %d" % (name, round_number) for name in others}
+    assert not one.statistics().dropped
+    assert not two.statistics().dropped

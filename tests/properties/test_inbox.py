@@ -1,0 +1,104 @@
+"""Inbox against a list that is counted anew each time."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from sp.engine import Inbox
+from sp.message import Message
+from sp.options import DropPolicy, SocketOptions
+from sp.testing import FakePipe
+
+numbers = st.integers(0, 2)
+sizes = st.integers(0, 12)
+
+
+class InboxMachine(RuleBasedStateMachine):
+    """Offers, takes and purges; the model knows each time what must come of it."""
+
+    @initialize(limit=st.integers(1, 5), size=st.integers(1, 20), policy=st.sampled_from([None, "oldest", "newest"]))
+    def begin(self, limit: int, size: int, policy: DropPolicy | None) -> None:
+        self.limit, self.size, self.policy = limit, size, policy
+        self.inbox = Inbox(SocketOptions(inbox_limit=limit, inbox_bytes=size), policy)
+        self.pipes = [FakePipe() for _ in range(3)]
+        self.queue: list[bytes] = []
+        self.held: set[FakePipe] = set()
+        self.losing = False
+        self.dropped = 0
+        self.resumed = dict.fromkeys(self.pipes, 0)
+
+    def fits(self, size: int) -> bool:
+        return not self.queue or (len(self.queue) < self.limit and sum(map(len, self.queue)) + size <= self.size)
+
+    def relax(self) -> None:
+        if len(self.queue) <= self.limit // 2 and sum(map(len, self.queue)) <= self.size // 2:
+            self.losing = False
+            for pipe in self.held:
+                self.resumed[pipe] += 1
+            self.held.clear()
+
+    @rule(number=numbers, size=sizes)
+    def offer(self, number: int, size: int) -> None:
+        body, pipe = bytes(size), self.pipes[number]
+        taken = self.fits(size) or self.losing
+        assert self.inbox.has_room(Message(body)) is taken
+        assert self.inbox.offer(pipe, Message(body)) is taken
+        if not taken:
+            self.held.add(pipe)
+        elif self.fits(size):
+            self.queue.append(body)
+        elif self.policy == "newest":
+            self.dropped += 1
+        else:
+            while not self.fits(size):
+                del self.queue[0]
+                self.dropped += 1
+            self.queue.append(body)
+
+    @rule()
+    def take(self) -> None:
+        message = self.inbox.take()
+        assert (message and message.body) == (self.queue.pop(0) if self.queue else None)
+        if message:
+            self.relax()
+
+    @rule(remainder=numbers)
+    def purge(self, remainder: int) -> None:
+        self.inbox.purge(lambda message: len(message.body) % 3 != remainder)
+        self.queue = [body for body in self.queue if len(body) % 3 != remainder]
+        self.relax()
+
+    @rule()
+    def lose(self) -> None:
+        if self.policy is not None:
+            self.inbox.lose()
+            self.losing = True
+
+    @rule(number=numbers)
+    def hold(self, number: int) -> None:
+        if self.queue:
+            self.inbox.hold(self.pipes[number])
+            self.held.add(self.pipes[number])
+
+    @rule(number=numbers)
+    def forget(self, number: int) -> None:
+        self.inbox.forget(self.pipes[number])
+        self.held.discard(self.pipes[number])
+
+    @invariant()
+    def it_is_as_the_model_says(self) -> None:
+        assert len(self.inbox) == len(self.queue) <= self.limit
+        assert sum(map(len, self.queue)) <= self.size or len(self.queue) == 1
+        assert self.inbox.dropped == self.dropped
+        assert {pipe: pipe.resumed for pipe in self.pipes} == self.resumed
+
+    def teardown(self) -> None:
+        while self.queue:
+            self.take()
+        assert not self.held, "nobody is held back by an empty inbox"
+        for size in (self.size - 1, 1, 1):  # not a byte is left over in the accounts
+            self.offer(0, size)
+
+
+TestInbox = InboxMachine.TestCase

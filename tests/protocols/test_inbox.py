@@ -1,0 +1,263 @@
+"""Inbox: a queue with two bounds, that holds pipes back or drops."""
+
+from __future__ import annotations
+
+import pytest
+
+from sp.engine import Engine, Inbox
+from sp.message import Message
+from sp.options import DropPolicy, SocketOptions
+from sp.testing import FakePipe
+
+
+def make_inbox(limit: int = 100, size: int = 1000, policy: DropPolicy | None = None) -> Inbox:
+    return Inbox(SocketOptions(inbox_limit=limit, inbox_bytes=size), policy)
+
+
+@pytest.fixture
+def pipe() -> FakePipe:
+    return FakePipe()
+
+
+def offer(inbox: Inbox, pipe: FakePipe, *bodies: bytes) -> list[bool]:
+    """Offer each body; what ``has_room`` said before must come true."""
+    taken: list[bool] = []
+    for body in bodies:
+        room = inbox.has_room(Message(body))
+        taken.append(inbox.offer(pipe, Message(body)))
+        assert taken[-1] is room
+    return taken
+
+
+def take_all(inbox: Inbox) -> list[bytes]:
+    bodies: list[bytes] = []
+    while (message := inbox.take()) is not None:
+        bodies.append(message.body)
+    return bodies
+
+
+def test_messages_come_out_in_order(pipe: FakePipe) -> None:
+    inbox = make_inbox()
+    assert inbox.take() is None
+    offer(inbox, pipe, b"1", b"2", b"3")
+    assert len(inbox) == 3
+    assert take_all(inbox) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_it_takes_as_many_messages_as_the_limit_and_not_one_more(pipe: FakePipe, limit: int) -> None:
+    assert offer(make_inbox(limit), pipe, *[b""] * (limit + 1)) == [True] * limit + [False]
+
+
+def test_it_takes_as_many_bytes_as_the_limit_and_not_one_more(pipe: FakePipe) -> None:
+    assert offer(make_inbox(size=10), pipe, bytes(5), bytes(6), bytes(5), b"x", b"") == [True, False, True, False, True]
+
+
+def test_an_empty_one_takes_any_size(pipe: FakePipe) -> None:
+    inbox = make_inbox(size=1)
+    assert offer(inbox, pipe, bytes(5000), b"x") == [True, False]
+    assert take_all(inbox) == [bytes(5000)]
+    assert offer(inbox, pipe, b"x") == [True]
+
+
+def test_a_pipe_is_resumed_once_and_only_when_half_of_the_messages_are_gone(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=4)
+    offer(inbox, pipe, *[b""] * 6)
+    inbox.take()
+    assert pipe.resumed == 0
+    inbox.take()
+    assert pipe.resumed == 1
+    take_all(inbox)
+    assert pipe.resumed == 1
+
+
+def test_a_pipe_is_resumed_only_when_half_of_the_bytes_are_gone(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=4, size=10)
+    offer(inbox, pipe, bytes(1), bytes(3), bytes(6), bytes(1))
+    inbox.take()
+    inbox.take()
+    assert pipe.resumed == 0, "6 of 10 bytes are left"
+    inbox.take()
+    assert pipe.resumed == 1
+
+
+def test_a_limit_of_one_resumes_when_it_is_empty(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1)
+    offer(inbox, pipe, b"1", b"2")
+    inbox.take()
+    assert pipe.resumed == 1
+
+
+def test_a_pipe_that_was_held_without_an_offer_is_resumed(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1)
+    offer(inbox, pipe, b"1")
+    other = FakePipe()
+    inbox.hold(other)
+    inbox.take()
+    assert (pipe.resumed, other.resumed) == (0, 1)
+
+
+def test_who_waited_first_is_resumed_first() -> None:
+    order: list[int] = []
+
+    class Pipe(FakePipe):
+        def resume(self) -> None:
+            order.append(self.id)
+
+    inbox = make_inbox(limit=1)
+    pipes = [Pipe() for _ in range(4)]
+    offer(inbox, pipes[0], b"1")
+    for pipe in (pipes[2], pipes[0], pipes[3], pipes[2], pipes[1]):
+        offer(inbox, pipe, b"2")
+    inbox.take()
+    assert order == [pipes[i].id for i in (2, 0, 3, 1)]
+
+
+def test_a_pipe_that_is_resumed_may_offer_from_within_the_call() -> None:
+    inbox = make_inbox(limit=1)
+
+    class Pipe(FakePipe):
+        def resume(self) -> None:
+            super().resume()
+            assert self.resumed < 10
+            inbox.offer(self, Message(b"again"))
+
+    pipes = Pipe(), Pipe()
+    for pipe in pipes:
+        inbox.offer(pipe, Message(b"first"))
+    inbox.take()
+    assert [pipe.resumed for pipe in pipes] == [0, 1]
+    inbox.offer(pipes[0], Message(b"second"))
+    assert [pipe.resumed for pipe in pipes] == [0, 1]
+    inbox.take()
+    assert [pipe.resumed for pipe in pipes] == [1, 1]
+
+
+def test_a_forgotten_pipe_is_not_resumed(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1)
+    other = FakePipe()
+    offer(inbox, pipe, b"1", b"2")
+    offer(inbox, other, b"2")
+    inbox.forget(pipe)
+    inbox.forget(FakePipe())
+    inbox.take()
+    assert (pipe.resumed, other.resumed) == (0, 1)
+
+
+def test_a_message_wakes_who_waits_and_a_refused_one_does_not(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1)
+    woken: list[int] = []
+    inbox.wake = lambda: woken.append(len(inbox))
+    offer(inbox, pipe, b"1", b"2")
+    assert woken == [1], "the message is there when the call comes"
+
+
+def test_purging_keeps_the_order_and_makes_room(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=4, size=8)
+    offer(inbox, pipe, b"a1", b"b1", b"a2", b"b2", b"c")
+    inbox.purge(lambda message: message.body.startswith(b"b"))
+    assert pipe.resumed == 1
+    assert offer(inbox, pipe, bytes(4), b"x") == [True, False]
+    assert take_all(inbox) == [b"b1", b"b2", bytes(4)]
+    assert inbox.dropped == 0
+
+
+def test_purging_too_little_resumes_nobody(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=4)
+    offer(inbox, pipe, b"a", b"b", b"b", b"b", b"b")
+    inbox.purge(lambda message: message.body == b"b")
+    assert not pipe.resumed
+
+
+def test_purging_an_empty_inbox_does_no_harm() -> None:
+    inbox = make_inbox()
+    inbox.purge(lambda _: False)
+    assert len(inbox) == 0
+
+
+# Dropping
+
+
+def test_with_a_policy_it_still_holds_back_until_it_is_told_to_lose(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=2, policy="oldest")
+    assert offer(inbox, pipe, b"1", b"2", b"3") == [True, True, False]
+    assert inbox.dropped == 0
+
+
+def test_with_oldest_the_new_message_pushes_out_the_oldest(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=2, policy="oldest")
+    inbox.lose()
+    assert offer(inbox, pipe, b"1", b"2", b"3", b"4") == [True] * 4
+    assert inbox.dropped == 2
+    assert take_all(inbox) == [b"3", b"4"]
+
+
+def test_with_newest_the_new_message_is_dropped(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=2, policy="newest")
+    inbox.lose()
+    assert offer(inbox, pipe, b"1", b"2", b"3", b"4") == [True] * 4
+    assert inbox.dropped == 2
+    assert take_all(inbox) == [b"1", b"2"]
+
+
+def test_with_oldest_as_many_go_as_the_bytes_of_the_new_one_need(pipe: FakePipe) -> None:
+    inbox = make_inbox(size=10, policy="oldest")
+    inbox.lose()
+    offer(inbox, pipe, bytes(3), bytes(3), b"last", bytes(6))
+    assert inbox.dropped == 2
+    assert take_all(inbox) == [b"last", bytes(6)]
+
+
+def test_with_oldest_a_message_larger_than_the_bound_pushes_out_all(pipe: FakePipe) -> None:
+    inbox = make_inbox(size=10, policy="oldest")
+    inbox.lose()
+    offer(inbox, pipe, b"1", b"2", bytes(50))
+    assert inbox.dropped == 2
+    assert take_all(inbox) == [bytes(50)]
+
+
+def test_a_dropped_message_wakes_nobody(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1, policy="newest")
+    offer(inbox, pipe, b"1")
+    inbox.lose()
+    woken: list[None] = []
+    inbox.wake = lambda: woken.append(None)
+    offer(inbox, pipe, b"2")
+    assert not woken
+
+
+@pytest.mark.parametrize("policy", ["oldest", "newest"])
+def test_it_loses_until_half_of_it_is_free(pipe: FakePipe, policy: DropPolicy) -> None:
+    inbox = make_inbox(limit=4, policy=policy)
+    offer(inbox, pipe, *[b""] * 4)
+    inbox.lose()
+    inbox.take()
+    assert offer(inbox, pipe, b"", b"") == [True, True]
+    assert inbox.dropped == 1
+    inbox.take()
+    inbox.take()
+    assert offer(inbox, pipe, b"", b"", b"") == [True, True, False]
+    assert inbox.dropped == 1
+
+
+def test_purging_half_of_it_ends_the_losing(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=2, policy="oldest")
+    offer(inbox, pipe, b"a", b"b")
+    inbox.lose()
+    inbox.purge(lambda message: message.body == b"b")
+    assert offer(inbox, pipe, b"a", b"a") == [True, False]
+
+
+# What an engine does by default
+
+
+def test_an_engine_that_overrides_nothing_has_nothing_to_do(pipe: FakePipe) -> None:
+    engine = Engine()
+    engine.pipe_attached(pipe)
+    engine.pipe_has_room(pipe)
+    engine.pipe_detached(pipe)
+    engine.deadline_reached(0.0)
+    assert (engine.next_deadline(), engine.queued(), engine.inbox_dropped(), engine.dropped) == (None, 0, 0, {})
+    for method in (engine.message_received, engine.message_overdue):
+        with pytest.raises(NotImplementedError):
+            method(pipe, Message(b""))

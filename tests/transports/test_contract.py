@@ -1,0 +1,310 @@
+"""What every transport owes to the sockets above it: one contract, and every scheme has to pass it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+import trio
+
+import sp
+from tests.transports.wire import expect, until
+
+NewUrl = Callable[[], str]
+
+LIMIT = 1 << 20
+SIZES = [0, 1, 65_535, 65_536, LIMIT]
+
+
+async def listen(sock: sp.Bus0 | sp.Rep0 | sp.Pub0, new_url: NewUrl) -> str:
+    return (await sock.listen(new_url())).url
+
+
+async def test_messages_of_any_size_up_to_the_limit_arrive_whole_and_in_order_both_ways(new_url: NewUrl) -> None:
+    bodies = [os.urandom(size) for size in SIZES]
+    with trio.fail_after(10):
+        async with sp.Bus0(max_message_size=LIMIT) as listening, sp.Bus0(max_message_size=LIMIT) as dialing:
+            await dialing.dial(await listen(listening, new_url))
+            await listening.wait_for_peers()
+            for sender, receiver in ((dialing, listening), (listening, dialing)):
+                for body in bodies:
+                    await sender.send(body)
+                assert [await receiver.receive() for _ in bodies] == bodies
+
+
+async def test_both_ways_at_once_nothing_is_mixed_up(new_url: NewUrl) -> None:
+    async with sp.Bus0() as listening, sp.Bus0() as dialing:
+        await dialing.dial(await listen(listening, new_url))
+        await listening.wait_for_peers()
+
+        async def run(name: bytes, ours: sp.Bus0) -> None:
+            # Ten under way at a time: that much always fits, so nothing may be dropped.
+            got: list[bytes] = []
+            for start in range(0, 300, 10):
+                await ours.send_many(b"%s-%d-" % (name, number) + name * (number * 37 % 5000) for number in range(start, start + 10))
+                while len(got) < start + 10:
+                    got += await ours.receive_many()
+            other = b"d" if name == b"l" else b"l"
+            assert got == [b"%s-%d-" % (other, number) + other * (number * 37 % 5000) for number in range(300)]
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run, b"l", listening)
+                nursery.start_soon(run, b"d", dialing)
+
+
+async def test_a_request_and_its_reply_arrive_whole_up_to_the_limit(new_url: NewUrl) -> None:
+    async with sp.Rep0(max_message_size=LIMIT) as rep, sp.Req0(max_message_size=LIMIT) as req:
+        await req.dial(await listen(rep, new_url))
+        with trio.fail_after(10):
+            for size in [0, 1, 65_535 - 4, 65_536 - 4, 65_536, LIMIT - 4]:  # the request id takes four bytes
+                body = os.urandom(size)
+                await req.send(body)
+                assert await rep.receive() == body
+                await rep.send(body[::-1])
+                assert await req.receive() == body[::-1]
+
+
+@pytest.mark.parametrize("receiving", ["listening", "dialing"])
+async def test_one_byte_beyond_the_limit_ends_that_pipe_and_nothing_else(new_url: NewUrl, receiving: str) -> None:
+    limits = {"listening": 1_000 if receiving == "listening" else None, "dialing": 1_000 if receiving == "dialing" else None}
+    async with (
+        sp.Bus0(max_message_size=limits["listening"]) as listening,
+        sp.Bus0(max_message_size=limits["dialing"], redial_min=0.01, redial_max=0.01) as dialing,
+    ):
+        url = await listen(listening, new_url)
+        await dialing.dial(url)
+        await listening.wait_for_peers()
+        receiver, sender = (listening, dialing) if receiving == "listening" else (dialing, listening)
+        events, peer_events = receiver.events(), sender.events()
+        with trio.fail_after(5):
+            await sender.send(b"x" * 1_000)
+            await sender.send(b"y" * 1_001)
+            assert await receiver.receive() == b"x" * 1_000
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.MessageTooLarge)
+            assert "message too large" in event.reason
+            assert "1001" in event.reason
+            assert "1000" in event.reason
+            assert event.pipe is not None
+            assert event.pipe.reason == event.reason
+            assert (await expect(peer_events, sp.EventKind.DETACHED)).reason
+
+            await expect(events, sp.EventKind.ATTACHED)  # the dialer's next pipe
+            await expect(peer_events, sp.EventKind.ATTACHED)
+            await sender.send(b"small")
+            assert await receiver.receive() == b"small"
+
+
+async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_recovers(new_url: NewUrl) -> None:
+    body = 64 * 1024
+    requests = 600  # 38 MB, more than all the queues and kernel buffers between two sockets
+    sent: list[int] = []
+    answers: list[bytes] = []
+
+    async with (
+        sp.Rep0(inbox_limit=4, outbox_limit=4) as rep,
+        sp.Req0(inbox_limit=4, outbox_limit=4) as req,
+    ):
+        await req.dial(await listen(rep, new_url))
+
+        async def ask(number: int) -> None:
+            async with req.context() as context:
+                await context.send(number.to_bytes(4, "big") + bytes(body))
+                sent.append(number)
+                answers.append(await context.receive())
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for number in range(requests):
+                    nursery.start_soon(ask, number)
+                before = -1
+                while len(sent) > before:
+                    before = len(sent)
+                    await trio.testing.wait_all_tasks_blocked(0.02)
+                assert 4 <= len(sent) < requests // 2
+                assert rep.statistics().inbox <= 4
+                assert req.statistics().pipes[0].outbox <= 4 + 2  # besides the outbox, what one write took over
+
+                asked = rep.requests()
+                for _ in range(requests):
+                    request = await anext(asked)
+                    await request.reply(request.body[:4])
+    assert sorted(answers) == [number.to_bytes(4, "big") for number in range(requests)]
+    assert sorted(sent) == list(range(requests))
+
+
+async def test_all_that_a_peer_sent_before_it_closed_is_received_and_then_the_pipe_ends_with_a_reason(new_url: NewUrl) -> None:
+    async with sp.Bus0(inbox_limit=1_000) as receiver:
+        url = await listen(receiver, new_url)
+        events = receiver.events()
+        bodies = [b"%d" % number * 50 for number in range(100)]
+        with trio.fail_after(5):
+            async with sp.Bus0(dial=url) as sender:
+                await sender.wait_for_peers()
+                await sender.send_many(bodies)
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.PeerClosed)
+            assert "peer closed" in event.reason
+            assert [await receiver.receive() for _ in bodies] == bodies
+            assert receiver.pipes == ()
+
+
+async def test_what_a_peer_sent_before_it_closed_is_received_by_an_application_that_is_late(new_url: NewUrl) -> None:
+    async with sp.Rep0(inbox_limit=2) as rep:
+        url = await listen(rep, new_url)
+        bodies = [b"%d" % number for number in range(60)]
+        got: list[bytes] = []
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+
+                async def ask_and_close() -> None:
+                    async with sp.Req0(linger=5) as req:
+                        await req.dial(url)
+                        for body in bodies:
+                            await req.context().send(body)
+
+                nursery.start_soon(ask_and_close)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                while len(got) < len(bodies):
+                    got.append(await rep.receive())
+        assert got == bodies
+
+
+async def test_a_second_listener_is_told_that_the_address_is_in_use_and_the_first_keeps_working(new_url: NewUrl) -> None:
+    async with sp.Rep0() as first, sp.Rep0() as second, sp.Req0() as req:
+        url = await listen(first, new_url)
+        for sock in (second, first):
+            with pytest.raises(OSError, match=r"(?i)address.* in use") as caught:
+                await sock.listen(url)
+            assert caught.value.errno == errno.EADDRINUSE
+        assert second.listeners == ()
+        with trio.fail_after(5):
+            await req.dial(url)
+            await req.send(b"who is there?")
+            assert await first.receive() == b"who is there?"
+
+
+async def test_a_failed_listen_on_entry_raises_the_plain_error(new_url: NewUrl) -> None:
+    async with sp.Rep0() as first:
+        url = await listen(first, new_url)
+        with pytest.raises(OSError, match=r"(?i)address.* in use"):
+            async with sp.Rep0(listen=url):
+                pass
+
+
+async def test_a_dial_to_nobody_fails_at_once_with_the_real_cause(scheme: str, new_url: NewUrl) -> None:
+    with socket.socket() as reserved:
+        url = new_url()
+        if scheme == "tcp":
+            reserved.bind(("127.0.0.1", 0))  # and nobody listens
+            url = f"tcp://127.0.0.1:{reserved.getsockname()[1]}"
+        async with sp.Req0() as req:
+            with trio.fail_after(5):
+                with pytest.raises(sp.DialError) as caught:
+                    await req.dial(url)
+            assert url in str(caught.value)
+            assert type(caught.value.__cause__) is (FileNotFoundError if scheme == "ipc" else ConnectionRefusedError)
+            assert str(caught.value.__cause__) in str(caught.value)
+            await trio.testing.wait_all_tasks_blocked()
+            assert req.dialers == ()
+
+
+async def test_peers_of_the_wrong_protocol_are_told_apart_by_name_on_both_sides(new_url: NewUrl) -> None:
+    async with sp.Pub0() as pub, sp.Req0() as req:
+        url = await listen(pub, new_url)
+        pub_events, req_events = pub.events(), req.events()
+        with trio.fail_after(5):
+            with pytest.raises(sp.DialError, match="PUB.*expected REP") as caught:
+                await req.dial(url)
+            assert isinstance(caught.value.__cause__, sp.WrongProtocol)
+            refused = await expect(pub_events, sp.EventKind.REFUSED)
+            assert isinstance(refused.error, sp.WrongProtocol)
+            assert "the peer is REQ, expected SUB" in refused.reason
+            failed = await expect(req_events, sp.EventKind.DIAL_FAILED)
+            assert isinstance(failed.error, sp.WrongProtocol)
+            assert "the peer is PUB, expected REP" in failed.reason
+        assert pub.pipes == req.pipes == ()
+
+
+async def test_a_closed_listener_frees_the_address_and_ends_its_pipes(new_url: NewUrl) -> None:
+    async with sp.Rep0() as first, sp.Rep0() as second, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
+        listener = await first.listen(new_url())
+        await req.dial(listener.url)
+        events = req.events()
+        with trio.fail_after(5):
+            listener.close()
+            assert first.listeners == ()
+            again = await second.listen(listener.url)
+            assert again.url == listener.url
+            await expect(events, sp.EventKind.DETACHED)
+            await expect(events, sp.EventKind.ATTACHED)
+            await req.send(b"hello")
+            assert await second.receive() == b"hello"
+            assert first.pipes == ()
+
+
+async def test_a_closed_socket_frees_the_address(new_url: NewUrl) -> None:
+    async with sp.Rep0() as rep:
+        url = await listen(rep, new_url)
+    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+        with trio.fail_after(5):
+            await req.dial(url)
+
+
+async def test_a_listener_that_is_closed_before_it_ran_accepts_nobody(new_url: NewUrl) -> None:
+    async with sp.Rep0() as rep, sp.Req0() as req:
+        listener = await rep.listen(new_url())
+        listener.close()
+        with trio.fail_after(5), pytest.raises(sp.DialError):
+            await req.dial(listener.url)
+
+
+async def test_one_address_can_be_listened_on_a_thousand_times_in_a_row(new_url: NewUrl) -> None:
+    async with sp.Rep0() as rep:
+        listener = await rep.listen(new_url())
+        url = listener.url
+        with trio.fail_after(30):
+            for number in range(1_000):
+                listener.close()
+                listener = await rep.listen(url)
+                if number % 20 == 0:
+                    async with sp.Req0() as req:
+                        await req.dial(url)
+                        await req.send(b"%d" % number)
+                        assert await rep.receive() == b"%d" % number
+        assert [each.url for each in rep.listeners] == [url]
+
+
+async def test_events_tell_the_life_of_a_pipe_in_order_on_both_sides(new_url: NewUrl) -> None:
+    kinds = sp.EventKind
+    async with sp.Rep0() as rep, sp.Req0() as req:
+        rep_events, req_events = rep.events(), req.events()
+        listener = await rep.listen(new_url())
+        dialer = await req.dial(listener.url)
+        with trio.fail_after(5):
+            await rep.wait_for_peers()
+            dialer.close()
+            await until(lambda: not rep.pipes and not req.dialers)
+        listener.close()
+        await rep.aclose()
+        await req.aclose()
+        assert [event.kind async for event in rep_events] == [kinds.LISTENING, kinds.ATTACHED, kinds.DETACHED, kinds.STOPPED]
+        assert [event.kind async for event in req_events] == [kinds.DIALING, kinds.ATTACHED, kinds.DETACHED, kinds.STOPPED]
+
+
+async def test_a_pipe_says_who_is_at_the_other_end(scheme: str, new_url: NewUrl) -> None:
+    async with sp.Rep0() as rep, sp.Req0() as req:
+        url = await listen(rep, new_url)
+        await req.dial(url)
+        with trio.fail_after(5):
+            await rep.wait_for_peers()
+        (ours,), (theirs,) = req.pipes, rep.pipes
+        assert (ours.peer_protocol, theirs.peer_protocol) == ("REP", "REQ")
+        assert ours.url == theirs.url == url
+        assert ours.remote_address == theirs.local_address == url.removeprefix("tcp://")
+        assert ours.local_address == theirs.remote_address
+        assert (ours.local_address != url) == (scheme == "tcp")

@@ -1,0 +1,380 @@
+"""tcp: names and interfaces, options of the kernel's sockets, and peers that vanish."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+import sp
+from tests.transports.wire import BUS, REQ, connect, connect_as, expect, receive_exactly, receive_frame
+
+Found = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]]
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and uses options of Linux")
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 on its loopback interface")
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Knows one name, and counts how often it is asked for it."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.asked = 0
+        self._answers = answers
+
+    async def getaddrinfo(
+        self, host: bytes | None, port: bytes | str | int | None, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0  # noqa: A002
+    ) -> Found:
+        assert host == b"peer.test"
+        addresses = self._answers[min(self.asked, len(self._answers) - 1)]
+        self.asked += 1
+        found: Found = []
+        for address in addresses:
+            if family in (0, socket.AF_INET) and ":" not in address:
+                found.append((socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port or 0))))
+            if family in (0, socket.AF_INET6) and ":" in address:
+                found.append((socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, int(port or 0), 0, 0)))
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return found
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+def use_resolver(*answers: list[str]) -> Resolver:
+    resolver = Resolver(*answers)
+    trio.socket.set_custom_hostname_resolver(resolver)
+    return resolver
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+async def ask(req: sp.Req0, rep: sp.Rep0, body: bytes) -> None:
+    await req.send(body)
+    assert await rep.receive() == body
+    await rep.send(b"re: " + body)
+    assert await req.receive() == b"re: " + body
+
+
+# Addresses.
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["*", ""])
+async def test_without_a_host_both_families_are_listened_on_with_one_port(host: str) -> None:
+    async with sp.Rep0() as rep:
+        listener = await rep.listen(f"tcp://{host}:0")
+        port = port_of(listener.url)
+        assert port > 0
+        with trio.fail_after(5):
+            for address in ("127.0.0.1", "[::1]"):
+                async with sp.Req0() as req:
+                    await req.dial(f"tcp://{address}:{port}")
+                    await ask(req, rep, address.encode())
+
+
+@needs_ipv6
+async def test_without_a_host_newcomers_of_both_families_are_served_side_by_side() -> None:
+    async with sp.Rep0(listen="tcp://*:0") as rep, sp.Req0() as four, sp.Req0() as six:
+        port = port_of(rep.listeners[0].url)
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(four.dial, f"tcp://127.0.0.1:{port}")
+                nursery.start_soon(six.dial, f"tcp://[::1]:{port}")
+            await rep.wait_for_peers(2)
+        assert rep.listeners[0].statistics().accepted == 2
+        rep.listeners[0].close()
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.socket(family) as probe:
+                assert probe.connect_ex((host, port)) != 0  # closed in both
+
+
+@needs_ipv6
+@pytest.mark.parametrize(("scheme", "reached", "refused"), [("tcp4", "127.0.0.1", "[::1]"), ("tcp6", "[::1]", "127.0.0.1")])
+async def test_one_family_can_be_asked_for(scheme: str, reached: str, refused: str) -> None:
+    async with sp.Rep0(listen=f"{scheme}://*:0") as rep, sp.Req0() as req:
+        port = port_of(rep.listeners[0].url)
+        with trio.fail_after(5):
+            with pytest.raises(sp.DialError):
+                await req.dial(f"tcp://{refused}:{port}")
+            await req.dial(f"tcp://{reached}:{port}")
+            await ask(req, rep, b"hello")
+
+
+@needs_ipv6
+async def test_an_ipv6_address_stands_in_brackets() -> None:
+    async with sp.Rep0(listen="tcp://[::1]:0") as rep, sp.Req0() as req:
+        url = rep.listeners[0].url
+        assert url.startswith("tcp://[::1]:")
+        with trio.fail_after(5):
+            await req.dial(url)
+            await ask(req, rep, b"hello")
+        assert req.pipes[0].remote_address == url.removeprefix("tcp://")
+
+
+async def test_port_zero_gives_a_free_port_which_the_url_tells() -> None:
+    async with sp.Rep0(listen=["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"]) as rep:
+        urls = [listener.url for listener in rep.listeners]
+        assert len({port_of(url) for url in urls} - {0}) == 2
+        with trio.fail_after(5):
+            for url in urls:
+                async with sp.Req0() as req:
+                    await req.dial(url)
+                    await ask(req, rep, url.encode())
+
+
+@pytest.mark.parametrize("url", ["tcp://*:80", "tcp://:80", "tcp://127.0.0.1:0"])
+async def test_what_can_only_be_listened_on_cannot_be_dialed(url: str) -> None:
+    async with sp.Req0() as req:
+        with trio.fail_after(5), pytest.raises((sp.AddressError, sp.DialError)) as caught:
+            await req.dial(url)
+        assert url in str(caught.value)
+
+
+# Names.
+
+
+@needs_ipv6
+async def test_a_name_with_a_dead_first_address_and_a_live_second_connects() -> None:
+    use_resolver(["::1", "127.0.0.1"])
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
+        with trio.fail_after(5):
+            await req.dial(f"tcp://peer.test:{port_of(rep.listeners[0].url)}")
+            await ask(req, rep, b"hello")
+
+
+@linux_only
+async def test_a_name_whose_first_address_never_answers_connects_by_the_second() -> None:
+    use_resolver(["127.0.0.2", "127.0.0.1"])
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(greeting_timeout=5) as req:
+        port = port_of(rep.listeners[0].url)
+        with socket.socket() as deaf, socket.socket() as first, socket.socket() as second:
+            # Linux leaves those unanswered that find the backlog full.
+            deaf.bind(("127.0.0.2", port))
+            deaf.listen(0)
+            for sock in (first, second):
+                sock.setblocking(False)
+                sock.connect_ex(("127.0.0.2", port))
+            with trio.fail_after(4):
+                await req.dial(f"tcp://peer.test:{port}")
+                await ask(req, rep, b"hello")
+
+
+@linux_only
+async def test_a_name_of_one_family_is_tried_at_all_its_addresses() -> None:
+    use_resolver(["::1", "127.0.0.2", "127.0.0.1"])
+    async with sp.Rep0(listen="tcp4://127.0.0.1:0") as rep, sp.Req0() as req:
+        with trio.fail_after(5):
+            await req.dial(f"tcp4://peer.test:{port_of(rep.listeners[0].url)}")
+            await ask(req, rep, b"hello")
+
+
+async def test_a_name_with_no_live_address_fails_with_the_real_cause() -> None:
+    use_resolver(["127.0.0.2", "127.0.0.1"])
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        async with sp.Req0() as req:
+            with trio.fail_after(5), pytest.raises(sp.DialError, match=r"(?i)refused") as caught:
+                await req.dial(f"tcp://peer.test:{reserved.getsockname()[1]}")
+        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+async def test_a_name_that_does_not_exist_fails_with_the_resolvers_words() -> None:
+    use_resolver([])
+    async with sp.Req0() as req:
+        with trio.fail_after(5), pytest.raises(sp.DialError, match="Name or service not known") as caught:
+            await req.dial("tcp://peer.test:5555")
+        assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+@linux_only
+async def test_a_name_is_looked_up_again_at_each_redial_so_a_peer_that_moved_is_found() -> None:
+    resolver = use_resolver(["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"])
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as old, sp.Rep0() as new, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
+        port = port_of(old.listeners[0].url)
+        await new.listen(f"tcp://127.0.0.2:{port}")
+        with trio.fail_after(5):
+            await req.dial(f"tcp://peer.test:{port}")
+            await ask(req, old, b"one")
+            assert resolver.asked == 1
+            for count, (left, right) in enumerate([(old, new), (new, old)], 2):
+                left.pipes[0].close()
+                await right.wait_for_peers()
+                await req.wait_for_peers()
+                await ask(req, right, b"two")
+                assert resolver.asked == count
+
+
+# Options of the kernel's sockets.
+
+
+@contextmanager
+def kernel_socket(pipe: sp.Pipe) -> Iterator[socket.socket]:
+    """Find the descriptor behind *pipe* among all of the process."""
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            copy = os.dup(int(entry.name))
+        except OSError:
+            continue
+        try:
+            sock = socket.socket(fileno=copy)
+        except OSError:  # not a socket
+            os.close(copy)
+            continue
+        with sock:
+            try:
+                ends = [f"{host}:{port}" for host, port in (sock.getsockname(), sock.getpeername())]
+            except (OSError, ValueError):
+                continue
+            if ends == [pipe.local_address, pipe.remote_address]:
+                yield sock
+                return
+    raise AssertionError("no such socket")
+
+
+@linux_only
+async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_asked_for() -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0", keepalive=20) as rep, sp.Req0() as req:
+        with trio.fail_after(5):
+            await req.dial(rep.listeners[0].url)
+            await rep.wait_for_peers()
+        for pipe, seconds in ((rep.pipes[0], 20), (req.pipes[0], 60)):
+            with kernel_socket(pipe) as sock:
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                idle, interval, count = (
+                    sock.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                )
+                assert count >= 2  # one lost probe is no lost peer
+                assert seconds * 0.9 <= idle + interval * count <= seconds
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == seconds * 1000
+
+
+@linux_only
+async def test_keepalive_can_be_left_to_the_kernel() -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(keepalive=None) as req:
+        with trio.fail_after(5):
+            await req.dial(rep.listeners[0].url)
+        with kernel_socket(req.pipes[0]) as sock:
+            assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# Peers that vanish.
+
+
+def go_deaf(sock: trio.socket.SocketType) -> None:
+    """Drop all that arrives for *sock*, before the kernel could acknowledge it: what a pulled cable looks like."""
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
+    filters = struct.pack("HP", 1, ctypes.addressof(program))
+    sock.setsockopt(socket.SOL_SOCKET, 26, filters)  # SO_ATTACH_FILTER
+
+
+@linux_only
+async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time_idle_or_not() -> None:
+    async with (
+        sp.Bus0(listen="tcp://127.0.0.1:0", keepalive=2) as idle,
+        sp.Bus0(listen="tcp://127.0.0.1:0", keepalive=2) as busy,
+        sp.Bus0(listen="tcp://127.0.0.1:0", keepalive=2) as patient,
+    ):
+        buses = (idle, busy, patient)
+        events = [bus.events() for bus in buses]
+        with trio.fail_after(10):
+            streams = [await connect_as(bus.listeners[0].url, BUS) for bus in buses]
+            for bus in buses:
+                await bus.wait_for_peers()
+            began = trio.current_time()
+            for stream in streams[:2]:
+                go_deaf(stream.socket)
+            await busy.send(b"on its way for ever")
+            ends = [await expect(events[number], sp.EventKind.DETACHED) for number in (0, 1)]
+            assert trio.current_time() - began < 4
+        assert [type(end.error) for end in ends] == [TimeoutError, TimeoutError]
+        assert all("timed out" in end.reason for end in ends)
+        assert len(patient.pipes) == 1  # whose peer says nothing, and is there
+        for stream in streams:
+            await stream.aclose()
+
+
+@linux_only
+async def test_a_peer_that_is_gone_without_a_fin_is_noticed_within_the_keepalive_time() -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0", keepalive=2) as rep:
+        events = rep.events()
+        with trio.fail_after(10):
+            stream = await connect_as(rep.listeners[0].url, REQ)
+            await expect(events, sp.EventKind.ATTACHED)
+            try:
+                stream.socket.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: from now on closing sends nothing
+            except PermissionError:
+                await stream.aclose()
+                pytest.skip("only root may put a socket into repair mode")
+            await stream.aclose()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert len(rep.pipes) == 1  # really without a FIN
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, OSError)
+            assert event.reason
+        assert rep.pipes == ()
+
+
+async def test_a_peer_that_resets_the_connection_ends_its_pipe_with_the_reason() -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep:
+        events = rep.events()
+        with trio.fail_after(5):
+            stream = await connect_as(rep.listeners[0].url, REQ)
+            await expect(events, sp.EventKind.ATTACHED)
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await stream.aclose()
+            event = await expect(events, sp.EventKind.DETACHED)
+        assert isinstance(event.error, ConnectionResetError)
+        assert "reset" in event.reason.lower()
+
+
+# The wire.
+
+
+async def test_a_message_on_the_wire_is_its_length_and_its_body() -> None:
+    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
+        with trio.fail_after(5):
+            stream = await connect(bus.listeners[0].url)
+            async with stream:
+                await stream.send_all(b"\0SP\0\0\x70\0\0")
+                assert await receive_exactly(stream, 8) == b"\0SP\0\0\x70\0\0"
+                await bus.wait_for_peers()
+                await bus.send(b"hello")
+                assert await receive_exactly(stream, 13) == b"\0\0\0\0\0\0\0\5hello"
+                await bus.send(b"")
+                assert await receive_frame(stream) == b""
+                await stream.send_all(b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\3abc")
+                assert [await bus.receive(), await bus.receive()] == [b"", b"abc"]
+
+
+async def test_our_greeting_does_not_wait_for_the_peers() -> None:
+    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
+        with trio.fail_after(5):
+            async with await connect(bus.listeners[0].url) as stream:
+                assert await receive_exactly(stream, 8) == b"\0SP\0\0\x70\0\0"

@@ -1,0 +1,111 @@
+"""Raw peers: plain streams on which a test writes the SP wire format by hand; and guards and waits that tests share."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import unquote_to_bytes
+
+import trio
+
+import sp
+
+PUB, SUB, REQ, REP, BUS = 0x20, 0x21, 0x30, 0x31, 0x70
+
+
+def greeting(number: int) -> bytes:
+    return b"\0SP\0" + struct.pack(">HH", number, 0)
+
+
+def frame(body: bytes, *, typed: bool = False) -> bytes:
+    return (b"\x01" if typed else b"") + struct.pack(">Q", len(body)) + body
+
+
+async def connect(url: str) -> trio.SocketStream:
+    """Connect to a tcp, ipc or abstract URL, and say nothing."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "tcp":
+        host, _, port = rest.rpartition(":")
+        return await trio.open_tcp_stream(host.strip("[]"), int(port))
+    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    await sock.connect(b"\0" + unquote_to_bytes(rest) if scheme == "abstract" else rest)
+    return trio.SocketStream(sock)
+
+
+async def greet(stream: trio.SocketStream, number: int) -> bytes:
+    """Greet as protocol *number* and return the greeting that came back."""
+    await stream.send_all(greeting(number))
+    return await receive_exactly(stream, 8)
+
+
+async def connect_as(url: str, number: int) -> trio.SocketStream:
+    stream = await connect(url)
+    await greet(stream, number)
+    return stream
+
+
+async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = await stream.receive_some(size - len(data))
+        assert more, f"the stream ended after {data!r}"
+        data += more
+    return data
+
+
+async def receive_frame(stream: trio.SocketStream, *, typed: bool = False) -> bytes:
+    if typed:
+        assert await receive_exactly(stream, 1) == b"\x01"
+    (size,) = struct.unpack(">Q", await receive_exactly(stream, 8))
+    return await receive_exactly(stream, size)
+
+
+async def receive_end(stream: trio.SocketStream) -> bytes:
+    """Return what still comes until the peer ends the stream, be it with a FIN or an RST."""
+    data = b""
+    try:
+        while more := await stream.receive_some():
+            data += more
+    except trio.BrokenResourceError:
+        pass
+    return data
+
+
+async def expect(events: sp.EventStream, kind: sp.EventKind) -> sp.Event:
+    """Return the next event of *kind*, passing over others."""
+    async for event in events:
+        if event.kind is kind:
+            return event
+    raise AssertionError(f"the events ended without one of {kind}")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let everybody run until *condition* holds.  The few milliseconds are those of an idle kernel, whatever the clock says."""
+    while not condition():
+        await trio.testing.wait_all_tasks_blocked(0.002)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Like ``trio.fail_after``, but in real seconds also where the clock is a mock."""
+    token = trio.lowlevel.current_trio_token()
+    scope = trio.CancelScope()
+
+    def expire() -> None:
+        try:
+            token.run_sync_soon(scope.cancel)
+        except trio.RunFinishedError:
+            pass
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        with scope:
+            yield
+    finally:
+        timer.cancel()
+        timer.join()
+    assert not scope.cancelled_caught, f"not done after {seconds:g} real seconds"
