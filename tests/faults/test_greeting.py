@@ -1,5 +1,4 @@
 """Peers that greet badly, slowly or not at all: each of them costs one place, for a while, and nobody else notices."""
-# ruff: noqa: ARG001  -- a test asks for a clock by an argument
 
 from __future__ import annotations
 

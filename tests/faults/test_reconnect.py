@@ -1,5 +1,4 @@
 """Peers that are absent, come late, go and return, or will never do: in virtual time, over inproc."""
-# ruff: noqa: ARG001  -- a test asks for a clock by an argument
 
 from __future__ import annotations
 

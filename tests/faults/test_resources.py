@@ -1,5 +1,4 @@
 """What peers may cost: memory with one that does not read, turns with one that floods, nothing once they are gone."""
-# ruff: noqa: ARG001  -- a test asks for a clock by an argument
 
 from __future__ import annotations
 
