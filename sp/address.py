@@ -19,7 +19,9 @@ _EXPECTED: Final = {
     "abstract": "abstract://NAME",
     "inproc": "inproc://NAME",
 }
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.\-]+(%[A-Za-z0-9_.\-]+)?")
+_LABEL: Final = r"[A-Za-z0-9_\-]{1,63}"
+_HOST_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
+_MAX_HOST_NAME: Final = 253
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.\-]+)?")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a path in Linux's ``sockaddr_un``, less the final zero."""
@@ -60,6 +62,11 @@ class Address:
             return cls(url, scheme, path=_abstract_name(url, rest))
         return cls(url, scheme, path=_socket_path(url, rest))
 
+    def check_dialable(self) -> None:
+        """Raise AddressError when this can be listened on but not dialed."""
+        if self.scheme in ("tcp", "tcp4", "tcp6") and not (self.host and self.port):
+            raise AddressError(f"{self.url!r} can be listened on but not dialed: expected {_EXPECTED[self.scheme]}, with a port above 0")
+
     def with_port(self, port: int) -> Address:
         """Return the same address with the port that was really bound."""
         host = f"[{self.host}]" if ":" in self.host else self.host or "*"
@@ -81,7 +88,7 @@ def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
         raise AddressError(f"{url!r}: an IPv6 address stands in brackets, as in {scheme}://[::1]:{port}")
     elif host == "*":
         host = ""
-    elif host and not _HOST_NAME.fullmatch(host):
+    elif host and not (_HOST_NAME.fullmatch(host) and len(host) <= _MAX_HOST_NAME):
         raise AddressError(f"{url!r}: {host!r} is no host name or address, {expected}")
     return host, int(port)
 

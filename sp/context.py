@@ -28,6 +28,9 @@ class Context(Verbs, trio.abc.AsyncResource):
         self._conversation = conversation
         self._receivers = receivers
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self._closed else self._core.state}>"
+
     def close(self) -> None:
         """End the conversation; who waits in it gets ClosedResourceError.  A second time does nothing."""
         if not self._closed:

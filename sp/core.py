@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 import outcome
 import trio
 
-from sp.errors import Error, GreetingError, PipeRefused, StateError, WrongProtocol
+from sp.errors import Error, GreetingError, MalformedMessage, MessageTooLarge, PipeRefused, StateError, WrongProtocol
 from sp.events import Event, EventKind, EventStream
 from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
@@ -46,6 +46,7 @@ _LENT_FOR: Final = 0.02
 
 class _State(enum.Enum):
     NEW = "not entered"
+    ENTERED = "being entered"
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
@@ -102,7 +103,7 @@ class Core:
         """Raise unless the socket can be used."""
         if self._state is _State.OPEN:
             return
-        if self._state is _State.NEW:
+        if self._state in (_State.NEW, _State.ENTERED):
             raise StateError("the socket is not open: enter it with 'async with' first")
         if self._state is _State.FORKED:
             raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
@@ -110,13 +111,23 @@ class Core:
 
     # Life and death.
 
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Serve the socket until it is closed."""
+    def enter(self) -> None:
+        """Claim the socket for one block.  Raises StateError when there was one already, RuntimeError outside of trio."""
         if self._state is not _State.NEW:
             raise StateError("a socket can be entered once")
         try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            raise RuntimeError("this library runs on trio: start your program with trio.run") from None
+        self._state = _State.ENTERED
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve the socket until it is closed."""
+        try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self._state is not _State.ENTERED:
+                    raise trio.ClosedResourceError("the socket was closed before it was open")
                 self._state = _State.OPEN
                 self.open = True
                 if self.engine.timed:
@@ -160,7 +171,7 @@ class Core:
         """Close now.  What was accepted and not written is dropped and counted."""
         if self._state in (_State.CLOSED, _State.FORKED):
             return
-        if self._state is _State.NEW:
+        if self._nursery is None:
             self._ended.set()
         self._refuse_calls(_State.CLOSED)
         unsent = sum(pipe.unsent for pipe in self.pipes.values())
@@ -225,6 +236,8 @@ class Core:
     def _attach(self, pipe: Pipe) -> None:
         if not self.open:
             raise trio.ClosedResourceError("the socket is closed")
+        if pipe.error is not None:
+            raise PipeRefused("refused: authorize closed the pipe")
         for other in self.pipes.values():
             other.recall()  # from now on messages may come by any of them
         self.pipes[pipe.id] = pipe
@@ -243,6 +256,8 @@ class Core:
             return
         self.dropped["pipe closed" if self.open else "socket closed"] += pipe.unsent
         self._past.update(_moved(pipe))
+        if isinstance(pipe.error, MessageTooLarge):
+            self.dropped["too large"] += 1
         self.engine.pipe_detached(pipe)
         self.emit(Event(kind=EventKind.DETACHED, url=pipe.url, pipe=pipe, reason=pipe.reason, error=pipe.error))
         self.retry_senders()
@@ -278,9 +293,11 @@ class Core:
 
     def emit(self, event: Event) -> None:
         """Log *event*, give it to those who listen, and wake those who wait for a change."""
-        if log.isEnabledFor(logging.INFO):
+        # A message that one side sent and the other does not accept would come again and again without a word.
+        level = logging.WARNING if isinstance(event.error, (MessageTooLarge, MalformedMessage)) else logging.INFO
+        if log.isEnabledFor(level):
             pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
-            log.info("%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
+            log.log(level, "%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
         for stream in list(self._events):
             stream.put(event)
         self._change()

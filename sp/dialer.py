@@ -166,7 +166,12 @@ class Dialer:
 
     def _wants_redial(self, error: Exception) -> bool:
         redial = self._core.options.redial
-        return redial is None or bool(redial(error))
+        try:
+            return redial is None or bool(redial(error))
+        except Exception as raised:
+            self.error = raised
+            log.warning("%s is dialed no more: redial raised %r", self.url, raised)
+            return False
 
     def _emit(self, kind: EventKind, error: Exception | None = None) -> None:
         self._core.emit(Event(kind=kind, url=self.url, reason="" if error is None else str(error), error=error))

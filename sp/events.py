@@ -20,7 +20,6 @@ class EventKind(enum.Enum):
     """What happened."""
 
     LISTENING = "listening"
-    LISTEN_FAILED = "listen failed"
     DIALING = "dialing"
     DIAL_FAILED = "dial failed"
     ATTACHED = "attached"
@@ -51,7 +50,7 @@ class Event:
 class EventStream:
     """An async iterator over the events since it was made; it ends when the socket is closed.
 
-    One task at a time may iterate.  A cancelled ``__anext__`` loses no event.
+    Several tasks that iterate share the events.  A cancelled ``__anext__`` loses no event.
     """
 
     def __init__(self) -> None:
@@ -64,13 +63,17 @@ class EventStream:
     def __aiter__(self) -> EventStream:
         return self
 
+    def __repr__(self) -> str:
+        return f"<EventStream waiting={len(self._events)} missed={self.missed}{' ended' if self._ended else ''}>"
+
     async def __anext__(self) -> Event:
         """Return the oldest event that waits, or wait for one."""
         await trio.lowlevel.checkpoint()
         while not self._events:
             if self._ended:
                 raise StopAsyncIteration
-            self._arrived = trio.Event()
+            if self._arrived.is_set():
+                self._arrived = trio.Event()
             await self._arrived.wait()
         return self._events.popleft()
 

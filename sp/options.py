@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import attrs
 
@@ -29,12 +29,13 @@ def _count(minimum: int, maximum: float = math.inf) -> Callable[[object, _Attrib
     return check
 
 
-def _seconds(*, zero: bool) -> Callable[[object, _Attribute, object], None]:
+def _seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[object, _Attribute, object], None]:
     def check(_: object, attribute: _Attribute, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-        if not (0 < value < math.inf or (zero and value == 0)):
-            raise ValueError(f"{attribute.name} must be {'zero or ' if zero else ''}a positive number of seconds, not {value}")
+        if not (0 < value < math.inf or (zero and value == 0)) or value > maximum:
+            most = "" if maximum == math.inf else f" of at most {maximum:g}"
+            raise ValueError(f"{attribute.name} must be {'zero or ' if zero else ''}a positive number of seconds{most}, not {value}")
 
     return check
 
@@ -98,7 +99,10 @@ class SocketKeywords(TypedDict, total=False):
 
 
 def _urls(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+    urls = cast("object", (value,) if isinstance(value, str) else value)
+    if isinstance(urls, bytes) or not isinstance(urls, Iterable):
+        raise TypeError(f"dial and listen take a URL or several, each a str, not {value!r}")
+    return tuple(cast("Iterable[str]", urls))
 
 
 @attrs.frozen(kw_only=True)
@@ -134,7 +138,7 @@ class SocketOptions:
     """Shortest wait in seconds before a redial; equal to ``redial_max`` it makes the wait constant."""
     redial_max: float = attrs.field(default=60.0, validator=_seconds(zero=False))
     """Longest wait in seconds before a redial."""
-    keepalive: float | None = attrs.field(default=60.0, validator=_optional(_seconds(zero=False)))
+    keepalive: float | None = attrs.field(default=60.0, validator=_optional(_seconds(zero=False, maximum=86_400)))
     """Seconds after which a tcp peer that vanished without a word is given up.  None: when the kernel does."""
     linger: float = attrs.field(default=1.0, validator=_seconds(zero=True))
     """Seconds that ``aclose`` may take to deliver what was accepted.  0: it drops that at once."""
@@ -143,4 +147,4 @@ class SocketOptions:
 
     def __attrs_post_init__(self) -> None:
         if self.redial_max < self.redial_min:
-            raise ValueError(f"redial_max must not be below redial_min ({self.redial_min}), not {self.redial_max}")
+            raise ValueError(f"redial_min must not be above redial_max: {self.redial_min} is above {self.redial_max}")

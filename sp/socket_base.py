@@ -40,6 +40,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     async def __aenter__(self) -> Self:
         """Open the socket, listen on ``listen=`` and start to dial ``dial=``."""
+        self._core.enter()
         manager = trio.open_nursery()
         nursery = await manager.__aenter__()
         self._manager = manager
@@ -79,10 +80,10 @@ class Socket(Verbs, trio.abc.AsyncResource):
         try:
             swallowed = await manager.__aexit__(type(seen) if seen else None, seen, seen.__traceback__ if seen else None)
         except BaseExceptionGroup as group:
-            rest = [inner for inner in group.exceptions if not isinstance(inner, trio.Cancelled)]
-            if not rest:
+            rest = _plain(group)
+            if rest is None:
                 return False  # cancelled from further out
-            raise (rest[0] if len(rest) == 1 else group) from error
+            raise rest from error
         return bool(swallowed) and seen is not None
 
     async def aclose(self) -> None:
@@ -105,6 +106,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed.
         """
         address = Address.parse(url)
+        address.check_dialable()
         await trio.lowlevel.checkpoint()
         self._core.check_open()
         dialer = Dialer(self._core, address, once=wait)
@@ -180,13 +182,25 @@ class Socket(Verbs, trio.abc.AsyncResource):
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
 
 
-def options_from(keywords: SocketKeywords) -> SocketOptions:
-    """Turn a socket's keyword arguments into its options.  An unknown one is a TypeError that lists the known ones."""
+def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
+    """Turn a socket's keyword arguments into its options.  An unknown one is a TypeError that lists the known ones, *own* among them."""
     unknown = keywords.keys() - SocketKeywords.__annotations__.keys()
     if unknown:
-        known = ", ".join(sorted(SocketKeywords.__annotations__))
+        known = ", ".join(sorted([*own, *SocketKeywords.__annotations__]))
         raise TypeError(f"unknown option {', '.join(map(repr, sorted(unknown)))}, expected some of {known}")
     return SocketOptions(**keywords)
+
+
+def _plain(error: BaseException) -> BaseException | None:
+    """Return what *error* is about, without trio.Cancelled and without groups of one; None: nothing but Cancelled."""
+    if isinstance(error, trio.Cancelled):
+        return None
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    rest = [inner for inner in map(_plain, cast("BaseExceptionGroup[BaseException]", error).exceptions) if inner is not None]
+    if not rest:
+        return None
+    return rest[0] if len(rest) == 1 else BaseExceptionGroup("several tasks of the socket failed", rest)
 
 
 def _has_cancelled(error: BaseException | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import SystemRandom
 from typing import Unpack, cast
 
@@ -31,7 +31,7 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     def __init__(self, *, resend_after: float | None = 60.0, **options: Unpack[SocketKeywords]) -> None:
         engine = ReqEngine(check_seconds("resend_after", resend_after), SystemRandom(), trio.current_time)
-        super().__init__(engine, options_from(options))
+        super().__init__(engine, options_from(options, "resend_after"))
         self._engine = engine
         self._sender = self._receiver = conversation = engine.open_context()
         self._receivers = self._core.receivers(conversation.mailbox, exclusive=True)
@@ -78,7 +78,7 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """
 
     def __init__(self, *, ttl: int = 8, **options: Unpack[SocketKeywords]) -> None:
-        keywords = options_from(options)
+        keywords = options_from(options, "ttl")
         engine = RepEngine(keywords, check_ttl(ttl))
         super().__init__(engine, keywords)
         self._engine = engine
@@ -104,7 +104,7 @@ class Pub0(Socket, SendManyVerbs):
 
     def __init__(self, *, outbox_drops: DropPolicy = "oldest", **options: Unpack[SocketKeywords]) -> None:
         engine = PubEngine(check_policy("outbox_drops", outbox_drops))
-        super().__init__(engine, options_from(options))
+        super().__init__(engine, options_from(options, "outbox_drops"))
         self._sender = engine
 
 
@@ -122,7 +122,7 @@ class Sub0(Socket, ReceiveManyVerbs):
         inbox_drops: DropPolicy = "oldest",
         **options: Unpack[SocketKeywords],
     ) -> None:
-        keywords = options_from(options)
+        keywords = options_from(options, "topics", "inbox_drops")
         engine = SubEngine(keywords, check_policy("inbox_drops", inbox_drops))
         super().__init__(engine, keywords)
         self._engine = engine
@@ -130,6 +130,8 @@ class Sub0(Socket, ReceiveManyVerbs):
         self._receivers = self._core.receivers(self._subscriptions.mailbox)
         if isinstance(topics, str | bytes | bytearray | memoryview):
             topics = (cast("BytesLike", topics),)
+        if not isinstance(topics, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"topics must be a prefix or several, each bytes, not {topics!r}")
         for topic in topics:
             self.subscribe(topic)
 
@@ -156,7 +158,7 @@ class Bus0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     """
 
     def __init__(self, *, inbox_drops: DropPolicy = "newest", **options: Unpack[SocketKeywords]) -> None:
-        keywords = options_from(options)
+        keywords = options_from(options, "inbox_drops")
         engine = BusEngine(keywords, check_policy("inbox_drops", inbox_drops))
         super().__init__(engine, keywords)
         self._sender = self._receiver = engine

@@ -40,7 +40,7 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
     _sender: Sender
 
     async def send(self, value: BytesLike) -> None:
-        """Send *value*, a bytes-like body; wait while the protocol has no place for it.
+        """Send *value*, a body of bytes, bytearray or memoryview; wait while the protocol has no place for it.
 
         Returns when the message is queued or written.  Cancelled, it was not sent and never will be.
         Raises TypeError for anything but bytes, ClosedResourceError, and StateError where the protocol's order forbids sending now.
@@ -78,6 +78,8 @@ class SendManyVerbs(SendVerbs):
         """
         await checkpoint_if_cancelled()
         self._check_open()
+        if isinstance(values, bytes | bytearray | memoryview | str):
+            raise TypeError("send_many takes bodies, not one body: use send, or put it into a list")
         send = self._sender.send
         for count, value in enumerate(values, 1):
             message = Message(to_body(value))
@@ -141,8 +143,8 @@ class ReceiveManyVerbs(ReceiveVerbs):
 
         Waits for the first; otherwise as ``receive``.
         """
-        if max_messages is not None and max_messages < 1:
-            raise ValueError(f"max_messages must be at least 1 or None, not {max_messages}")
+        if max_messages is not None and (not isinstance(max_messages, int) or max_messages < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"max_messages must be a whole number of at least 1, or None, not {max_messages!r}")
         bodies = [(await self.receive_message()).body]
         receive = self._receiver.receive
         while max_messages is None or len(bodies) < max_messages:

@@ -2,7 +2,8 @@
 
 The 32-bit request id before the body has its high bit set and starts at random; the peer gives it back unchanged.
 A request goes to the next pipe with room, in turn.  It is sent again when the pipe that carried it dies, at once if another pipe
-has room, and when no reply came for ``resend_after`` seconds.  Any other reply, stale or foreign, is dropped.  A reply of
+has room, and when no reply came for ``resend_after`` seconds.  A reply counts when it comes by a pipe that carried the request: ids follow each
+other, so another peer could guess one.  Any other reply, stale or foreign, is dropped.  A reply of
 fewer than four bytes ends the pipe, as in nng.
 """
 
@@ -35,15 +36,15 @@ class _State(enum.Enum):
 class ReqContext:
     """One conversation: at most one request is under way."""
 
-    __slots__ = ("_engine", "deadline", "error", "mailbox", "pipe", "request", "request_id", "reply", "state")
+    __slots__ = ("_engine", "deadline", "earlier", "error", "mailbox", "pipe", "reply", "request", "state")
 
     def __init__(self, engine: ReqEngine) -> None:
         self._engine = engine
         self.mailbox = Mailbox()
         self.state = _State.IDLE
-        self.request_id = 0
         self.request: Message | None = None
-        self.pipe: EnginePipe | None = None
+        self.pipe: EnginePipe | None = None  # that carried it last
+        self.earlier: tuple[EnginePipe, ...] = ()  # that carried it before, and are still there
         self.deadline = 0.0
         self.reply: Message | None = None
         self.error: Error | None = None
@@ -112,6 +113,7 @@ class ReqEngine(Engine):
             self._under_way.pop(context.request.header, None)
         context.state = _State.IDLE
         context.request = context.reply = context.pipe = context.error = None
+        context.earlier = ()
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
         self._pipes.append(pipe)
@@ -123,7 +125,10 @@ class ReqEngine(Engine):
     def pipe_detached(self, pipe: EnginePipe) -> None:
         if pipe in self._pipes:
             self._pipes.remove(pipe)
-        for context in [c for c in self._under_way.values() if c.pipe is pipe]:
+        for context in [c for c in self._under_way.values() if c.pipe is pipe or pipe in c.earlier]:
+            context.earlier = tuple(other for other in context.earlier if other is not pipe)
+            if context.pipe is not pipe:
+                continue
             context.pipe = None
             context.state = _State.UNSENT
             if self._resend_after is None:
@@ -131,13 +136,15 @@ class ReqEngine(Engine):
         self._send_unsent()
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
-        context = self._under_way.pop(message.header, None)
-        if context is None:
+        context = self._under_way.get(message.header)
+        if context is None or (context.pipe is not pipe and pipe not in context.earlier):
             self.dropped["stale reply"] += 1
             return True
+        del self._under_way[message.header]
         context.state = _State.ANSWERED
         context.reply = message
         context.request = context.pipe = None
+        context.earlier = ()
         if context.mailbox.wake is not None:
             context.mailbox.wake()
         return True
@@ -158,6 +165,8 @@ class ReqEngine(Engine):
                 # Nobody has room, so the request is still waiting in somebody's outbox, or there is nobody.
                 self._stamp(context)
             else:
+                if context.pipe is not None and context.pipe not in context.earlier:
+                    context.earlier = (*context.earlier, context.pipe)
                 self._sent(context, pipe)
 
     def _take_id(self) -> bytes:

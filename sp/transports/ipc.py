@@ -66,6 +66,8 @@ def _bound(address: Address, mode: int | None) -> socket.socket:
             sock.close()
             if error.errno != errno.EADDRINUSE:
                 raise OSError(error.errno, f"cannot listen on {address.url!r}: {os.strerror(error.errno or 0)}") from error
+            if isinstance(path, str) and os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use by a file that is no socket") from error
             if attempt == 2 or not isinstance(path, str) or not _remove_stale(path):
                 raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use") from error
     raise AssertionError("the second attempt returns or raises")

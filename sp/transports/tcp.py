@@ -11,12 +11,13 @@ from typing import Final, cast
 import trio
 
 from sp.address import Address
-from sp.errors import AddressError
 from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
 
 _ACCEPT_BATCH: Final = 64
 _PORT_TRIES: Final = 16
+_MAX_KEEPALIVE: Final = 32767
+"""The longest time in seconds that Linux takes for each of the keepalive times."""
 _FAMILIES: Final = {"tcp": socket.AF_UNSPEC, "tcp4": socket.AF_INET, "tcp6": socket.AF_INET6}
 
 
@@ -26,8 +27,6 @@ async def connect(address: Address, terms: Terms) -> Connection:
 
 
 async def connect_link(address: Address, terms: Terms) -> SocketLink:
-    if not address.host or not address.port:
-        raise AddressError(f"{address.url!r} can be listened on but not dialed: expected {address.scheme}://HOST:PORT, with a port above 0")
     *others, last = [address.host] if address.scheme == "tcp" else await _only_family(address)
     for host in others:
         try:
@@ -63,7 +62,10 @@ async def _only_family(address: Address) -> list[str]:
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*.  A name is bound at all its addresses, no host at all interfaces of both families."""
-    sockets = await _bind(address)
+    try:
+        sockets = await _bind(address)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot listen on {address.url!r}: {error.strerror or error}") from error
     port: int = sockets[0].getsockname()[1]
     url = address.with_port(port).url
     return [TCPAcceptor(sock, url, terms) for sock in sockets]
@@ -121,11 +123,11 @@ def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
     if sys.platform == "linux":
         # Half of the time until the first probe, then probes until the time is over.
         whole = max(2, round(seconds))
-        idle = max(1, whole // 2)
-        interval = max(1, (whole - idle) // 4)
+        idle = min(max(1, whole // 2), _MAX_KEEPALIVE)
+        interval = min(max(1, (whole - idle) // 4), _MAX_KEEPALIVE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, max(1, (whole - idle) // interval))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, min(max(1, (whole - idle) // interval), 127))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, whole * 1000)
 
 

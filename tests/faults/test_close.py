@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 import sp
-from tests.transports.wire import BUS, SUB, at_most, connect_as, expect, frame
+from tests.transports.wire import BUS, REQ, SUB, at_most, connect_as, expect, frame, receive_end, receive_frame
 
 _names = itertools.count(1)
 
@@ -322,6 +322,22 @@ async def test_what_was_accepted_is_delivered_before_a_close_in_order_returns() 
             assert sender.statistics().dropped.get("socket closed", 0) == 0
             for _ in range(100 - left):
                 await receiver.receive()
+
+
+async def test_a_reply_arrives_whole_even_when_its_socket_is_closed_with_requests_unread() -> None:
+    # Closing a TCP socket that has something unread resets the connection, and what is on its way is lost.
+    async with sp.Rep0(listen="tcp://127.0.0.1:0", inbox_limit=1, linger=5, outbox_bytes=1 << 30) as rep:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery, await connect_as(rep.listeners[0].url, REQ) as stream:
+                # A read takes 64 KiB at most and is not followed by another, for the inbox is full.
+                nursery.start_soon(stream.send_all, frame(b"\x80\0\0\1" + bytes(10_000)) * 12)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                await rep.receive()
+                await rep.send(bytes(3_000_000))
+                nursery.start_soon(rep.aclose)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                assert await receive_frame(stream) == b"\x80\0\0\1" + bytes(3_000_000)
+                assert await receive_end(stream) == b""
 
 
 async def test_closing_twice_or_from_two_tasks_or_cancelled_is_no_trouble() -> None:

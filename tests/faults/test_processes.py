@@ -244,6 +244,8 @@ async def main():
                 os._exit(2)
         await bus.send(b"forked")
         assert await bus.receive() == b"close"
+        if sys.argv[2] == "at once":
+            bus.close()
     print("closed", flush=True)
     sys.stdin.readline()
     os.kill(pid, signal.SIGKILL)
@@ -255,12 +257,15 @@ trio.run(main)
 
 
 @posix_only
+@pytest.mark.parametrize("close", ["in order", "at once"])
 @pytest.mark.parametrize("scheme", ["tcp", "ipc"])
-async def test_a_forked_child_cannot_use_what_it_inherited_and_its_parents_peers_notice_nothing(scheme: str, tmp_path: object) -> None:
+async def test_a_forked_child_cannot_use_what_it_inherited_and_its_parents_peers_notice_nothing(
+    scheme: str, close: str, tmp_path: object
+) -> None:
     async with sp.Bus0(listen="tcp://127.0.0.1:0" if scheme == "tcp" else f"ipc://{tmp_path}/s") as bus:
         events = bus.events()
         with trio.fail_after(20):
-            async with start_script(_FORKING, bus.listeners[0].url) as script:
+            async with start_script(_FORKING, bus.listeners[0].url, close) as script:
                 await expect(events, sp.EventKind.ATTACHED)
                 assert await bus.receive() == b"before"
                 await script.hear("child ended with 0")

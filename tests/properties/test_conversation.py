@@ -6,8 +6,9 @@ from itertools import count
 from random import Random
 from typing import cast
 
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sp.errors import RequestLost, RequestReplaced, StateError
 from sp.message import Message
@@ -17,16 +18,14 @@ from sp.protocols.rep import RepContext, RepEngine
 from sp.protocols.req import ReqContext, ReqEngine
 from sp.testing import FakePipe
 
-ROOM = 2
-
 picks = st.integers(0, 1000)
 
 
 class Wire:
     """A pipe's two ends; what one was offered is under way to the other."""
 
-    def __init__(self) -> None:
-        self.req, self.rep = FakePipe(ROOM), FakePipe(ROOM)
+    def __init__(self, room: int) -> None:
+        self.req, self.rep = FakePipe(room), FakePipe(room)
 
 
 class Asker:
@@ -37,6 +36,10 @@ class Asker:
         self.question: bytes | None = None
         self.carrier: FakePipe | None = None
         self.replaced = self.lost = False
+
+    @property
+    def answer(self) -> bytes | None:
+        return None if self.question is None else b"re: " + self.question
 
     @property
     def waits(self) -> bool:
@@ -69,7 +72,7 @@ class Asker:
             assert self.question is not None
             if message is None:
                 return
-            assert message.body == b"re: " + self.question
+            assert message.body == self.answer
             self.question = None
         self.context.mailbox.wake = None
 
@@ -86,7 +89,7 @@ class Answerer:
             request = self.context.receive()
             if request is not None:
                 self.answer = b"re: " + request.body
-        elif self.context.send(Message(self.answer)):
+        if self.answer is not None and self.context.send(Message(self.answer)):
             self.answer = None
 
 
@@ -101,51 +104,63 @@ class ConversationMachine(RuleBasedStateMachine):
         self.req = ReqEngine(self.resend_after, Random(seed), lambda: self.now)
         self.rep = RepEngine(SocketOptions(inbox_limit=2), ttl=8)
         self.wires: list[Wire] = []
+        self.carriers: dict[bytes, Wire] = {}
         self.askers = [Asker(self.req.open_context()) for _ in range(askers)]
         self.answerers = [Answerer(self.rep.open_context()) for _ in range(answerers)]
         self.questions = count(1)
 
-    @rule()
-    def connect(self) -> None:
-        wire = Wire()
+    @precondition(lambda self: len(self.wires) < 3)
+    @rule(room=st.integers(1, 3))
+    def connect(self, room: int) -> None:
+        wire = Wire(room)
         self.wires.append(wire)
         self.rep.pipe_attached(wire.rep)
         self.req.pipe_attached(wire.req)
 
+    @precondition(lambda self: self.wires)
     @rule(pick=picks)
     def cut(self, pick: int) -> None:
-        if self.wires:
-            wire = self.wires.pop(pick % len(self.wires))
-            self.rep.pipe_detached(wire.rep)
-            for asker in self.askers:
-                asker.lost = asker.lost or (self.resend_after is None and asker.carrier is wire.req)
-            self.req.pipe_detached(wire.req)
+        wire = self.wires.pop(pick % len(self.wires))
+        for asker in self.askers:
+            asker.lost = asker.lost or (self.resend_after is None and asker.carrier is wire.req)
+        self.rep.pipe_detached(wire.rep)
+        self.req.pipe_detached(wire.req)
 
+    @precondition(lambda self: any(wire.req.taken for wire in self.wires))
     @rule(pick=picks)
-    def deliver_request(self, pick: int) -> None:
-        wire = self.wires[pick % len(self.wires)] if self.wires else None
-        if wire is not None and wire.req.taken:
-            request = wire.req.taken[0]
-            if self.rep.message_received(wire.rep, Message(request.body, request.header, cast("Pipe", wire.rep))):
-                wire.req.discard_oldest()
-                self.req.pipe_has_room(wire.req)
+    def a_request_arrives(self, pick: int) -> None:
+        carrying = [wire for wire in self.wires if wire.req.taken]
+        wire = carrying[pick % len(carrying)]
+        request = wire.req.taken[0]
+        if self.rep.message_received(wire.rep, Message(request.body, request.header, cast("Pipe", wire.rep))):
+            wire.req.discard_oldest()
+            self.req.pipe_has_room(wire.req)
 
+    @precondition(lambda self: any(wire.rep.taken for wire in self.wires))
     @rule(pick=picks, times=st.integers(1, 2))
-    def deliver_reply(self, pick: int, times: int) -> None:
-        wire = self.wires[pick % len(self.wires)] if self.wires else None
-        if wire is not None and wire.rep.taken:
-            for _ in range(times):
-                reply = wire.rep.taken[0]
-                assert self.req.message_received(wire.req, Message(reply.body, reply.header, cast("Pipe", wire.req)))
-            wire.rep.discard_oldest()
+    def a_reply_arrives(self, pick: int, times: int) -> None:
+        carrying = [wire for wire in self.wires if wire.rep.taken]
+        wire = carrying[pick % len(carrying)]
+        reply = wire.rep.taken[0]
+        for _ in range(times):
+            assert self.req.message_received(wire.req, Message(reply.body, reply.header, cast("Pipe", wire.req)))
+        wire.rep.discard_oldest()
+        assert not any(asker.waits and reply.body == asker.answer for asker in self.askers), "who waits is told"
 
     @rule(pick=picks)
     def serve(self, pick: int) -> None:
         self.answerers[pick % len(self.answerers)].serve()
 
+    @precondition(lambda self: self.wires)
     @rule(pick=picks)
     def ask(self, pick: int) -> None:
         self.askers[pick % len(self.askers)].ask(b"%d" % next(self.questions), self.wires)
+
+    @precondition(lambda self: self.wires)
+    @rule()
+    def everybody_asks(self) -> None:
+        for asker in self.askers:
+            asker.ask(b"%d" % next(self.questions), self.wires)
 
     @rule(pick=picks)
     def collect(self, pick: int) -> None:
@@ -155,7 +170,7 @@ class ConversationMachine(RuleBasedStateMachine):
     def wait(self, pick: int) -> None:
         self.askers[pick % len(self.askers)].wait()
 
-    @rule(seconds=st.floats(0, 100))
+    @rule(seconds=st.sampled_from([1.0, 30.0, 60.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.req.deadline_reached(self.now)
@@ -167,12 +182,15 @@ class ConversationMachine(RuleBasedStateMachine):
         assert self.rep.queued() <= 2
 
     def teardown(self) -> None:
-        """With a pipe and without another word from the clock, every question gets its answer."""
-        self.connect()
-        for _ in range(100):
+        """As long as there is a pipe, every question gets its answer, without another word from the clock."""
+        if not self.wires:
+            self.connect(1)
+        while self.rep.queued() or any(wire.req.taken or wire.rep.taken for wire in self.wires):
             for pick in range(len(self.wires)):
-                self.deliver_request(pick)
-                self.deliver_reply(pick, 1)
+                if any(wire.req.taken for wire in self.wires):
+                    self.a_request_arrives(pick)
+                if any(wire.rep.taken for wire in self.wires):
+                    self.a_reply_arrives(pick, 1)
             for answerer in self.answerers:
                 answerer.serve()
         for asker in self.askers:
@@ -185,6 +203,15 @@ class OnceMachine(ConversationMachine):
 
     resend_after = None
 
+    @invariant()
+    def nothing_is_sent_twice(self) -> None:
+        for wire in self.wires:
+            headers = [message.header for message in wire.req.taken]
+            assert len(headers) == len(set(headers))
+            assert all(self.carriers.setdefault(header, wire) is wire for header in headers)
 
+
+often = settings(max_examples=300, deadline=None)
 TestConversation = ConversationMachine.TestCase
 TestConversationWithResendingOff = OnceMachine.TestCase
+TestConversation.settings = TestConversationWithResendingOff.settings = often

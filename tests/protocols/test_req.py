@@ -181,16 +181,41 @@ def test_a_reply_without_the_top_bit_of_its_id_is_not_the_reply(engine: ReqEngin
     assert context.receive() is None
 
 
-def test_a_reply_is_good_by_whatever_pipe_it_comes(engine: ReqEngine, clock: Clock) -> None:
+def test_a_reply_by_a_pipe_that_never_carried_the_request_is_dropped_and_counted(engine: ReqEngine) -> None:
     first, second = attach(engine, 2)
     context = engine.open_context()
     context.send(Message(b"question"))
+    answer(engine, second, first.taken[0], b"guessed")
+    assert context.receive() is None
+    assert engine.dropped == {"stale reply": 1}
+    answer(engine, first, first.taken[0])
+    assert body_of(context) == b"answer"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_reply_is_good_by_any_pipe_that_carried_the_request(engine: ReqEngine, clock: Clock, number: int) -> None:
+    pipes = attach(engine, 3)
+    context = engine.open_context()
+    context.send(Message(b"question"))
+    for _ in range(4):
+        clock.now += 60
+        engine.deadline_reached(clock.now)
+    assert [len(pipe.taken) for pipe in pipes] == [2, 2, 1]
+    answer(engine, pipes[number], pipes[number].taken[0])
+    assert body_of(context) == b"answer"
+    assert engine.next_deadline() is None
+
+
+def test_a_new_request_is_not_answered_by_a_pipe_that_carried_only_the_old_one(engine: ReqEngine, clock: Clock) -> None:
+    first, second = attach(engine, 2)
+    context = engine.open_context()
+    context.send(Message(b"old"))
     clock.now += 60
     engine.deadline_reached(clock.now)
-    assert second.bodies == [b"question"]
-    answer(engine, first, first.taken[0], b"late, but an answer")
-    assert body_of(context) == b"late, but an answer"
-    assert engine.next_deadline() is None
+    context.send(Message(b"new"))
+    assert [first.bodies, second.bodies] == [[b"old", b"new"], [b"old"]]
+    answer(engine, second, first.taken[1], b"guessed")
+    assert context.receive() is None
 
 
 # The order of calls
@@ -437,21 +462,59 @@ def test_a_dying_pipe_that_carries_nothing_changes_nothing(engine: ReqEngine) ->
     assert first.bodies == [b"question"]
 
 
-def test_a_request_that_waits_for_a_pipe_can_be_answered_replaced_and_closed(engine: ReqEngine) -> None:
+def test_a_request_that_waits_for_a_pipe_can_be_replaced_and_closed(engine: ReqEngine) -> None:
     (first,) = attach(engine, 1)
-    answered, replaced, closed = (engine.open_context() for _ in range(3))
-    for context, body in ((answered, b"answered"), (replaced, b"replaced"), (closed, b"closed")):
-        context.send(Message(body))
+    replaced, closed = engine.open_context(), engine.open_context()
+    replaced.send(Message(b"replaced"))
+    closed.send(Message(b"closed"))
     engine.pipe_detached(first)
     woken = wait(replaced.mailbox)
-    answer(engine, first, first.taken[0])  # read just before the pipe broke
     assert not replaced.send(Message(b"new")), "there is no pipe"
     closed.close()
     (second,) = attach(engine, 1)
     assert second.bodies == [b"replaced"]
     assert replaced.send(Message(b"new"))
     assert len(woken) == 1
-    assert body_of(answered) == b"answer"
+
+
+def test_a_pipe_that_carried_the_request_before_may_die_without_another_sending(engine: ReqEngine, clock: Clock) -> None:
+    first, second = attach(engine, 2)
+    context = engine.open_context()
+    context.send(Message(b"question"))
+    clock.now += 60
+    engine.deadline_reached(clock.now)
+    engine.pipe_detached(first)
+    assert second.bodies == [b"question"]
+    answer(engine, second, second.taken[0])
+    assert body_of(context) == b"answer"
+
+
+def test_a_request_that_waits_for_room_can_be_answered_by_who_got_it_before(engine: ReqEngine, clock: Clock) -> None:
+    first, second = attach(engine, 2, room=1)
+    context = engine.open_context()
+    context.send(Message(b"question"))
+    clock.now += 60
+    engine.deadline_reached(clock.now)
+    engine.pipe_detached(second)
+    answer(engine, first, first.taken[0])
+    assert body_of(context) == b"answer"
+    first.room = 1
+    engine.pipe_has_room(first)
+    assert len(first.taken) == 1, "what is answered is not sent again"
+
+
+def test_a_request_that_waits_for_a_pipe_past_its_deadline_is_sent_to_the_next_one(engine: ReqEngine, clock: Clock) -> None:
+    first, second = attach(engine, 2)
+    second.room = 0
+    context = engine.open_context()
+    context.send(Message(b"question"))
+    engine.pipe_detached(first)
+    clock.now += 60
+    second.room = None
+    engine.deadline_reached(clock.now)
+    assert second.bodies == [b"question"]
+    answer(engine, second, second.taken[0])
+    assert body_of(context) == b"answer"
 
 
 def test_a_request_that_waits_for_room_is_replaced_by_one_that_finds_it(engine: ReqEngine) -> None:

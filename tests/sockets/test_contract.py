@@ -232,3 +232,80 @@ async def test_every_call_is_a_cancel_point(method: str, name: str) -> None:
         assert await one.receive() == b"kept"
         await two.send(b"last")
         assert await one.receive() == b"last"
+
+
+@every_socket
+async def test_who_enters_a_socket_a_second_time_does_no_harm_to_the_first(kind: type, name: str) -> None:
+    async with kind(listen=name) as socket:
+        with pytest.raises(sp.StateError, match="once"):
+            async with socket:
+                raise AssertionError("entered")
+        assert len(socket.listeners) == 1
+        async with PEERS[kind]() as peer:
+            await peer.dial(name)
+
+
+@pytest.mark.parametrize("url", ["tcp://*:5", "tcp://:5", "tcp://localhost:0", "tcp6://[::1]:0"])
+async def test_what_cannot_be_dialed_is_said_at_once(url: str) -> None:
+    async with sp.Req0() as req:
+        for wait in (True, False):
+            with pytest.raises(sp.AddressError, match="can be listened on but not dialed"):
+                await req.dial(url, wait=wait)
+        assert req.dialers == ()
+
+
+@pytest.mark.parametrize("host", ["a..b", ".a", "x" * 64, "x." * 130 + "x", "-" * 64])
+async def test_a_host_name_that_no_resolver_takes_is_an_address_error(host: str) -> None:
+    async with sp.Req0() as req:
+        with pytest.raises(sp.AddressError, match="no host name"):
+            await req.dial(f"tcp://{host}:5555")
+        with pytest.raises(sp.AddressError, match="no host name"):
+            await req.listen(f"tcp://{host}:5555")
+
+
+async def test_an_error_of_listen_names_the_url(url: str) -> None:
+    async with sp.Rep0(listen=url) as rep, sp.Rep0() as other:
+        address = rep.listeners[0].url
+        with pytest.raises(OSError, match="(?i)address (already )?in use") as caught:
+            await other.listen(address)
+        assert address in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"dial": None}, "dial and listen take a URL or several"),
+        ({"listen": 5}, "dial and listen take a URL or several"),
+        ({"dial": b"tcp://a:1"}, "dial and listen take a URL or several"),
+        ({"topics": 5}, "topics must be a prefix or several"),
+        ({"topics": "a"}, "a subscription must be bytes, not str"),
+        ({"topic": b"a"}, "expected some of .*topics"),
+    ],
+)
+def test_a_wrong_argument_is_named(keywords: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        sp.Sub0(**keywords)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["3", 1.5, 0, -1])
+async def test_receive_many_wants_a_whole_number(wrong: object, name: str) -> None:
+    async with sp.Bus0(listen=name) as bus:
+        with pytest.raises(ValueError, match="whole number of at least 1"):
+            await bus.receive_many(wrong)  # type: ignore[arg-type]
+
+
+async def test_send_many_refuses_a_single_body(name: str) -> None:
+    async with sp.Bus0(listen=name) as bus:
+        with pytest.raises(TypeError, match="bodies, not one body"):
+            await bus.send_many(b"abc")  # type: ignore[arg-type]
+
+
+def test_without_trio_a_socket_says_what_it_needs() -> None:
+    import asyncio
+
+    async def main() -> None:
+        async with sp.Rep0():
+            raise AssertionError("entered")
+
+    with pytest.raises(RuntimeError, match=r"trio\.run"):
+        asyncio.run(main())

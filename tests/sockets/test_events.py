@@ -115,3 +115,59 @@ async def _message(req: sp.Req0, rep: sp.Rep0, body: bytes) -> sp.Message:
     await req.send(body)
     await rep.send((await rep.receive_message()).body)
     return await req.receive_message()
+
+
+async def test_several_tasks_share_a_stream_and_none_is_left_behind(name: str) -> None:
+    async with trio.open_nursery() as nursery:
+        taken: list[sp.Event] = []
+
+        async def take_all(events: sp.EventStream) -> None:
+            taken.extend([event async for event in events])
+
+        async with sp.Rep0() as rep:
+            events = rep.events()
+            for _ in range(3):
+                nursery.start_soon(take_all, events)
+            await trio.testing.wait_all_tasks_blocked()
+            await rep.listen(name)
+    assert [event.kind for event in taken] == [K.LISTENING, K.STOPPED]
+
+
+async def test_a_redial_that_raises_ends_its_dialer_and_nothing_else(name: str, autojump_clock: trio.testing.MockClock) -> None:
+    def redial(error: Exception) -> bool:
+        raise ZeroDivisionError("oops")
+
+    async with sp.Req0(redial=redial) as req:
+        events = req.events()
+        await req.dial(name, wait=False)
+        stopped = (await take(events, 3))[2]
+        assert stopped.kind is K.STOPPED
+        assert isinstance(stopped.error, ZeroDivisionError)
+        async with sp.Rep0(listen=name):
+            await req.dial(name)
+
+
+async def test_a_message_too_large_is_warned_of_and_counted(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with sp.Sub0(topics=b"", listen=url, max_message_size=10) as sub, sp.Pub0() as pub:
+        await connect(sub, pub)
+        pipe = sub.pipes[0]
+        await pub.send(b"longer than ten")
+        while pipe in sub.pipes:
+            await trio.lowlevel.checkpoint()
+        assert sub.statistics().dropped == {"too large": 1}
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "message too large: the peer announced 15 bytes, at most 10 are accepted" in warnings[0]
+
+
+async def test_an_authorize_that_closes_the_pipe_has_refused_it(url: str) -> None:
+    def close(pipe: sp.Pipe) -> bool:
+        pipe.close()
+        return True
+
+    async with sp.Rep0(listen=url, authorize=close) as rep, sp.Req0() as req:
+        events = rep.events()
+        await req.dial(rep.listeners[0].url)
+        refused = await anext(events)
+        assert refused.kind is K.REFUSED
+        assert isinstance(refused.error, sp.PipeRefused)

@@ -233,7 +233,7 @@ async def test_a_reply_that_is_too_large_each_time_does_not_become_a_storm(name:
         with trio.move_on_after(600):
             await req.request(b"x")
         asked = rep.statistics().messages_received
-        assert 5 <= asked < 30
+        assert 5 <= asked < 80  # at full speed it would be thousands
         assert req.statistics().dialers[0].failures["MessageTooLarge"] >= asked - 1
         nursery.cancel_scope.cancel()
 

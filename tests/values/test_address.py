@@ -87,6 +87,10 @@ def test_an_inproc_url_has_a_name_as_it_stands(name: str) -> None:
         ("tcp://host\n:80", "is no host name"),
         ("tcp://a/b:80", "'a/b' is no host name"),
         ("tcp://**:80", "'**' is no host name"),
+        ("tcp://a..b:80", "'a..b' is no host name"),
+        ("tcp://.a:80", "'.a' is no host name"),
+        ("tcp://.:80", "'.' is no host name"),
+        ("tcp://127.0.0.1%lo:80", "'127.0.0.1%lo' is no host name"),
         ("ipc://", "nothing follows the scheme, expected ipc://PATH"),
         ("abstract://", "nothing follows the scheme, expected abstract://NAME"),
         ("inproc://", "nothing follows the scheme, expected inproc://NAME"),
@@ -98,6 +102,25 @@ def test_a_bad_url_is_shown_with_what_was_expected(url: str, expected: str) -> N
         Address.parse(url)
     assert repr(url) in str(caught.value)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(("good", "bad"), [("x" * 63, "x" * 64), ("x." * 126 + "x", "x." * 127)])
+def test_a_host_name_is_as_long_as_the_domain_name_system_allows(good: str, bad: str) -> None:
+    assert Address.parse(f"tcp://{good}:80").host == good
+    with pytest.raises(AddressError, match="is no host name or address"):
+        Address.parse(f"tcp://{bad}:80")
+
+
+@pytest.mark.parametrize("url", ["tcp://:80", "tcp4://*:80", "tcp6://localhost:0", "tcp://:0"])
+def test_all_interfaces_or_any_port_can_be_listened_on_but_not_dialed(url: str) -> None:
+    with pytest.raises(AddressError, match="can be listened on but not dialed: expected tcp.?://HOST:PORT, with a port above 0") as caught:
+        Address.parse(url).check_dialable()
+    assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["tcp://localhost:80", "tcp6://[::1]:1", "ipc://a", "abstract://a", "inproc://a"])
+def test_an_address_with_a_host_and_a_port_or_a_path_can_be_dialed(url: str) -> None:
+    Address.parse(url).check_dialable()
 
 
 @pytest.mark.parametrize(("scheme", "unit"), [("ipc", "x"), ("abstract", "x"), ("abstract", "%00")])

@@ -49,6 +49,13 @@ def test_one_url_or_several_can_be_given(name: str) -> None:
     assert getattr(make(**{name: ["tcp://a:1", "tcp://b:1"]}), name) == ("tcp://a:1", "tcp://b:1")
 
 
+@pytest.mark.parametrize("name", ["dial", "listen"])
+@pytest.mark.parametrize("value", [b"tcp://a:1", 5, None])
+def test_a_url_is_a_str(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"a URL or several, each a str, not {value!r}"):
+        make(**{name: value})
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_is_one_or_more(name: str) -> None:
     assert getattr(make(**{name: 1}), name) == 1
@@ -90,7 +97,7 @@ def test_the_mode_of_a_socket_file_is_permission_bits_or_none() -> None:
 @pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("value", [0, 0.0, -1, -0.1, math.inf, -math.inf, math.nan])
 def test_a_time_is_positive_and_finite(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be a positive number of seconds, not "):
+    with pytest.raises(ValueError, match=f"{name} must be a positive number of seconds.*, not {value}"):
         make(**{name: value})
 
 
@@ -112,6 +119,12 @@ def test_keepalive_can_be_left_to_the_kernel() -> None:
     assert SocketOptions(keepalive=1).keepalive == 1
 
 
+def test_keepalive_is_a_day_at_most() -> None:
+    assert SocketOptions(keepalive=86_400).keepalive == 86_400
+    with pytest.raises(ValueError, match="keepalive must be a positive number of seconds of at most 86400, not 86401"):
+        SocketOptions(keepalive=86_401)
+
+
 def test_linger_may_be_zero() -> None:
     assert SocketOptions(linger=0).linger == 0
     for value in (-0.1, math.inf, math.nan):
@@ -121,7 +134,7 @@ def test_linger_may_be_zero() -> None:
 
 def test_the_longest_redial_wait_may_equal_the_shortest_and_not_be_below() -> None:
     SocketOptions(redial_min=2, redial_max=2)
-    with pytest.raises(ValueError, match=r"redial_max must not be below redial_min \(2\), not 1.9"):
+    with pytest.raises(ValueError, match="redial_min must not be above redial_max: 2 is above 1.9"):
         SocketOptions(redial_min=2, redial_max=1.9)
 
 
