@@ -141,8 +141,9 @@ def in_turn(runs: int, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list
     results: dict[str, list[Any]] = {name: [] for name in sides}
     for _ in range(runs):
         for name, run in sides.items():
-            results[name].append(run())
-            print(f"  {name}: {results[name][-1]}", file=sys.stderr)
+            result = run()
+            results[name].append(result)
+            print(f"  {name}: {f'{result:,.2f}' if isinstance(result, float) else result}", file=sys.stderr)
     return results
 
 
@@ -202,6 +203,7 @@ def heading(plan: Plan) -> str:
     return (
         f"{_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}; "
         f"{platform.python_implementation()} {platform.python_version()}, {versions}.  "
+        f"Load average {os.getloadavg()[0]:.1f} at the end.  "
         f"Medians of {plan.runs} runs in turn; a ratio is the median of the ratios of neighbouring runs.\n"
     )
 

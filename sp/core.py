@@ -436,32 +436,30 @@ class _WaitingSender:
 class Receivers:
     """The tasks that wait for one mailbox, served in the order of their calls."""
 
-    __slots__ = ("_core", "_exclusive", "_mailbox", "_reading", "_waiting")
+    __slots__ = ("_core", "_error", "_exclusive", "_mailbox", "_reading", "_waiting")
 
     def __init__(self, core: Core, mailbox: Mailbox, *, exclusive: bool) -> None:
         self._core = core
         self._mailbox = mailbox
         self._exclusive = exclusive
-        self._reading: Pipe | None = None  # a pipe that one of us reads while it waits
+        self._reading: tuple[Pipe, Receiver] | None = None  # one of us reads that pipe while it waits
+        self._error: Exception | None = None  # why it should stop
         self._waiting: deque[tuple[trio.lowlevel.Task, Receiver]] = deque()
 
-    async def wait(self, receiver: Receiver, check_open: Callable[[], None]) -> Message:
+    async def wait(self, receiver: Receiver) -> Message:
         """Wait until *receiver* has a message.  Cancelled, none was taken."""
-        core = self._core
-        if self._mailbox.wake is None:  # nobody waits yet
-            if core.lender is not None and core.lender.on_offer:
-                message = await self._read(core.lender, receiver)
-                if message is not None:
-                    return message
-                check_open()
-                message = receiver.receive()
-                if message is not None:
-                    return message
-        elif self._exclusive:
-            raise trio.BusyResourceError("another task waits for the reply on this context: use request(), or a context for each task")
+        core, mailbox = self._core, self._mailbox
+        if mailbox.wake is not None:  # somebody waits already
+            if self._exclusive:
+                raise trio.BusyResourceError("another task waits for the reply on this context: use request(), or a context for each task")
+        elif core.lender is not None and core.lender.on_offer:
+            message = await self._read(core.lender, receiver)
+            if message is not None:
+                return message
         entry = (trio.lowlevel.current_task(), receiver)
         self._waiting.append(entry)
-        self._mailbox.wake = self._serve
+        mailbox.wake = self._serve
+        mailbox.fail = self.fail
         core.parked += 1
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -474,39 +472,38 @@ class Receivers:
         return received
 
     async def _read(self, pipe: Pipe, receiver: Receiver) -> Message | None:
-        self._reading = pipe
+        """Wait by reading *pipe*.  None: there is none yet, and the caller has to wait in another way."""
+        self._reading = (pipe, receiver)
         self._mailbox.wake = self._serve
+        self._mailbox.fail = self.fail
         try:
-            return await pipe.read_for(receiver)
+            message = await pipe.read_for(receiver)
+            error = self._error
         finally:
-            self._reading = None
+            self._reading = self._error = None
             self._rest()
+        if message is None and error is not None:
+            raise error
+        return message or receiver.receive()
 
     def _rest(self) -> None:
         """Ask to be woken no more, if nobody waits."""
         if not self._waiting and self._reading is None:
-            self._mailbox.wake = None
+            self._mailbox.wake = self._mailbox.fail = None
 
     def _serve(self) -> None:
         # A message is handed over with the wake-up: from then on trio cannot cancel that task before it has it.
         while self._waiting:
             task, receiver = self._waiting[0]
-            result: outcome.Outcome[Message]
-            try:
-                message = receiver.receive()
-            except Error as error:
-                result = outcome.Error(error)
-            else:
-                if message is None:
-                    return
-                result = outcome.Value(message)
+            message = receiver.receive()
+            if message is None:
+                return
             self._waiting.popleft()
             self._core.parked -= 1
-            trio.lowlevel.reschedule(task, result)
-        if self._reading is None:
-            self._mailbox.wake = None
-        else:
-            self._reading.interrupt()
+            trio.lowlevel.reschedule(task, outcome.Value(message))
+        if self._reading is not None:
+            self._reading[0].interrupt()
+        self._rest()
 
     def fail(self, error: Callable[[], Exception], receiver: Receiver | None = None) -> None:
         """Wake those that wait for *receiver*, or all, with an error."""
@@ -517,8 +514,9 @@ class Receivers:
                 trio.lowlevel.reschedule(entry[0], outcome.Error(error()))
             else:
                 self._waiting.append(entry)
-        if self._reading is not None:
-            self._reading.interrupt()  # it will find out by itself
+        if self._reading is not None and receiver in (None, self._reading[1]):
+            self._error = error()
+            self._reading[0].interrupt()
         self._rest()
 
 

@@ -46,12 +46,15 @@ class EnginePipe(Protocol):
 
 
 class Mailbox:
-    """Where a context's messages turn up.  ``wake`` is set while somebody waits, and called when ``receive`` is worth a try."""
+    """Where a context's messages turn up, and who waits for them: both calls are None while nobody does."""
 
-    __slots__ = ("wake",)
+    __slots__ = ("fail", "wake")
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] | None = None
+        """Called when ``receive`` is worth a try."""
+        self.fail: Callable[[Callable[[], Exception]], None] | None = None
+        """Called with what makes the error for those who wait, when what they wait for will not come."""
 
 
 class Sender(Protocol):

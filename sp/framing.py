@@ -66,7 +66,7 @@ class FrameDecoder:
         self._typed = typed
         self._prefix_size = 9 if typed else 8
         self._start: bytes = b""  # an incomplete prefix
-        self._parts: list[bytes | memoryview] = []  # a message of which `_missing` bytes have not come yet
+        self._parts: list[bytes | bytearray | memoryview] = []  # a message of which `_missing` bytes have not come yet
         self._missing = 0
 
     @property
@@ -88,7 +88,7 @@ class FrameDecoder:
         if self._missing:
             offset = self._missing
             if len(data) < offset:
-                self._parts.append(data)
+                self._keep(data)
                 self._missing -= len(data)
                 return messages
             self._parts.append(memoryview(data)[:offset] if offset < len(data) else data)
@@ -130,6 +130,15 @@ class FrameDecoder:
         self._start = data[offset:]
         return messages
 
+    def _keep(self, data: bytes) -> None:
+        """Keep a part of a message.  Small ones are gathered, since an object for each would cost many times its bytes."""
+        if len(data) >= _KEPT_TAIL:
+            self._parts.append(data)
+        elif isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += data
+        else:
+            self._parts.append(bytearray(data))
+
     def _complete(self, messages: list[Message]) -> bool:
         """Turn the parts into a message.  False: its header is broken."""
         parts, self._parts = self._parts, []
@@ -153,7 +162,7 @@ class FrameDecoder:
         return True
 
 
-def _head(parts: list[bytes | memoryview]) -> bytes:
+def _head(parts: list[bytes | bytearray | memoryview]) -> bytes:
     """Return the first bytes of the message in *parts*, as many as the longest header has."""
     head = b""
     for part in parts:

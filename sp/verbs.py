@@ -110,7 +110,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
             self._check_open()
         message = self._receiver.receive()
         if message is None:
-            message = await self._receivers.wait(self._receiver, self._check_open)
+            message = await self._receivers.wait(self._receiver)
         elif self._turns.due():
             await cancel_shielded_checkpoint()
         return message.body
@@ -121,7 +121,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         self._check_open()
         message = self._receiver.receive()
         if message is None:
-            return await self._receivers.wait(self._receiver, self._check_open)
+            return await self._receivers.wait(self._receiver)
         if self._turns.due():
             await cancel_shielded_checkpoint()
         return message

@@ -30,7 +30,6 @@ class _State(enum.Enum):
     """Accepted once, its pipe died, and no other pipe has had room yet."""
     SENT = "sent"
     ANSWERED = "answered"
-    FAILED = "failed"
 
 
 class ReqContext:
@@ -55,10 +54,8 @@ class ReqContext:
 
     def receive(self) -> Message | None:
         """Return the reply, once."""
-        error, self.error = self.error, None
-        if error is not None:
-            if self.state is _State.FAILED:
-                self.state = _State.IDLE
+        if self.error is not None:
+            error, self.error = self.error, None
             raise error
         if self.state is _State.IDLE:
             raise StateError("REQ has no request under way: send one first")
@@ -98,13 +95,11 @@ class ReqEngine(Engine):
         pipe = self._offer(message)
         if pipe is None:
             return False
-        waiter_cut_off = context.mailbox.wake is not None and context.state in (_State.SENT, _State.UNSENT)
+        if context.mailbox.fail is not None and context.request is not None:
+            context.mailbox.fail(lambda: RequestReplaced("a newer request on this context replaced the one you were waiting for"))
         self.abandon(context)
         context.request = message
         self._sent(context, pipe)
-        if waiter_cut_off and context.mailbox.wake is not None:
-            context.error = RequestReplaced("a newer request on this context replaced the one you were waiting for")
-            context.mailbox.wake()
         return True
 
     def abandon(self, context: ReqContext) -> None:
@@ -132,7 +127,7 @@ class ReqEngine(Engine):
             context.pipe = None
             context.state = _State.UNSENT
             if self._resend_after is None:
-                self._fail(context, RequestLost("the pipe that carried the request is gone, and resending is switched off"))
+                self._lose(context)
         self._send_unsent()
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
@@ -208,9 +203,14 @@ class ReqEngine(Engine):
                 return
             self._sent(context, pipe)
 
-    def _fail(self, context: ReqContext, error: Error) -> None:
+    def _lose(self, context: ReqContext) -> None:
+        """Tell who waits for *context*, or else who asks next."""
         self.abandon(context)
-        context.state = _State.FAILED
-        context.error = error
-        if context.mailbox.wake is not None:
-            context.mailbox.wake()
+        if context.mailbox.fail is not None:
+            context.mailbox.fail(_request_lost)
+        else:
+            context.error = _request_lost()
+
+
+def _request_lost() -> RequestLost:
+    return RequestLost("the pipe that carried the request is gone, and resending is switched off")

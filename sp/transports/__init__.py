@@ -124,4 +124,4 @@ _MODULES: Final = {
 
 def transport_for(address: Address) -> Transport:
     """Return the transport for *address*; its module is imported on first use."""
-    return cast(Transport, importlib.import_module(_MODULES[address.scheme]))
+    return cast("Transport", importlib.import_module(_MODULES[address.scheme]))

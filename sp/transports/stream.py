@@ -90,7 +90,18 @@ class StreamConnection:
 
     lendable = True
 
-    __slots__ = ("_closed", "_decoder", "_link", "_more", "_terms", "_typed", "_unwritten", "_unwritten_messages", "local_address", "remote_address")
+    __slots__ = (
+        "_closed",
+        "_decoder",
+        "_link",
+        "_more",
+        "_terms",
+        "_typed",
+        "_unwritten",
+        "_unwritten_messages",
+        "local_address",
+        "remote_address",
+    )
 
     def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:
         self.local_address = link.local_address

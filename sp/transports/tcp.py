@@ -48,7 +48,7 @@ async def _open(host: str, port: int, terms: Terms) -> SocketLink:
 def _plain(error: OSError) -> OSError:
     """Return one error, of the class that the last attempt failed with, that names the reason of every attempt."""
     cause = error.__cause__
-    causes: Sequence[object] = cast(ExceptionGroup[OSError], cause).exceptions if isinstance(cause, ExceptionGroup) else (cause,)
+    causes: Sequence[object] = cast("ExceptionGroup[OSError]", cause).exceptions if isinstance(cause, ExceptionGroup) else (cause,)
     reasons = [reason for reason in causes if isinstance(reason, OSError)]
     if not reasons:
         return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from random import Random
 from typing import cast
@@ -57,14 +58,22 @@ class Asker:
         self.collect()
         if self.question is not None:
             self.context.mailbox.wake = self.collect
+            self.context.mailbox.fail = self.fail
+
+    def fail(self, error: Callable[[], Exception]) -> None:
+        if isinstance(error(), RequestReplaced):
+            assert self.replaced
+        else:
+            assert isinstance(error(), RequestLost)
+            assert self.lost
+            self.question, self.lost = None, False
+        self.context.mailbox.wake = self.context.mailbox.fail = None
 
     def collect(self) -> None:
         try:
             message = self.context.receive()
         except StateError:
             assert self.question is None
-        except RequestReplaced:
-            assert self.replaced
         except RequestLost:
             assert self.lost
             self.question, self.lost = None, False
@@ -74,7 +83,7 @@ class Asker:
                 return
             assert message.body == self.answer
             self.question = None
-        self.context.mailbox.wake = None
+        self.context.mailbox.wake = self.context.mailbox.fail = None
 
 
 class Answerer:
@@ -211,7 +220,7 @@ class OnceMachine(ConversationMachine):
             assert all(self.carriers.setdefault(header, wire) is wire for header in headers)
 
 
-often = settings(max_examples=300, deadline=None)
+often = settings(max_examples=200, deadline=None)
 TestConversation = ConversationMachine.TestCase
 TestConversationWithResendingOff = OnceMachine.TestCase
 TestConversation.settings = TestConversationWithResendingOff.settings = often

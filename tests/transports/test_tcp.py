@@ -42,7 +42,13 @@ class Resolver(trio.abc.HostnameResolver):
         self._answers = answers
 
     async def getaddrinfo(
-        self, host: bytes | None, port: bytes | str | int | None, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0  # noqa: A002
+        self,
+        host: bytes | None,
+        port: bytes | str | int | None,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,  # noqa: A002
     ) -> Found:
         assert host == b"peer.test"
         addresses = self._answers[min(self.asked, len(self._answers) - 1)]
