@@ -36,12 +36,18 @@ class Context(Verbs, trio.abc.AsyncResource):
         if not self._closed:
             self._closed = True
             self._conversation.close()
-            self._receivers.fail(lambda: trio.ClosedResourceError("the context is closed"), self._conversation)
+            self._receivers.fail(_closed, self._conversation)
+            if not isinstance(self._conversation, SubContext):
+                self._core.fail_senders(self._conversation, _closed)
 
     async def aclose(self) -> None:
         """Do as ``close``."""
         self.close()
         await trio.lowlevel.checkpoint()
+
+
+def _closed() -> Exception:
+    return trio.ClosedResourceError("the context is closed")
 
 
 class Req0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
@@ -70,7 +76,7 @@ class Sub0Context(ReceiveManyVerbs, Context):
 
     def __init__(self, core: Core, turns: Turns, conversation: SubContext) -> None:
         super().__init__(core, turns, conversation, core.receivers(conversation.mailbox))
-        self._receiver = self._subscriptions = conversation
+        self._receiver = self._batches = self._subscriptions = conversation
 
     def subscribe(self, prefix: BytesLike) -> None:
         """Receive messages whose body begins with *prefix*, from now on; ``b""`` is all.  A second time changes nothing."""

@@ -179,8 +179,10 @@ class Core:
             log.warning("%s socket closed with %d messages unsent", self.name, unsent)
         for listener in list(self.listeners):
             listener.stop()
-        for pipe in list(self.pipes.values()):
+        pipes = list(self.pipes.values())
+        for pipe in pipes:
             pipe.end(trio.ClosedResourceError("the socket was closed"))
+        for pipe in pipes:  # now that a REQ finds no pipe to send its request again
             self.detach(pipe)
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
@@ -217,9 +219,11 @@ class Core:
                 raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
             pipe = Pipe(self, connection, url, number)
             await self._authorize(pipe)
+            if connection.closed and pipe.error is None:
+                raise trio.ClosedResourceError("the connection was closed while it was greeting")
             self._attach(pipe)
             return pipe
-        raise GreetingError(f"the peer did not complete its greeting within {seconds:g} s")
+        raise GreetingError(f"the greeting was not complete within {seconds:g} s")
 
     async def _authorize(self, pipe: Pipe) -> None:
         if self.options.authorize is None:
@@ -238,8 +242,8 @@ class Core:
             raise trio.ClosedResourceError("the socket is closed")
         if pipe.error is not None:
             raise PipeRefused("refused: authorize closed the pipe")
-        for other in self.pipes.values():
-            other.recall()  # from now on messages may come by any of them
+        if self.lender is not None:
+            self.lender.recall()  # from now on messages may come by any pipe
         self.pipes[pipe.id] = pipe
         pipe.attach()
         try:
@@ -254,7 +258,9 @@ class Core:
         """*pipe* has ended."""
         if self.pipes.pop(pipe.id, None) is None:
             return
-        self.dropped["pipe closed" if self.open else "socket closed"] += pipe.unsent
+        pipe.settle()
+        if not (self.open and self.engine.sends_again):
+            self.dropped["pipe closed" if self.open else "socket closed"] += pipe.unsent
         self._past.update(_moved(pipe))
         if isinstance(pipe.error, MessageTooLarge):
             self.dropped["too large"] += 1
@@ -330,8 +336,7 @@ class Core:
                 await trio.lowlevel.wait_task_rescheduled(abort)
             due, self._due = self._due, []
             for count, pipe in enumerate(due, 1):
-                if pipe.write_due():
-                    self.room(pipe)
+                pipe.write_due()
                 if count % _WRITES_A_TURN == 0:
                     await trio.lowlevel.checkpoint()
 
@@ -371,6 +376,20 @@ class Core:
             trio.lowlevel.reschedule(entry.task, result)
         if self.timer_idle:
             self.wake_timer()
+
+    def fail_senders(self, sender: Sender, error: Callable[[], Exception]) -> None:
+        """Wake those that wait to send by *sender* with an error."""
+        waiting, self._senders = self._senders, deque()
+        for entry in waiting:
+            if entry.sender is sender:
+                trio.lowlevel.reschedule(entry.task, outcome.Error(error()))
+            else:
+                self._senders.append(entry)
+
+    @property
+    def senders_wait(self) -> bool:
+        """Whether somebody waits to send."""
+        return bool(self._senders)
 
     def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
         """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
@@ -449,15 +468,17 @@ class Receivers:
     async def wait(self, receiver: Receiver) -> Message:
         """Wait until *receiver* has a message.  Cancelled, none was taken."""
         core, mailbox = self._core, self._mailbox
+        has_read = False
         if mailbox.wake is not None:  # somebody waits already
             if self._exclusive:
                 raise trio.BusyResourceError("another task waits for the reply on this context: use request(), or a context for each task")
         elif core.lender is not None and core.lender.on_offer:
+            has_read = True
             message = await self._read(core.lender, receiver)
             if message is not None:
                 return message
         entry = (trio.lowlevel.current_task(), receiver)
-        self._waiting.append(entry)
+        (self._waiting.appendleft if has_read else self._waiting.append)(entry)
         mailbox.wake = self._serve
         mailbox.fail = self.fail
         core.parked += 1
@@ -479,12 +500,19 @@ class Receivers:
         try:
             message = await pipe.read_for(receiver)
             error = self._error
+            if message is None and error is None:
+                message = receiver.receive()
+        except StateError:
+            if self._error is None:
+                raise
+            message, error = None, self._error  # the request was taken away while we read
         finally:
             self._reading = self._error = None
+            self._serve_waiting()
             self._rest()
         if message is None and error is not None:
             raise error
-        return message or receiver.receive()
+        return message
 
     def _rest(self) -> None:
         """Ask to be woken no more, if nobody waits."""
@@ -492,6 +520,12 @@ class Receivers:
             self._mailbox.wake = self._mailbox.fail = None
 
     def _serve(self) -> None:
+        if self._reading is not None:
+            self._reading[0].interrupt()  # who reads called first
+        else:
+            self._serve_waiting()
+
+    def _serve_waiting(self) -> None:
         # A message is handed over with the wake-up: from then on trio cannot cancel that task before it has it.
         while self._waiting:
             task, receiver = self._waiting[0]
@@ -501,8 +535,6 @@ class Receivers:
             self._waiting.popleft()
             self._core.parked -= 1
             trio.lowlevel.reschedule(task, outcome.Value(message))
-        if self._reading is not None:
-            self._reading[0].interrupt()
         self._rest()
 
     def fail(self, error: Callable[[], Exception], receiver: Receiver | None = None) -> None:

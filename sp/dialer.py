@@ -111,7 +111,7 @@ class Dialer:
         while not self._stopped:
             try:
                 pipe = await self._connect()
-            except (Error, OSError, trio.ClosedResourceError) as error:
+            except Exception as error:  # whatever it is, for example no thread for the resolver: only this attempt has failed
                 self._failed(error)
                 self._emit(EventKind.DIAL_FAILED, error)
             else:

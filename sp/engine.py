@@ -28,6 +28,11 @@ class EnginePipe(Protocol):
     @property
     def id(self) -> int: ...
 
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be written any more; ``pipe_detached`` follows."""
+        ...
+
     def offer(self, message: Message) -> bool:
         """Queue *message* to be written.  False: the outbox is full, and ``pipe_has_room`` will tell when it no longer is."""
         ...
@@ -76,6 +81,14 @@ class Receiver(Protocol):
         ...
 
 
+class BatchReceiver(Receiver, Protocol):
+    """The receiving half of a context whose messages need no answer."""
+
+    def receive_more(self, limit: int | None) -> list[bytes]:
+        """Return the bodies of the messages that wait, at most *limit*; None: all."""
+        ...
+
+
 class Engine:
     """What the shell calls.  The defaults here do nothing: an engine overrides the events that concern it."""
 
@@ -85,6 +98,8 @@ class Engine:
     """The number that the peer must have."""
     split: Split | None = None
     """Where received messages are split into header and body; None: there is no header."""
+    sends_again: bool = False
+    """Whether what a pipe did not write is not lost with it."""
     timed: bool = False
     """Whether it ever has a deadline."""
     patience: float = math.inf
@@ -189,15 +204,30 @@ class Inbox(Mailbox):
             self._relax()
         return message
 
+    def take_bodies(self, limit: int | None) -> list[bytes]:
+        """Return the bodies of the oldest messages, at most *limit*; None: of all."""
+        messages = self._messages
+        if limit is None or limit >= len(messages):
+            bodies = [message.body for message in messages]
+            messages.clear()
+            self._bytes = 0
+        else:
+            bodies = [messages.popleft().body for _ in range(limit)]
+            self._bytes -= sum(map(len, bodies))
+        if self._held or self._losing:
+            self._relax()
+        return bodies
+
     def purge(self, keep: Callable[[Message], bool]) -> None:
         """Forget the messages that *keep* does not want."""
         self._messages = deque(message for message in self._messages if keep(message))
         self._bytes = sum(len(message.body) for message in self._messages)
-        self._relax()
+        self._relax(everybody=True)  # what they hold may be unwanted as well, and then nobody would wake the rest
 
     def forget(self, pipe: EnginePipe) -> None:
-        """*pipe* is gone and needs no resuming."""
+        """*pipe* is gone and needs no resuming; the one behind it may."""
         self._held.pop(pipe, None)
+        self._relax()
 
     def _make_room(self, size: int) -> bool:
         """Drop by the policy; False: it is the new message that goes."""
@@ -210,10 +240,11 @@ class Inbox(Mailbox):
             self.dropped += 1
         return True
 
-    def _relax(self) -> None:
+    def _relax(self, *, everybody: bool = False) -> None:
         if len(self._messages) > self._low or self._bytes > self._byte_limit // 2:
             return
         self._losing = False
-        held, self._held = self._held, {}
-        for pipe in held:
+        # No more than there are places, so that the first to run cannot take them all and leave the rest to the end of the line again.
+        for pipe in list(self._held)[: None if everybody else self._limit - len(self._messages)]:
+            del self._held[pipe]
             pipe.resume()

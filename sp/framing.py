@@ -17,6 +17,8 @@ GREETING_SIZE: Final = 8
 _MAGIC: Final = b"\0SP\0"
 _KEPT_TAIL: Final = 4096
 """A message cut off after fewer bytes than this is copied, so that waiting for its rest does not hold on to a whole read."""
+_MAX_BATCH: Final = 1024
+"""Messages that are decoded at once."""
 _MAX_HEADER: Final = 1024
 """No backtrace is longer: 255 hops and the request id."""
 
@@ -56,7 +58,7 @@ class FrameDecoder:
     what has arrived, never with what was announced.
     """
 
-    __slots__ = ("_limit", "_missing", "_parts", "_prefix_size", "_split", "_start", "_typed", "error")
+    __slots__ = ("_limit", "_missing", "_parts", "_prefix_size", "_rest", "_split", "_start", "_typed", "error")
 
     def __init__(self, split: Split | None, limit: int | None, *, typed: bool) -> None:
         self.error: PeerError | None = None
@@ -65,6 +67,7 @@ class FrameDecoder:
         self._limit = (1 << 64) - 1 if limit is None else limit
         self._typed = typed
         self._prefix_size = 9 if typed else 8
+        self._rest: bytes = b""  # beyond the limit of the last batch
         self._start: bytes = b""  # an incomplete prefix
         self._parts: list[bytes | bytearray | memoryview] = []  # a message of which `_missing` bytes have not come yet
         self._missing = 0
@@ -73,6 +76,11 @@ class FrameDecoder:
     def missing(self) -> int:
         """Bytes that the message under way still lacks; 0 when there is none."""
         return self._missing
+
+    @property
+    def has_more(self) -> bool:
+        """Whether ``receive_data(b"")`` has messages: a batch has its limit, or a flood of tiny ones would hold up other tasks."""
+        return bool(self._rest)
 
     @property
     def in_message(self) -> bool:
@@ -84,6 +92,9 @@ class FrameDecoder:
         messages: list[Message] = []
         if self.error is not None:
             return messages
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
         offset = 0
         if self._missing:
             offset = self._missing
@@ -102,7 +113,12 @@ class FrameDecoder:
         unpack = _length.unpack_from
         typed, prefix_size, limit, split = self._typed, self._prefix_size, self._limit, self._split
         end = len(data)
+        room = _MAX_BATCH
         while end - offset >= prefix_size:
+            if not room:
+                self._rest = data[offset:]
+                return messages
+            room -= 1
             if typed:
                 if data[offset] != 1:
                     self.error = MalformedMessage(f"the message type byte must be 1, not {data[offset]}")
@@ -129,6 +145,12 @@ class FrameDecoder:
             offset = stop
         self._start = data[offset:]
         return messages
+
+    def forget(self) -> None:
+        """Drop what is incomplete."""
+        self._parts.clear()
+        self._start = self._rest = b""
+        self._missing = 0
 
     def _keep(self, data: bytes) -> None:
         """Keep a part of a message.  Small ones are gathered, since an object for each would cost many times its bytes."""

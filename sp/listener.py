@@ -86,6 +86,8 @@ class Listener:
             except trio.ClosedResourceError:
                 return
             except OSError as error:
+                if self._stopped:
+                    return
                 if not troubled:
                     log.warning("%s cannot accept: %s; trying again every %g s", self.url, error, _ACCEPT_PAUSE)
                 troubled = True

@@ -42,7 +42,7 @@ class _Writing(enum.Enum):
     BLOCKED = "blocked"
     """The kernel takes no more; a task of our own waits for it."""
     BROKEN = "broken"
-    """Writing failed.  What the peer sent before is still read; that ends the pipe."""
+    """Writing failed.  What the peer sent before is still read, but not for longer than the linger time."""
 
 
 class _Reading(enum.Enum):
@@ -52,6 +52,14 @@ class _Reading(enum.Enum):
     """Between two reads: a task that waits for a message may read in our stead, and save itself being woken by us."""
     LENT = "lent"
     """A waiting task reads; ours is parked until it stops."""
+    RECALLED = "recalled"
+    """The same, but it is to stop with this read."""
+
+
+# Looking up an enum's member costs as much as the rest of a test; these are looked up for every message.
+_GREETED, _ATTACHED, _FINISHING, _ENDED = _State.GREETED, _State.ATTACHED, _State.FINISHING, _State.ENDED
+_IDLE, _PROMPT, _DUE, _BLOCKED, _BROKEN = _Writing.IDLE, _Writing.PROMPT, _Writing.DUE, _Writing.BLOCKED, _Writing.BROKEN
+_OWN, _ON_OFFER, _LENT, _RECALLED = _Reading.OWN, _Reading.ON_OFFER, _Reading.LENT, _Reading.RECALLED
 
 
 class Pipe:
@@ -59,9 +67,12 @@ class Pipe:
 
     __slots__ = (
         "__weakref__",
+        "_byte_limit",
         "_connection",
         "_core",
+        "_grace",
         "_left_over",
+        "_limit",
         "_outbox",
         "_outbox_bytes",
         "_reader",
@@ -90,12 +101,15 @@ class Pipe:
         self.messages_sent = self.bytes_sent = self.messages_received = self.bytes_received = 0
         self._core = core
         self._connection = connection
+        self._limit = core.options.outbox_limit
+        self._byte_limit = core.options.outbox_bytes
         self._outbox: deque[Message] = deque()
         self._outbox_bytes = 0
-        self._state = _State.GREETED
-        self._writing = _Writing.PROMPT
+        self._state = _GREETED
+        self._writing = _PROMPT
         self._refused = False  # an offer was turned down, so somebody wants to hear of room
-        self._reading = _Reading.OWN
+        self._grace: trio.CancelScope | None = None  # the time that a broken pipe has left
+        self._reading = _OWN
         self._reader: trio.lowlevel.Task | None = None  # our task, while it is parked
         self._left_over: list[Message] = []  # read by a borrower, not taken by the engine
 
@@ -148,21 +162,27 @@ class Pipe:
 
     def offer(self, message: Message) -> bool:
         """Queue *message*, or write it at once.  False: no room."""
-        if self._state is not _State.ATTACHED or self._writing is _Writing.BROKEN:
+        if self._state is not _ATTACHED or self._writing is _BROKEN:
             return False
         size = len(message.header) + len(message.body)
-        if self._outbox and self._is_full(size):
-            if self._writing is _Writing.DUE and self._write() is _Writing.IDLE:
-                self._writing = _Writing.DUE  # the writer has it on its list already
-            if self._is_full(size):
-                self._refused = True
-                return False
-        self._outbox.append(message)
-        self._outbox_bytes += size
-        if self._writing is _Writing.PROMPT:
+        outbox = self._outbox
+        if outbox:
+            # Something waits, so somebody is to write it already.
+            if len(outbox) >= self._limit or self._outbox_bytes + size > self._byte_limit:
+                if self._writing is _DUE and self._write() is _IDLE:
+                    self._writing = _DUE  # the writer has it on its list already
+                if self._is_full(size):
+                    self._refused = True
+                    return False
+            outbox.append(message)
+            self._outbox_bytes += size
+            return True
+        outbox.append(message)
+        self._outbox_bytes = size
+        if self._writing is _PROMPT:
             self._write()
-        elif self._writing is _Writing.IDLE:
-            self._writing = _Writing.DUE
+        elif self._writing is _IDLE:
+            self._writing = _DUE
             self._core.write_soon(self)
         return True
 
@@ -172,6 +192,11 @@ class Pipe:
             return False
         self._outbox_bytes -= self._outbox.popleft().size
         return True
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._writing is _BROKEN or self._state is _ENDED
 
     def resume(self) -> None:
         """Wake our task, if it is parked: it finds out by itself what has changed."""
@@ -187,29 +212,34 @@ class Pipe:
 
     def attach(self) -> None:
         """From now on messages can be offered."""
-        self._state = _State.ATTACHED
+        self._state = _ATTACHED
 
     def end(self, error: Exception) -> None:
         """Record why, once, and close the connection; the task in ``run`` then detaches the pipe."""
         if self.error is None:
             self.error = error
-        self._state = _State.ENDED
+        self._state = _ENDED
         self._connection.close()
+        if self._grace is not None:
+            self._grace.cancel()
         self.resume()
+
+    def settle(self) -> None:
+        """Take what was handed to the connection and never written to its end out of what counts as sent."""
+        self.messages_sent -= self._connection.unsent
 
     def finish(self) -> None:
         """Write what waits, tell the peer that this was all, and deliver nothing more.  The peer's end then ends the pipe."""
-        if self._state is _State.ATTACHED:
-            self._state = _State.FINISHING
+        if self._state is _ATTACHED:
+            self._state = _FINISHING
             self.resume()
-            if self._writing not in (_Writing.BLOCKED, _Writing.BROKEN):
+            if self._writing not in (_BLOCKED, _BROKEN):
                 self._write()
 
-    def write_due(self) -> bool:
-        """Write what has gathered.  True: there is room that somebody wanted."""
-        if self._writing is _Writing.DUE and self.error is None:
+    def write_due(self) -> None:
+        """Write what has gathered."""
+        if self._writing is _DUE and self.error is None:
             self._write()
-        return self._wanted_room()
 
     async def run(self) -> None:
         """Read until the pipe ends, then detach it.  Only a cancellation comes out."""
@@ -218,6 +248,9 @@ class Pipe:
             self.end(PeerClosed("the peer closed the connection"))
         except (PeerError, OSError, trio.ClosedResourceError) as error:
             self.end(error)
+        except trio.Cancelled:
+            self._core.close()  # all pipes at once, before one after the other is detached
+            raise
         finally:
             self.end(trio.ClosedResourceError("the socket was closed"))
             self._core.detach(self)
@@ -243,15 +276,17 @@ class Pipe:
             message.pipe = self
         self.messages_received += len(batch)
         self.bytes_received += size
-        if self._writing is _Writing.IDLE:
-            self._writing = _Writing.PROMPT
+        if self._writing is _IDLE:
+            self._writing = _PROMPT
 
     def _deliver(self, batch: list[Message]) -> None:
         """Give *batch* to the engine, and take out of it what the engine took."""
         message_received = self._core.engine.message_received
         taken = 0
         for message in batch:
-            if self._state is _State.ATTACHED and not message_received(self, message):
+            if self._state is not _ATTACHED:
+                self._core.dropped["undelivered"] += 1
+            elif not message_received(self, message):
                 break
             taken += 1
         del batch[:taken]
@@ -259,27 +294,27 @@ class Pipe:
     async def _deliver_all(self, batch: list[Message]) -> None:
         self._deliver(batch)
         while batch:
-            await self._hold(batch.pop(0))
-            self._deliver(batch)
+            await self._hold(batch)
+            if batch:
+                await trio.lowlevel.checkpoint()  # others that were held deliver one as well before we deliver the rest
+                self._deliver(batch)
 
     async def _lend(self) -> bool:
         """Offer to let a task that waits for a message read in our stead.  True: one did, and does no longer."""
-        self._reading = _Reading.ON_OFFER
+        self._reading = _ON_OFFER
         self._core.lender = self
         try:
             # Both we and who got the message are about to run.  Is it first, and waits for another one, it reads on.
             await trio.lowlevel.checkpoint()
             lent = self._is_lent
-            if lent:
+            while self._is_lent:
                 await self._park()
-                while self._is_lent:
-                    await self._park()
         finally:
-            self._reading = _Reading.OWN
+            self._reading = _OWN
             self._core.lender = None
         left_over, self._left_over = self._left_over, []
         await self._deliver_all(left_over)
-        return lent and self._state is _State.ATTACHED
+        return lent and self._state is _ATTACHED
 
     async def read_for(self, receiver: Receiver) -> Message | None:
         """Read in the calling task, which waits for *receiver*.  None: it has to wait in another way.
@@ -291,64 +326,78 @@ class Pipe:
         message = None
         try:
             while True:
-                self._reading = _Reading.LENT
+                self._reading = _LENT
                 batch = await self._connection.receive_batch()
-                self._reading = _Reading.ON_OFFER
+                recalled = self._is_recalled
+                self._reading = _ON_OFFER
                 if not batch:
                     return None  # our own task will see the same
                 self._received(batch)
                 self._deliver(batch)
+                self._left_over = batch
                 message = receiver.receive()
-                if message is not None or batch or self._state is not _State.ATTACHED:
-                    self._left_over = batch
+                if message is not None or batch or recalled or self._state is not _ATTACHED:
                     return message
         except (PeerError, OSError, trio.ClosedResourceError):
             return None  # interrupted, or our own task will see the same
         finally:
             if message is None or core.parked or self._left_over:
-                self._reading = _Reading.OWN  # and nobody reads before our task has dealt with what is left over
+                self._reading = _OWN  # and nobody reads before our task has dealt with what is left over
                 self.resume()
             else:
-                self._reading = _Reading.ON_OFFER
+                self._reading = _ON_OFFER
                 core.watch_lender()  # who got its message mostly comes back for the next one, but it need not
 
     @property
     def on_offer(self) -> bool:
         """Whether a task that waits for a message may read in our stead."""
-        return self._reading is _Reading.ON_OFFER
+        return self._reading is _ON_OFFER
 
     @property
     def _is_lent(self) -> bool:
-        return self._reading is _Reading.LENT
+        return self._reading is _LENT or self._reading is _RECALLED
+
+    @property
+    def _is_recalled(self) -> bool:
+        return self._reading is _RECALLED
 
     def interrupt(self) -> None:
         """Make a task that reads in our stead look around: there may be something for it by another way."""
-        if self._reading is _Reading.LENT:
+        if self._reading is _LENT:
+            self._reading = _RECALLED
             self._connection.interrupt()
 
     def recall(self) -> None:
         """Read by ourselves from now on."""
         self.interrupt()
-        if self._reading is _Reading.ON_OFFER:
-            self._reading = _Reading.OWN
+        if self._reading is _ON_OFFER:
+            self._reading = _OWN
             self.resume()
 
-    async def _hold(self, message: Message) -> None:
-        """Wait until the engine takes *message*, which holds the peer back meanwhile."""
+    async def _hold(self, batch: list[Message]) -> None:
+        """Wait until the engine takes the first of *batch*, which holds the peer back meanwhile."""
         engine = self._core.engine
-        if engine.patience == math.inf:
-            await self._offer_until_taken(message)
-            return
-        with trio.move_on_after(engine.patience):
-            await self._offer_until_taken(message)
-            return
-        if self._state is _State.ATTACHED and not engine.message_received(self, message):
-            engine.message_overdue(self, message)
+        try:
+            if engine.patience == math.inf:
+                await self._until_taken(batch)
+            else:
+                with trio.move_on_after(engine.patience):
+                    await self._until_taken(batch)
+                    return
+                if self._state is _ATTACHED and not engine.message_received(self, batch[0]):
+                    engine.message_overdue(self, batch[0])
+                del batch[0]
+        except trio.Cancelled:
+            self._core.dropped["undelivered"] += len(batch)
+            raise
 
-    async def _offer_until_taken(self, message: Message) -> None:
+    async def _until_taken(self, batch: list[Message]) -> None:
         while True:
             await self._park()
-            if self._state is not _State.ATTACHED or self._core.engine.message_received(self, message):
+            if self._state is not _ATTACHED:
+                return  # and _deliver counts what is lost
+            if self._core.engine.message_received(self, batch[0]):
+                del batch[0]
                 return
 
     async def _park(self) -> None:
@@ -363,8 +412,8 @@ class Pipe:
 
     def _is_full(self, size: int) -> bool:
         """Whether a message of *size* bytes has to stay out.  An empty outbox takes any."""
-        outbox, options = self._outbox, self._core.options
-        return bool(outbox) and (len(outbox) >= options.outbox_limit or self._outbox_bytes + size > options.outbox_bytes)
+        outbox = self._outbox
+        return bool(outbox) and (len(outbox) >= self._limit or self._outbox_bytes + size > self._byte_limit)
 
     def _write(self) -> _Writing:
         """Write what the connection takes without waiting; return the state that this leads to."""
@@ -372,26 +421,37 @@ class Pipe:
         waiting, waiting_bytes = len(outbox), self._outbox_bytes
         try:
             done = self._connection.send_nowait(outbox)
-        except OSError:
-            self._core.dropped["pipe closed"] += waiting - len(outbox)
-            self._writing = _Writing.BROKEN
+        except OSError as error:
+            self._writing = _BROKEN
+            self._count_written(waiting, waiting_bytes)  # and what was not written after all is in the connection's count
+            self._grace = trio.CancelScope()
+            self._core.spawn(self._end_soon, error, self._grace)
             return self._writing
+        self._count_written(waiting, waiting_bytes)
+        if done:
+            self._writing = _IDLE
+            if self._state is _FINISHING:
+                self._connection.finish()
+        elif self._writing is not _BLOCKED:
+            self._writing = _BLOCKED
+            self._core.spawn(self._write_blocked)
+        return self._writing
+
+    def _count_written(self, waiting: int, waiting_bytes: int) -> None:
+        outbox = self._outbox
         self._outbox_bytes = sum(message.size for message in outbox) if outbox else 0
         self.messages_sent += waiting - len(outbox)
         self.bytes_sent += waiting_bytes - self._outbox_bytes
-        if done:
-            self._writing = _Writing.IDLE
-            if self._state is _State.FINISHING:
-                self._connection.finish()
-        elif self._writing is not _Writing.BLOCKED:
-            self._writing = _Writing.BLOCKED
-            self._core.spawn(self._write_blocked)
-        return self._writing
+
+    async def _end_soon(self, error: OSError, grace: trio.CancelScope) -> None:
+        with grace:
+            await trio.sleep(self._core.options.linger)
+            self.end(error)
 
     async def _write_blocked(self) -> None:
         """Go on writing as the kernel takes it, until nothing waits."""
         state = self._writing
-        while state is _Writing.BLOCKED:
+        while state is _BLOCKED:
             try:
                 await self._connection.wait_writable()
             except trio.ClosedResourceError:
@@ -404,10 +464,9 @@ class Pipe:
 
     def _wanted_room(self) -> bool:
         """Whether an offer was turned down and would now be taken: said once, when the outbox is half empty."""
-        options = self._core.options
-        if not self._refused or self._state is not _State.ATTACHED:
+        if not self._refused or self._state is not _ATTACHED:
             return False
-        if len(self._outbox) > options.outbox_limit // 2 or self._outbox_bytes > options.outbox_bytes // 2:
+        if len(self._outbox) > self._limit // 2 or self._outbox_bytes > self._byte_limit // 2:
             return False
         self._refused = False
         return True

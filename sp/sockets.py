@@ -73,7 +73,8 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Receives questions and answers them.
 
     ``receive`` and ``send`` are one conversation, a question at a time, where a question that was not answered is given up by the next
-    ``receive``; ``requests`` and ``context`` make others.  ``send`` waits while the requester does not read.
+    ``receive``; ``requests`` and ``context`` make others.  ``send`` waits while the requester does not read, so a service for
+    strangers should use ``requests``, where that holds up one answer and not the service.
     Requests with more than *ttl* hops (1 to 255) are dropped.
     """
 
@@ -126,7 +127,7 @@ class Sub0(Socket, ReceiveManyVerbs):
         engine = SubEngine(keywords, check_policy("inbox_drops", inbox_drops))
         super().__init__(engine, keywords)
         self._engine = engine
-        self._receiver = self._subscriptions = engine.open_context()
+        self._receiver = self._batches = self._subscriptions = engine.open_context()
         self._receivers = self._core.receivers(self._subscriptions.mailbox)
         if isinstance(topics, str | bytes | bytearray | memoryview):
             topics = (cast("BytesLike", topics),)
@@ -161,5 +162,5 @@ class Bus0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
         keywords = options_from(options, "inbox_drops")
         engine = BusEngine(keywords, check_policy("inbox_drops", inbox_drops))
         super().__init__(engine, keywords)
-        self._sender = self._receiver = engine
+        self._sender = self._receiver = self._batches = engine
         self._receivers = self._core.receivers(engine.mailbox)

@@ -19,6 +19,7 @@ class FakePipe:
         """Messages that it still takes; None: any number."""
         self.taken: list[Message] = []
         self.resumed = 0
+        self.broken = False
         self.error: PeerError | None = None
         """Why the engine hung up."""
 

@@ -13,7 +13,7 @@ import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from sp.core import Core, Receivers
-from sp.engine import Receiver, Sender
+from sp.engine import BatchReceiver, Receiver, Sender
 from sp.message import BytesLike, Message, to_body
 from sp.turns import Turns
 
@@ -50,6 +50,8 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         if not core.open or self._closed:
             self._check_open()
         message = Message(value if type(value) is bytes else to_body(value))
+        if core.senders_wait:
+            core.retry_senders()  # who waits already comes first
         if self._sender.send(message):
             if core.timer_idle:
                 core.wake_timer()
@@ -61,7 +63,10 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
     def send_nowait(self, value: BytesLike) -> None:
         """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""
         self._check_open()
-        if not self._sender.send(Message(to_body(value))):
+        message = Message(to_body(value))
+        if self._core.senders_wait:
+            self._core.retry_senders()  # who waits already comes first
+        if not self._sender.send(message):
             raise trio.WouldBlock
         if self._core.timer_idle:
             self._core.wake_timer()
@@ -138,6 +143,8 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
 class ReceiveManyVerbs(ReceiveVerbs):
     """Receiving in batches, for protocols without an order of turns."""
 
+    _batches: BatchReceiver
+
     async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
         """Return the bodies of all messages that are here, at least one and at most *max_messages* (None: no limit).
 
@@ -146,12 +153,7 @@ class ReceiveManyVerbs(ReceiveVerbs):
         if max_messages is not None and (not isinstance(max_messages, int) or max_messages < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"max_messages must be a whole number of at least 1, or None, not {max_messages!r}")
         bodies = [(await self.receive_message()).body]
-        receive = self._receiver.receive
-        while max_messages is None or len(bodies) < max_messages:
-            message = receive()
-            if message is None:
-                break
-            bodies.append(message.body)
+        bodies += self._batches.receive_more(None if max_messages is None else max_messages - 1)
         return bodies
 
 

@@ -11,6 +11,7 @@ INTERNAL = {
         "offer",
         "discard_oldest",
         "resume",
+        "settle",
         "hang_up",
         "attach",
         "end",

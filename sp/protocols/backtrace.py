@@ -24,6 +24,6 @@ def split_backtrace(data: bytes, start: int, stop: int) -> int:
     return -1
 
 
-def split_reply(data: bytes, start: int, stop: int) -> int:
+def split_reply(_data: bytes, start: int, stop: int) -> int:
     """Return where the body of a reply to a cooked REQ begins: behind one word, whatever it is.  -1: it is shorter than that."""
     return start + WORD if stop - start >= WORD else -1

@@ -59,6 +59,9 @@ class BusEngine(Engine):
     def receive(self) -> Message | None:
         return self._inbox.take()
 
+    def receive_more(self, limit: int | None) -> list[bytes]:
+        return self._inbox.take_bodies(limit)
+
     def queued(self) -> int:
         return len(self._inbox)
 

@@ -84,7 +84,7 @@ class RepEngine(Engine):
     def reply(self, request: Message, body: bytes) -> bool:
         """Send *body* the way that *request* came.  False: its pipe has no room now."""
         pipe = self._pipes.get(request.pipe)
-        if pipe is None:
+        if pipe is None or pipe.broken:
             self.dropped["requester gone"] += 1
             return True
         return pipe.offer(Message(body, request.header))

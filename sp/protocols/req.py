@@ -2,9 +2,9 @@
 
 The 32-bit request id before the body has its high bit set and starts at random; the peer gives it back unchanged.
 A request goes to the next pipe with room, in turn.  It is sent again when the pipe that carried it dies, at once if another pipe
-has room, and when no reply came for ``resend_after`` seconds.  A reply counts when it comes by a pipe that carried the request: ids follow each
-other, so another peer could guess one.  Any other reply, stale or foreign, is dropped.  A reply of
-fewer than four bytes ends the pipe, as in nng.
+has room, and when no reply came for ``resend_after`` seconds.  A reply counts when it comes by a pipe that carried the request:
+ids follow each other, so another peer could guess one.  Any other reply, stale or foreign, is dropped.  A reply of fewer than
+four bytes ends the pipe, as in nng.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class _State(enum.Enum):
     ANSWERED = "answered"
 
 
+# Looking up an enum's member costs as much as the rest of a test; these are looked up for every message.
+_IDLE, _UNSENT, _SENT, _ANSWERED = _State.IDLE, _State.UNSENT, _State.SENT, _State.ANSWERED
+
+
 class ReqContext:
     """One conversation: at most one request is under way."""
 
@@ -40,7 +44,7 @@ class ReqContext:
     def __init__(self, engine: ReqEngine) -> None:
         self._engine = engine
         self.mailbox = Mailbox()
-        self.state = _State.IDLE
+        self.state = _IDLE
         self.request: Message | None = None
         self.pipe: EnginePipe | None = None  # that carried it last
         self.earlier: tuple[EnginePipe, ...] = ()  # that carried it before, and are still there
@@ -57,12 +61,12 @@ class ReqContext:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        if self.state is _State.IDLE:
+        if self.state is _IDLE:
             raise StateError("REQ has no request under way: send one first")
         reply = self.reply
         if reply is not None:
             self.reply = None
-            self.state = _State.IDLE
+            self.state = _IDLE
         return reply
 
     def close(self) -> None:
@@ -81,6 +85,7 @@ class ReqEngine(Engine):
     def __init__(self, resend_after: float | None, random: Random, clock: Callable[[], float]) -> None:
         super().__init__()
         self._resend_after = resend_after
+        self.sends_again = resend_after is not None
         self._clock = clock
         self._next_id = random.getrandbits(31)
         self._pipes: deque[EnginePipe] = deque()
@@ -106,7 +111,7 @@ class ReqEngine(Engine):
         """Forget the request of *context*: its reply will be stale."""
         if context.request is not None:
             self._under_way.pop(context.request.header, None)
-        context.state = _State.IDLE
+        context.state = _IDLE
         context.request = context.reply = context.pipe = context.error = None
         context.earlier = ()
 
@@ -125,7 +130,7 @@ class ReqEngine(Engine):
             if context.pipe is not pipe:
                 continue
             context.pipe = None
-            context.state = _State.UNSENT
+            context.state = _UNSENT
             if self._resend_after is None:
                 self._lose(context)
         self._send_unsent()
@@ -136,7 +141,7 @@ class ReqEngine(Engine):
             self.dropped["stale reply"] += 1
             return True
         del self._under_way[message.header]
-        context.state = _State.ANSWERED
+        context.state = _ANSWERED
         context.reply = message
         context.request = context.pipe = None
         context.earlier = ()
@@ -182,7 +187,7 @@ class ReqEngine(Engine):
         return None
 
     def _sent(self, context: ReqContext, pipe: EnginePipe) -> None:
-        context.state = _State.SENT
+        context.state = _SENT
         context.pipe = pipe
         self._stamp(context)
 
@@ -196,7 +201,7 @@ class ReqEngine(Engine):
             context.deadline = self._clock() + self._resend_after
 
     def _send_unsent(self) -> None:
-        for context in [c for c in self._under_way.values() if c.state is _State.UNSENT]:
+        for context in [c for c in self._under_way.values() if c.state is _UNSENT]:
             assert context.request is not None
             pipe = self._offer(context.request)
             if pipe is None:

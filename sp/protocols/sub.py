@@ -89,6 +89,9 @@ class SubContext:
     def receive(self) -> Message | None:
         return self.inbox.take()
 
+    def receive_more(self, limit: int | None) -> list[bytes]:
+        return self.inbox.take_bodies(limit)
+
     def subscribe(self, prefix: bytes) -> None:
         self.subscriptions.add(prefix)  # a second time is no news: nng, mangos
 
@@ -125,7 +128,7 @@ class SubEngine(Engine):
     def close_context(self, context: SubContext) -> None:
         self._contexts.remove(context)
         self._dropped_before += context.inbox.dropped
-        context.inbox.purge(lambda message: False)
+        context.inbox.purge(lambda _: False)
 
     def pipe_detached(self, pipe: EnginePipe) -> None:
         for context in self._contexts:

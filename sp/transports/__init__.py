@@ -42,6 +42,11 @@ class Connection(Protocol):
         """Whether it is worth the while to let a task that waits for a message read the connection itself."""
         ...
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        ...
+
     async def greet(self) -> int:
         """Exchange greetings; return the peer's protocol number.  Raises PeerError or OSError.  The caller sets the time limit."""
         ...

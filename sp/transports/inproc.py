@@ -63,7 +63,7 @@ class InprocAcceptor:
         self.url = address.url
         self.terms = terms
         self._name = str(address.path)
-        self._closed = False
+        self.closed = False
         self._newcomers: list[Connection] = []
         self._changed = trio.Event()
 
@@ -73,14 +73,14 @@ class InprocAcceptor:
 
     async def accept(self) -> list[Connection]:
         await self._changed.wait()
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError
         self._changed = trio.Event()
         newcomers, self._newcomers = self._newcomers, []
         return newcomers
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._changed.set()
         _names().pop(self._name, None)
         for connection in self._newcomers:
@@ -100,7 +100,7 @@ class InprocConnection:
         self._queued_bytes = 0
         self._error: PeerError | None = None
         self._ended = False  # the peer sends no more
-        self._closed = False
+        self.closed = False
         self._readable = trio.Event()
         self._writable = trio.Event()
 
@@ -114,7 +114,7 @@ class InprocConnection:
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
         peer = self._peer
-        if peer._closed:
+        if peer.closed:
             raise BrokenPipeError("the peer has closed the connection")
         while outbox:
             if peer._is_full():
@@ -129,28 +129,27 @@ class InprocConnection:
         return len(self._queue) >= _QUEUE_LIMIT or self._queued_bytes >= _QUEUE_BYTES
 
     async def wait_writable(self) -> None:
-        if self._peer._is_full() and not self._closed and not self._peer._closed:
+        if self._peer._is_full() and not self.closed and not self._peer.closed:
             self._writable = trio.Event()
             await self._writable.wait()
         else:
             await trio.lowlevel.checkpoint()
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError
 
     async def receive_batch(self) -> list[Message]:
-        if self._queue or self._ended or self._closed or self._error is not None:
+        if self._queue or self._ended or self.closed or self._error is not None:
             await trio.lowlevel.checkpoint()
         else:
             self._readable = trio.Event()
             await self._readable.wait()
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError
         if self._error is not None:
             raise self._error
         messages: list[Message] = []
         try:
-            for message in self._queue:
-                messages.append(_as_received(message, self._terms))
+            messages.extend(_as_received(message, self._terms) for message in self._queue)
         except PeerError as error:
             if not messages:
                 raise
@@ -168,8 +167,8 @@ class InprocConnection:
         self._peer._readable.set()
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._queue.clear()
             self._readable.set()
             self._writable.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import stat
@@ -15,6 +16,8 @@ from sp.errors import AddressError
 from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
 from sp.transports.tcp import accept_pending
+
+log = logging.getLogger("sp")
 
 
 def _check_platform(address: Address) -> None:
@@ -110,7 +113,10 @@ class IPCAcceptor:
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
         if self._file is not None and self._identity is not None and _identity(self._file) == self._identity:
-            os.unlink(self._file)
+            try:
+                os.unlink(self._file)
+            except OSError as error:
+                log.warning("%s: the socket file stays behind: %s", self.url, error)
         self._socket.close()
 
 

@@ -37,7 +37,7 @@ class Link(Protocol):
     @property
     def recv(self) -> Callable[[int], bytes]: ...
     @property
-    def send(self) -> Callable[[bytes], int]: ...
+    def send(self) -> Callable[[bytes | memoryview], int]: ...
     @property
     def send_parts(self) -> Callable[[list[bytes | memoryview]], int]: ...
     def wait_readable(self) -> Awaitable[None]: ...
@@ -91,14 +91,15 @@ class StreamConnection:
     lendable = True
 
     __slots__ = (
-        "_closed",
         "_decoder",
+        "_interrupted",
         "_link",
         "_more",
+        "_sizes",
         "_terms",
         "_typed",
         "_unwritten",
-        "_unwritten_messages",
+        "closed",
         "local_address",
         "remote_address",
     )
@@ -110,10 +111,11 @@ class StreamConnection:
         self._terms = terms
         self._typed = typed
         self._decoder = FrameDecoder(terms.split, terms.options.max_message_size, typed=typed)
-        self._unwritten: list[memoryview] = []
-        self._unwritten_messages = 0
+        self._unwritten: list[bytes | memoryview] = []
+        self._sizes: list[int] = []  # of the frames in the last write
+        self._interrupted = False
         self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
-        self._closed = False
+        self.closed = False
 
     async def greet(self) -> int:
         # nanomsg gives its peer one second for this, so ours leaves at once.  A fresh connection has room for 8 bytes.
@@ -136,33 +138,32 @@ class StreamConnection:
 
     @property
     def unsent(self) -> int:
-        return self._unwritten_messages if self._unwritten else 0
+        left = sum(map(len, self._unwritten))
+        frames = 0
+        for size in reversed(self._sizes):
+            if left <= 0:
+                break
+            left -= size
+            frames += 1
+        return frames
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
         try:
-            while self._unwritten:
-                self._unwritten = _rest(self._unwritten, self._link.send_parts([*self._unwritten]))
-            while outbox:
-                waiting = len(outbox)
-                size, parts = self._encode(outbox)
-                self._unwritten_messages = waiting - len(outbox)
-                if size < _WRITE_SIZE:
-                    data = b"".join(parts)
-                    written = self._link.send(data)
-                    if written < size:
-                        self._unwritten = [memoryview(data)[written:]]
-                        return False
-                else:
-                    self._unwritten = [memoryview(part) for part in parts]
-                    while self._unwritten:
-                        self._unwritten = _rest(self._unwritten, self._link.send_parts([*self._unwritten]))
+            while outbox or self._unwritten:
+                if not self._unwritten:
+                    self._unwritten = self._encode(outbox)
+                # What has left the outbox stands in _unwritten until it is written: the attempt may fail.
+                parts = self._unwritten
+                written = self._link.send(parts[0]) if len(parts) == 1 else self._link.send_parts(parts)
+                self._unwritten = _rest(parts, written)
         except BlockingIOError:
             return False
         return True
 
-    def _encode(self, outbox: deque[Message]) -> tuple[int, list[bytes]]:
-        """Take messages out of *outbox*, as many as one write should carry; return their frames in parts, and the size of all."""
-        parts: list[bytes] = []
+    def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
+        """Take messages out of *outbox*, as many as one write should carry; return their frames, joined if they are small."""
+        parts: list[bytes | memoryview] = []
+        sizes: list[int] = []
         size = 0
         while outbox and size < _WRITE_SIZE and len(parts) < _MAX_PARTS:
             message = outbox.popleft()
@@ -170,8 +171,11 @@ class StreamConnection:
             length = len(header) + len(body)
             prefix = frame_prefix(length, self._typed)
             parts += (prefix, header, body) if header else (prefix, body)
-            size += length + len(prefix)
-        return size, parts
+            length += len(prefix)
+            sizes.append(length)
+            size += length
+        self._sizes = sizes
+        return parts if size >= _WRITE_SIZE else [b"".join(parts)]
 
     async def wait_writable(self) -> None:
         self._check_open()
@@ -179,23 +183,30 @@ class StreamConnection:
 
     async def receive_batch(self) -> list[Message]:
         decoder = self._decoder
+        self._interrupted = False
         while decoder.error is None:
             self._check_open()
-            if self._more:
+            if self._interrupted:
+                raise trio.ClosedResourceError
+            if decoder.has_more:
                 await trio.lowlevel.checkpoint()
+                data = b""
             else:
-                await self._link.wait_readable()
-            size = LARGE_READ_SIZE if self._more or decoder.missing > READ_SIZE else READ_SIZE
-            try:
-                data = self._link.recv(size)
-            except BlockingIOError:
-                self._more = False
-                continue
-            if not data:
-                if decoder.in_message:
-                    raise PeerClosed("the peer closed the connection in the middle of a message")
-                return []
-            self._more = len(data) == size
+                if self._more:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._link.wait_readable()
+                size = LARGE_READ_SIZE if self._more or decoder.missing > READ_SIZE else READ_SIZE
+                try:
+                    data = self._link.recv(size)
+                except BlockingIOError:
+                    self._more = False
+                    continue
+                if not data:
+                    if decoder.in_message:
+                        raise PeerClosed("the peer closed the connection in the middle of a message")
+                    return []
+                self._more = len(data) == size
             messages = decoder.receive_data(data)
             if messages:
                 return messages
@@ -203,24 +214,26 @@ class StreamConnection:
 
     def _check_open(self) -> None:
         """Raise before trio is asked to wait for a closed socket, which it takes for a programming error."""
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError
 
     def interrupt(self) -> None:
+        self._interrupted = True
         self._link.interrupt()
 
     def finish(self) -> None:
         self._link.finish()
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._link.close()
+        self._decoder.forget()
 
 
-def _rest(parts: list[memoryview], written: int) -> list[memoryview]:
+def _rest(parts: list[bytes | memoryview], written: int) -> list[bytes | memoryview]:
     """Return what of *parts* is left after *written* bytes."""
     for index, part in enumerate(parts):
         if written < len(part):
-            return [part[written:], *parts[index + 1 :]]
+            return [memoryview(part)[written:], *parts[index + 1 :]]
         written -= len(part)
     return []

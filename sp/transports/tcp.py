@@ -116,7 +116,11 @@ def _link(sock: socket.socket, terms: Terms) -> SocketLink:
 
 
 def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
-    """Give up a peer that was silent and unreachable for *seconds*, whether data is on its way to it or not."""
+    """Give up a peer that was silent and unreachable for *seconds*.
+
+    While data is on its way the kernel's own retransmissions decide.  TCP_USER_TIMEOUT would speed those up, but it also cuts off
+    a living peer that holds us back for that long.
+    """
     if seconds is None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -128,7 +132,6 @@ def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, min(max(1, (whole - idle) // interval), 127))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, whole * 1000)
 
 
 async def _bind(address: Address) -> list[socket.socket]:

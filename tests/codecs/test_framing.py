@@ -236,3 +236,13 @@ def test_it_knows_when_the_stream_would_be_cut_off_and_by_how_much(typed: bool) 
     assert (decoder.in_message, decoder.missing) == (True, 2)
     decoder.receive_data(data[prefix + 2 :])
     assert (decoder.in_message, decoder.missing) == (False, 0)
+
+
+def test_a_flood_of_tiny_messages_comes_in_batches() -> None:
+    decoder = FrameDecoder(None, MIB, typed=False)
+    sizes = [len(decoder.receive_data(frame(b"", False) * 2500 + b"\0"))]
+    while decoder.has_more:
+        sizes.append(len(decoder.receive_data(b"")))
+    assert sizes == [1024, 1024, 452]
+    assert len(decoder.receive_data(b"\0" * 7)) == 1
+    assert not decoder.has_more

@@ -39,7 +39,11 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
 
 def decode(chunks: list[bytes], typed: bool, split: Split | None) -> Decoded:
     decoder = FrameDecoder(split, LIMIT, typed=typed)
-    decoded = [(m.header, m.body) for chunk in chunks for m in decoder.receive_data(chunk)]
+    decoded = []
+    for chunk in chunks:
+        decoded += [(m.header, m.body) for m in decoder.receive_data(chunk)]
+        while decoder.has_more:
+            decoded += [(m.header, m.body) for m in decoder.receive_data(b"")]
     return decoded, None if decoder.error is None else type(decoder.error)
 
 

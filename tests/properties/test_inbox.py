@@ -23,7 +23,7 @@ class InboxMachine(RuleBasedStateMachine):
         self.inbox = Inbox(SocketOptions(inbox_limit=limit, inbox_bytes=size), policy)
         self.pipes = [FakePipe() for _ in range(3)]
         self.queue: list[bytes] = []
-        self.held: set[FakePipe] = set()
+        self.held: dict[FakePipe, None] = {}
         self.losing = False
         self.dropped = 0
         self.resumed = dict.fromkeys(self.pipes, 0)
@@ -31,12 +31,13 @@ class InboxMachine(RuleBasedStateMachine):
     def fits(self, size: int) -> bool:
         return not self.queue or (len(self.queue) < self.limit and sum(map(len, self.queue)) + size <= self.size)
 
-    def relax(self) -> None:
+    def relax(self, *, everybody: bool = False) -> None:
+        """As many are resumed as there are places: each offers again, or is forgotten, and then the next has its turn."""
         if len(self.queue) <= self.limit // 2 and sum(map(len, self.queue)) <= self.size // 2:
             self.losing = False
-            for pipe in self.held:
+            for pipe in list(self.held)[: None if everybody else self.limit - len(self.queue)]:
                 self.resumed[pipe] += 1
-            self.held.clear()
+                del self.held[pipe]
 
     @rule(number=numbers, size=sizes)
     def offer(self, number: int, size: int) -> None:
@@ -45,7 +46,7 @@ class InboxMachine(RuleBasedStateMachine):
         assert self.inbox.has_room(Message(body)) is taken
         assert self.inbox.offer(pipe, Message(body)) is taken
         if not taken:
-            self.held.add(pipe)
+            self.held.setdefault(pipe)
         elif self.fits(size):
             self.queue.append(body)
         elif self.policy == "newest":
@@ -67,7 +68,7 @@ class InboxMachine(RuleBasedStateMachine):
     def purge(self, remainder: int) -> None:
         self.inbox.purge(lambda message: len(message.body) % 3 != remainder)
         self.queue = [body for body in self.queue if len(body) % 3 != remainder]
-        self.relax()
+        self.relax(everybody=True)
 
     @rule()
     def lose(self) -> None:
@@ -79,12 +80,13 @@ class InboxMachine(RuleBasedStateMachine):
     def hold(self, number: int) -> None:
         if self.queue:
             self.inbox.hold(self.pipes[number])
-            self.held.add(self.pipes[number])
+            self.held.setdefault(self.pipes[number])
 
     @rule(number=numbers)
     def forget(self, number: int) -> None:
         self.inbox.forget(self.pipes[number])
-        self.held.discard(self.pipes[number])
+        self.held.pop(self.pipes[number], None)
+        self.relax()
 
     @invariant()
     def it_is_as_the_model_says(self) -> None:
@@ -96,6 +98,9 @@ class InboxMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         while self.queue:
             self.take()
+        for _ in self.pipes:  # who was resumed goes away instead of offering again
+            self.inbox.forget(FakePipe())
+            self.relax()
         assert not self.held, "nobody is held back by an empty inbox"
         for size in (self.size - 1, 1, 1):  # not a byte is left over in the accounts
             self.offer(0, size)

@@ -110,6 +110,12 @@ def test_who_waited_first_is_resumed_first() -> None:
     for pipe in (pipes[2], pipes[0], pipes[3], pipes[2], pipes[1]):
         offer(inbox, pipe, b"2")
     inbox.take()
+    assert order == [pipes[2].id], "there is one place, and one that may fill it"
+    offer(inbox, pipes[2], b"2")
+    inbox.take()
+    assert order == [pipes[2].id, pipes[0].id]
+    inbox.forget(pipes[0])
+    inbox.purge(lambda _: True)
     assert order == [pipes[i].id for i in (2, 0, 3, 1)]
 
 
