@@ -14,8 +14,9 @@ from sp.protocols.sub import SubContext
 from sp.verbs import ReceiveManyVerbs, ReceiveVerbs, SendVerbs, Verbs, prefix_of
 
 if TYPE_CHECKING:
-    from sp.core import Core, Receivers
+    from sp.core import Core
     from sp.pipe import Pipe
+    from sp.receivers import Receivers
     from sp.turns import Turns
 
 

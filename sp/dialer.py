@@ -149,6 +149,8 @@ class Dialer:
             raise
 
     async def _keep(self, pipe: Pipe) -> None:
+        if self._stopped:
+            pipe.close()  # we were stopped in the tick in which it was attached
         self.pipe = pipe
         self.error = None
         self._attached += 1

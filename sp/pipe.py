@@ -384,9 +384,10 @@ class Pipe:
                 with trio.move_on_after(engine.patience):
                     await self._until_taken(batch)
                     return
-                if self._state is _ATTACHED and not engine.message_received(self, batch[0]):
-                    engine.message_overdue(self, batch[0])
-                del batch[0]
+                if self._state is _ATTACHED:
+                    if not engine.message_received(self, batch[0]):
+                        engine.message_overdue(self, batch[0])
+                    del batch[0]
         except trio.Cancelled:
             self._core.dropped["undelivered"] += len(batch)
             raise

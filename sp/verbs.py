@@ -12,9 +12,10 @@ from typing import Any, Final
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
-from sp.core import Core, Receivers
+from sp.core import Core
 from sp.engine import BatchReceiver, Receiver, Sender
 from sp.message import BytesLike, Message, to_body
+from sp.receivers import Receivers
 from sp.turns import Turns
 
 _MANY: Final = 64

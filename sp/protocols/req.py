@@ -102,8 +102,11 @@ class ReqEngine(Engine):
             return False
         if context.mailbox.fail is not None and context.request is not None:
             context.mailbox.fail(lambda: RequestReplaced("a newer request on this context replaced the one you were waiting for"))
-        self.abandon(context)
+        if context.request is not None:
+            self._under_way.pop(context.request.header, None)
         context.request = message
+        context.reply = context.error = None
+        context.earlier = ()
         self._sent(context, pipe)
         return True
 
@@ -195,7 +198,8 @@ class ReqEngine(Engine):
         """Start the resend time of *context* and put it behind all others."""
         assert context.request is not None
         header = context.request.header
-        self._under_way.pop(header, None)
+        if header in self._under_way:
+            del self._under_way[header]
         self._under_way[header] = context
         if self._resend_after is not None:
             context.deadline = self._clock() + self._resend_after

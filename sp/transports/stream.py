@@ -154,8 +154,11 @@ class StreamConnection:
                     self._unwritten = self._encode(outbox)
                 # What has left the outbox stands in _unwritten until it is written: the attempt may fail.
                 parts = self._unwritten
-                written = self._link.send(parts[0]) if len(parts) == 1 else self._link.send_parts(parts)
-                self._unwritten = _rest(parts, written)
+                if len(parts) > 1:
+                    self._unwritten = _rest(parts, self._link.send_parts(parts))
+                    continue
+                written = self._link.send(parts[0])
+                self._unwritten = [] if written == len(parts[0]) else _rest(parts, written)
         except BlockingIOError:
             return False
         return True

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import trio
@@ -146,3 +147,53 @@ async def test_a_cancelled_dial_leaves_nothing_behind(name: str) -> None:
                 scope.cancel()
         while req.dialers or rep.pipes:
             await trio.lowlevel.checkpoint()
+
+
+async def test_closing_a_dialer_in_any_moment_of_its_dial_leaves_the_socket_open(url: str) -> None:
+    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+        for moment in range(30):
+            dialer = await req.dial(rep.listeners[0].url, wait=False)
+            for _ in range(moment):
+                await trio.lowlevel.checkpoint()
+            dialer.close()
+            while req.dialers or req.pipes:
+                await trio.lowlevel.checkpoint()
+        await req.dial(rep.listeners[0].url)
+
+
+async def test_two_hundred_peers_are_written_to_in_turns_with_other_tasks(name: str) -> None:
+    async with sp.Pub0(listen=name) as pub:
+        subs = [sp.Sub0() for _ in range(200)]
+        async with trio.open_nursery() as nursery:
+
+            async def live(sub: sp.Sub0) -> None:
+                async with sub:
+                    await sub.dial(name)
+                    await trio.sleep_forever()
+
+            for sub in subs:
+                nursery.start_soon(live, sub)
+            await pub.wait_for_peers(200)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(2):  # the first message is written at once, the second by the writer
+                pub.send_nowait(b"x")
+            written = set()
+            while sum(pipe.messages_sent for pipe in pub.pipes) < 400:
+                written.add(sum(pipe.messages_sent for pipe in pub.pipes))
+                await trio.lowlevel.checkpoint()
+            assert len(written) > 2
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_reply_to_a_pipe_that_dies_meanwhile_ends_its_wait() -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0", outbox_limit=1, linger=0) as rep, trio.open_nursery() as nursery:
+        host, port = rep.listeners[0].url.removeprefix("tcp://").split(":")
+        peer = await trio.open_tcp_stream(host, int(port))
+        await peer.send_all(b"\0SP\0\0\x30\0\0" + (b"\0" * 7 + b"\4" + b"\x80\0\0\1") * 30)
+        requests = [await anext(rep.requests()) for _ in range(30)]
+        replies = [Background(nursery, partial(request.reply, bytes(1 << 20))) for request in requests]
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.aclose()
+        for reply in replies:
+            await reply.done()
+        assert rep.statistics().dropped["requester gone"] > 0
