@@ -15,7 +15,7 @@ from bench.sides import nng, ours, raw, zmq_asyncio, zmq_blocking
 
 _SMALL = 64
 _LARGE = (1 << 20) - 64  # with its header within the default limit for messages
-_REQUESTS = 4
+_REQUESTS = 16
 _SUBSCRIBERS = 100
 _BLOCK = 512
 
