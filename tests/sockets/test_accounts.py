@@ -179,3 +179,17 @@ async def test_the_first_to_receive_gets_the_first_message_also_when_it_reads_fo
             await trio.testing.wait_all_tasks_blocked()
         await two.send_many([b"1", b"2", b"3"])
         assert [await call.done() for call in calls] == [b"1", b"2", b"3"]
+
+
+async def test_what_waits_between_two_sockets_of_a_process_is_bounded_in_bytes(name: str) -> None:
+    async with sp.Rep0(listen=name, inbox_limit=1) as rep, sp.Req0(outbox_bytes=1 << 20) as req:
+        await connect(rep, req)
+        sent = 0
+        for _ in range(100):
+            try:
+                req.context().send_nowait(bytes(500_000))
+            except trio.WouldBlock:
+                break
+            sent += 1
+            await trio.testing.wait_all_tasks_blocked()
+        assert 5 <= sent < 25  # 4 MiB between the two, 1 MiB in the outbox, one in the inbox and a read of as much again

@@ -354,3 +354,30 @@ async def test_who_replaces_a_request_and_receives_at_once_gets_the_new_reply_an
         with pytest.raises(sp.RequestReplaced):
             await old.done()
         assert await new.done() == b"newer"
+
+
+async def test_a_request_that_waited_for_a_peer_is_sent_again_in_time_too(name: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with sp.Req0(resend_after=10) as req, trio.open_nursery() as nursery:
+        waiting = Background(nursery, lambda: req.send(b"x"))
+        await trio.testing.wait_all_tasks_blocked()
+        async with sp.Rep0(listen=name) as rep:
+            await connect(rep, req)
+            await waiting.done()
+            began = trio.current_time()
+            for number in range(3):
+                assert await rep.receive() == b"x"
+                assert trio.current_time() - began == pytest.approx(10 * number, abs=0.5)
+
+
+async def test_requests_that_wait_on_one_context_are_started_in_the_order_of_their_calls(name: str) -> None:
+    async with sp.Rep0(listen=name) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+        waiting = []
+        for number in range(5):
+            body = b"%d" % number
+            waiting.append(Background(nursery, lambda body=body: req.send(body)))
+            await trio.testing.wait_all_tasks_blocked()
+        await connect(rep, req)
+        for call in waiting:
+            await call.done()
+        assert [await rep.context().receive() for _ in range(5)] == [b"%d" % number for number in range(5)]
+        await rep.aclose()
