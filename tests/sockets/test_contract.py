@@ -309,3 +309,24 @@ def test_without_trio_a_socket_says_what_it_needs() -> None:
 
     with pytest.raises(RuntimeError, match=r"trio\.run"):
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["inproc", "tcp"])
+async def test_what_needs_not_wait_does_not_ask_the_event_loop(where: str, name: str) -> None:
+    async with sp.Bus0(listen=name if where == "inproc" else "tcp://127.0.0.1:0") as one, sp.Bus0() as two:
+        await two.dial(one.listeners[0].url)
+        await one.wait_for_peers()
+        await two.send_many([b"x"] * 20)
+        while one.statistics().inbox < 20:
+            await trio.lowlevel.checkpoint()
+        for call in (one.receive, lambda: two.send(b"y")):
+            at_once = 0
+            for _ in range(15):
+                steps = call().__await__()
+                try:
+                    steps.send(None)
+                except StopIteration:
+                    at_once += 1
+                else:  # the turn that every 16th call gives: not to be driven from here
+                    steps.close()
+            assert at_once >= 14
