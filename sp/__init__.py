@@ -7,6 +7,7 @@ from sp.context import Rep0Context, Req0Context, Request, Sub0Context
 from sp.dialer import Dialer
 from sp.errors import (
     AddressError,
+    AuthenticationError,
     DialError,
     Error,
     GreetingError,
@@ -18,6 +19,8 @@ from sp.errors import (
     RequestLost,
     RequestReplaced,
     StateError,
+    TLSConfigError,
+    TLSError,
     WrongProtocol,
 )
 from sp.events import Event, EventKind, EventStream
@@ -26,11 +29,13 @@ from sp.message import Message
 from sp.pipe import Pipe
 from sp.sockets import Bus0, Pub0, Rep0, Req0, Sub0
 from sp.statistics import DialerStatistics, ListenerStatistics, PipeStatistics, SocketStatistics
+from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "AuthenticationError",
     "Bus0",
     "DialError",
     "Dialer",
@@ -62,5 +67,10 @@ __all__ = [
     "StateError",
     "Sub0",
     "Sub0Context",
+    "TLSClientConfig",
+    "TLSConfigError",
+    "TLSError",
+    "TLSInfo",
+    "TLSServerConfig",
     "WrongProtocol",
 ]

@@ -15,10 +15,14 @@ _EXPECTED: Final = {
     "tcp": "tcp://HOST:PORT",
     "tcp4": "tcp4://HOST:PORT",
     "tcp6": "tcp6://HOST:PORT",
+    "tls+tcp": "tls+tcp://HOST:PORT",
+    "tls+tcp4": "tls+tcp4://HOST:PORT",
+    "tls+tcp6": "tls+tcp6://HOST:PORT",
     "ipc": "ipc://PATH",
     "abstract": "abstract://NAME",
     "inproc": "inproc://NAME",
 }
+_WITH_PORT: Final = frozenset(scheme for scheme, form in _EXPECTED.items() if form.endswith(":PORT"))
 _LABEL: Final = r"[A-Za-z0-9_\-]{1,63}"
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _MAX_HOST_NAME: Final = 253
@@ -31,8 +35,8 @@ MAX_SOCKET_PATH: Final = 107
 class Address:
     """A parsed URL.
 
-    ``tcp`` has *host* (``""`` for all interfaces, IPv6 without its brackets) and *port*; ``ipc``, ``abstract`` and ``inproc``
-    have *path*: a file path, the bytes of an abstract name, a name.
+    ``tcp`` and ``tls+tcp`` have *host* (``""`` for all interfaces, IPv6 without its brackets) and *port*; ``ipc``, ``abstract`` and
+    ``inproc`` have *path*: a file path, the bytes of an abstract name, a name.
     """
 
     url: str
@@ -51,7 +55,7 @@ class Address:
             raise AddressError(f"{url!r} is no URL: expected SCHEME://..., for example {_EXPECTED['tcp']}")
         if scheme not in _EXPECTED:
             raise AddressError(f"{url!r}: unknown scheme {scheme!r}, expected one of {', '.join(sorted(_EXPECTED))}")
-        if scheme in ("tcp", "tcp4", "tcp6"):
+        if scheme in _WITH_PORT:
             host, port = _host_and_port(url, scheme, rest)
             return cls(url, scheme, host=host, port=port)
         if not rest:
@@ -62,9 +66,19 @@ class Address:
             return cls(url, scheme, path=_abstract_name(url, rest))
         return cls(url, scheme, path=_socket_path(url, rest))
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the scheme has TLS."""
+        return self.scheme.startswith("tls")
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it reaches other machines."""
+        return self.scheme in _WITH_PORT
+
     def check_dialable(self) -> None:
         """Raise AddressError when this can be listened on but not dialed."""
-        if self.scheme in ("tcp", "tcp4", "tcp6") and not (self.host and self.port):
+        if self.scheme in _WITH_PORT and not (self.host and self.port):
             raise AddressError(f"{self.url!r} can be listened on but not dialed: expected {_EXPECTED[self.scheme]}, with a port above 0")
 
     def with_port(self, port: int) -> Address:

@@ -224,7 +224,7 @@ class Core:
                 raise trio.ClosedResourceError("the connection was closed while it was greeting")
             self._attach(pipe)
             return pipe
-        raise GreetingError(f"the greeting was not complete within {seconds:g} s")
+        raise GreetingError(f"the {connection.stage} was not complete within {seconds:g} s")
 
     async def _authorize(self, pipe: Pipe) -> None:
         if self.options.authorize is None:

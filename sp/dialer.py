@@ -18,6 +18,7 @@ from sp.transports import transport_for
 if TYPE_CHECKING:
     from sp.address import Address
     from sp.core import Core
+    from sp.transports import Terms
 
 log = logging.getLogger("sp")
 
@@ -49,13 +50,14 @@ class BackOff:
 class Dialer:
     """A URL that a socket dials until the dialer is closed.  Made by ``socket.dial``."""
 
-    def __init__(self, core: Core, address: Address, *, once: bool) -> None:
+    def __init__(self, core: Core, address: Address, terms: Terms, *, once: bool) -> None:
         self.pipe: Pipe | None = None
         """The pipe, while there is one."""
         self.error: Exception | None = None
         """Why the last attempt failed or the last pipe was lost."""
         self._core = core
         self._address = address
+        self._terms = terms
         self._give_up = once  # the first failure is reported to the caller instead of tried again
         self._back_off = BackOff(core.options.redial_min, core.options.redial_max, core.random)
         self._scope = trio.CancelScope()
@@ -64,6 +66,7 @@ class Dialer:
         self._attempts = 0
         self._attached = 0
         self._failures: Counter[str] = Counter()
+        self._handshakes: Counter[str] = Counter()
 
     @property
     def url(self) -> str:
@@ -84,7 +87,13 @@ class Dialer:
 
     def statistics(self) -> DialerStatistics:
         """Return what the dialer has been through."""
-        return DialerStatistics(url=self.url, attempts=self._attempts, attached=self._attached, failures=dict(self._failures))
+        return DialerStatistics(
+            url=self.url,
+            attempts=self._attempts,
+            attached=self._attached,
+            failures=dict(self._failures),
+            handshakes=dict(self._handshakes),
+        )
 
     def __repr__(self) -> str:
         return f"<Dialer {self.url} {'attached' if self.pipe else 'stopped' if self._stopped else 'trying'}>"
@@ -138,7 +147,7 @@ class Dialer:
         connection = None
         try:
             with trio.fail_after(self._core.options.greeting_timeout):
-                connection = await transport_for(self._address).connect(self._address, self._core.terms)
+                connection = await transport_for(self._address).connect(self._address, self._terms)
             log.debug("%s connected to %s", self.url, connection.remote_address)
             return await self._core.welcome(connection, self.url)
         except trio.TooSlowError:
@@ -154,6 +163,8 @@ class Dialer:
         self.pipe = pipe
         self.error = None
         self._attached += 1
+        if pipe.tls is not None:
+            self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._decided.set()
         try:
             await pipe.run()

@@ -32,6 +32,10 @@ class AddressError(Error, ValueError):
     """A URL that cannot be meant; the message shows it and what was expected."""
 
 
+class TLSConfigError(Error, ValueError):
+    """A TLS configuration that cannot work; the message names the file and the reason."""
+
+
 class DialError(Error):
     """The first attempt of a dial failed; ``__cause__`` is the reason."""
 
@@ -52,6 +56,16 @@ class PeerClosed(PeerError):
 
 class GreetingError(PeerError):
     """The peer does not speak SP, not our version of it, or did not greet in time."""
+
+
+class TLSError(PeerError):
+    """TLS with the peer failed: it does not speak it, nothing in common was found, or what it sent was not genuine."""
+
+
+class AuthenticationError(TLSError):
+    """A certificate was refused, the peer's by us or ours by the peer."""
+
+    permanent = True
 
 
 class WrongProtocol(PeerError):

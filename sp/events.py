@@ -26,6 +26,10 @@ class EventKind(enum.Enum):
     DETACHED = "detached"
     REFUSED = "refused"
     """A newcomer at a listener that never became a pipe; ``reason`` says why."""
+    RELOADED = "reloaded"
+    """A listener has a new TLS configuration, since a file that it watches has changed."""
+    RELOAD_FAILED = "reload failed"
+    """A file has changed for the worse: the listener goes on with what it had."""
     STOPPED = "stopped"
     """A dialer or a listener has ended for good."""
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.errors import Error
+from sp.errors import Error, StateError, TLSConfigError
 from sp.events import Event, EventKind
 from sp.pipe import Pipe
 from sp.statistics import ListenerStatistics
 
 if TYPE_CHECKING:
     from sp.core import Core
+    from sp.tls import TLSServerConfig
     from sp.transports import Acceptor, Connection
 
 log = logging.getLogger("sp")
@@ -26,10 +27,11 @@ _ACCEPT_PAUSE: Final = 0.1
 class Listener:
     """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
 
-    def __init__(self, core: Core, acceptors: list[Acceptor]) -> None:
+    def __init__(self, core: Core, acceptors: list[Acceptor], tls: TLSServerConfig | None) -> None:
         self.url = acceptors[0].url
         """The URL as it was given, with the port that was really bound."""
         self._core = core
+        self._tls = tls
         self._acceptors = acceptors
         self._greeting: dict[Connection, None] = {}  # the oldest first
         self._pipes: set[Pipe] = set()
@@ -37,6 +39,7 @@ class Listener:
         self._accepted = 0
         self._attached = 0
         self._failures: Counter[str] = Counter()
+        self._handshakes: Counter[str] = Counter()
 
     def close(self) -> None:
         """Free the address, and end the pipes that were made here."""
@@ -56,6 +59,17 @@ class Listener:
                 self._core.listeners.remove(self)
             self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
 
+    def reload(self) -> None:
+        """Read certificate, key and all other files of the TLS configuration again, for all listeners that share it.
+
+        New connections get what is there now, pipes live on.  Raises TLSConfigError when something is wrong; then what was in
+        use stays in use.  Raises StateError for a listener without TLS.
+        """
+        if self._tls is None:
+            raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
+        self._tls.reload()
+        log.info("%s has reloaded its TLS configuration", self.url)
+
     def statistics(self) -> ListenerStatistics:
         """Return what the listener has been through."""
         return ListenerStatistics(
@@ -64,6 +78,7 @@ class Listener:
             attached=self._attached,
             greeting=len(self._greeting),
             failures=dict(self._failures),
+            handshakes=dict(self._handshakes),
         )
 
     def __repr__(self) -> str:
@@ -75,8 +90,23 @@ class Listener:
             async with trio.open_nursery() as nursery:
                 for acceptor in self._acceptors:
                     nursery.start_soon(self._accept, acceptor)
+                if self._tls is not None and self._tls.watch_files is not None:
+                    nursery.start_soon(self._watch, self._tls, self._tls.watch_files)
         finally:
             self.stop()
+
+    async def _watch(self, tls: TLSServerConfig, interval: float) -> None:
+        while not self._stopped:
+            await trio.sleep(interval)
+            if self._stopped or not tls.contexts.has_changed():
+                continue
+            try:
+                self.reload()
+            except TLSConfigError as error:
+                log.warning("%s goes on with its old TLS configuration: %s", self.url, error)
+                self._core.emit(Event(kind=EventKind.RELOAD_FAILED, url=self.url, reason=str(error), error=error))
+            else:
+                self._core.emit(Event(kind=EventKind.RELOADED, url=self.url))
 
     async def _accept(self, acceptor: Acceptor) -> None:
         troubled = False
@@ -116,6 +146,8 @@ class Listener:
         finally:
             self._greeting.pop(connection, None)
         self._attached += 1
+        if pipe.tls is not None:
+            self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._pipes.add(pipe)
         del connection
         try:

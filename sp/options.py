@@ -10,6 +10,7 @@ import attrs
 
 if TYPE_CHECKING:
     from sp.pipe import Pipe
+    from sp.tls import TLSClientConfig, TLSServerConfig
 
     _Attribute = attrs.Attribute[Any]
 
@@ -18,7 +19,7 @@ Redial = Callable[[Exception], bool]
 DropPolicy = Literal["oldest", "newest"]
 
 
-def _count(minimum: int, maximum: float = math.inf) -> Callable[[object, _Attribute, object], None]:
+def count(minimum: int, maximum: float = math.inf) -> Callable[[object, _Attribute, object], None]:
     def check(_: object, attribute: _Attribute, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{attribute.name} must be an int, not {value!r}")
@@ -40,7 +41,7 @@ def _seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[object, _Att
     return check
 
 
-def _optional(check: Callable[[object, _Attribute, object], None]) -> Callable[[object, _Attribute, object], None]:
+def optional(check: Callable[[object, _Attribute, object], None]) -> Callable[[object, _Attribute, object], None]:
     def check_unless_none(options: object, attribute: _Attribute, value: object) -> None:
         if value is not None:
             check(options, attribute, value)
@@ -77,11 +78,18 @@ def check_policy(name: str, value: object) -> DropPolicy:
     raise ValueError(f'{name} must be "oldest" or "newest", not {value!r}')
 
 
+def _tls(_: object, __: _Attribute, value: object) -> None:
+    # By name: the classes stand in a higher layer.
+    if value is not None and type(value).__name__ not in ("TLSServerConfig", "TLSClientConfig"):
+        raise TypeError(f"tls must be a TLSServerConfig or a TLSClientConfig, not {value!r}")
+
+
 class SocketKeywords(TypedDict, total=False):
     """The keyword arguments that every socket takes; :class:`SocketOptions` says what each one means."""
 
     dial: str | Sequence[str]
     listen: str | Sequence[str]
+    tls: TLSServerConfig | TLSClientConfig | None
     authorize: Authorize | None
     redial: Redial | None
     max_message_size: int | None
@@ -116,33 +124,35 @@ class SocketOptions:
     """One URL or several, dialed in the background once the socket is entered."""
     listen: tuple[str, ...] = attrs.field(default=(), converter=_urls)
     """One URL or several, listened on once the socket is entered."""
+    tls: TLSServerConfig | TLSClientConfig | None = attrs.field(default=None, validator=_tls)
+    """The configuration for URLs with TLS, a listener's or a dialer's; ``listen`` and ``dial`` take one of their own as well."""
     authorize: Authorize | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
     """Sees each pipe after the greeting and before any message; false or an exception ends the pipe.  May be async."""
     redial: Redial | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
     """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
-    max_message_size: int | None = attrs.field(default=1 << 20, validator=_optional(_count(0)))
+    max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
     """Largest message accepted, in bytes of header and body; exactly this size is accepted.  None: no limit."""
-    inbox_limit: int = attrs.field(default=128, validator=_count(1))
+    inbox_limit: int = attrs.field(default=128, validator=count(1))
     """Messages that may wait for ``receive``, per context."""
-    inbox_bytes: int = attrs.field(default=4 << 20, validator=_count(1))
+    inbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """Bytes of bodies that may wait for ``receive``, per context."""
-    outbox_limit: int = attrs.field(default=128, validator=_count(1))
+    outbox_limit: int = attrs.field(default=128, validator=count(1))
     """Messages that may wait to be written, per pipe."""
-    outbox_bytes: int = attrs.field(default=4 << 20, validator=_count(1))
+    outbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """Bytes that may wait to be written, per pipe."""
     greeting_timeout: float = attrs.field(default=10.0, validator=_seconds(zero=False))
     """Seconds a new connection has until its pipe is attached, ``authorize`` included; a dial has as long to connect."""
-    max_greetings: int = attrs.field(default=1024, validator=_count(1))
+    max_greetings: int = attrs.field(default=1024, validator=count(1))
     """Newcomers that may be greeting at once, per listener; one more ends the oldest."""
     redial_min: float = attrs.field(default=0.1, validator=_seconds(zero=False))
     """Shortest wait in seconds before a redial; equal to ``redial_max`` it makes the wait constant."""
     redial_max: float = attrs.field(default=60.0, validator=_seconds(zero=False))
     """Longest wait in seconds before a redial."""
-    keepalive: float | None = attrs.field(default=60.0, validator=_optional(_seconds(zero=False, maximum=86_400)))
+    keepalive: float | None = attrs.field(default=60.0, validator=optional(_seconds(zero=False, maximum=86_400)))
     """Seconds after which a tcp peer that vanished without a word is given up.  None: when the kernel does."""
     linger: float = attrs.field(default=1.0, validator=_seconds(zero=True))
     """Seconds that ``aclose`` may take to deliver what was accepted.  0: it drops that at once."""
-    ipc_mode: int | None = attrs.field(default=None, validator=_optional(_count(0, 0o777)))
+    ipc_mode: int | None = attrs.field(default=None, validator=optional(count(0, 0o777)))
     """Permission bits of a listener's socket file.  None: what the umask leaves."""
 
     def __attrs_post_init__(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sp.core import Core
     from sp.engine import Receiver
     from sp.message import Message
+    from sp.tls import TLSInfo
     from sp.transports import Connection
 
 _ids = itertools.count(secrets.randbits(31))
@@ -127,6 +128,11 @@ class Pipe:
     def remote_address(self) -> str:
         """The peer's end: ``host:port`` for tcp, the URL for ipc and inproc."""
         return self._connection.remote_address
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """Version, cipher, the peer's certificate and so on; None without TLS."""
+        return self._connection.tls
 
     @property
     def reason(self) -> str:

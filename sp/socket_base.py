@@ -8,19 +8,21 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self, cast
 
+import attrs
 import trio
 
 from sp.address import Address
 from sp.core import Core
 from sp.dialer import Dialer
 from sp.engine import Engine
-from sp.errors import DialError
+from sp.errors import DialError, TLSConfigError
 from sp.events import Event, EventKind, EventStream
 from sp.listener import Listener
 from sp.options import SocketKeywords, SocketOptions
 from sp.pipe import Pipe
 from sp.statistics import SocketStatistics
-from sp.transports import transport_for
+from sp.tls import TLSClientConfig, TLSServerConfig, default_client_config
+from sp.transports import Terms, transport_for
 from sp.turns import Turns
 from sp.verbs import Verbs
 
@@ -98,18 +100,21 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """Close the socket at once; what was accepted but not written is dropped and counted."""
         self._core.close()
 
-    async def dial(self, url: str, *, wait: bool = True) -> Dialer:
+    async def dial(self, url: str, *, wait: bool = True, tls: TLSClientConfig | None = None) -> Dialer:
         """Connect to *url*, and again whenever the connection is lost.
 
         With *wait*, returns once a pipe is attached; when the first attempt fails, raises DialError with the reason as its cause,
         and nothing goes on.  Without it, keeps trying in the background; events and ``dialer.error`` tell how it goes.
-        Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed.
+        *tls* is for URLs with TLS; None: that of the socket, or else one that trusts whom the system trusts.
+        Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError for one that *tls*
+        does not fit.
         """
         address = Address.parse(url)
         address.check_dialable()
+        terms = self._terms(address, tls, TLSClientConfig)
         await trio.lowlevel.checkpoint()
         self._core.check_open()
-        dialer = Dialer(self._core, address, once=wait)
+        dialer = Dialer(self._core, address, terms, once=wait)
         self._core.dialers.append(dialer)
         self._core.spawn(dialer.run)
         if wait:
@@ -123,24 +128,50 @@ class Socket(Verbs, trio.abc.AsyncResource):
                 raise DialError(f"cannot dial {url!r}: {error}") from error
         return dialer
 
-    async def listen(self, url: str) -> Listener:
+    async def listen(self, url: str, *, tls: TLSServerConfig | None = None) -> Listener:
         """Bind *url* and accept whoever comes.  ``listener.url`` has the port that was really bound.
 
-        Cancelled, nothing is bound.  Raises AddressError for a URL that cannot be listened on, and OSError when the system
-        refuses, for example because the address is in use.
+        *tls* is for URLs with TLS; None: that of the socket.
+        Cancelled, nothing is bound.  Raises AddressError for a URL that cannot be listened on, TLSConfigError for one that *tls*
+        does not fit, and OSError when the system refuses, for example because the address is in use.
         """
         address = Address.parse(url)
+        terms = self._terms(address, tls, TLSServerConfig)
         self._core.check_open()
-        acceptors = await transport_for(address).listen(address, self._core.terms)
+        acceptors = await transport_for(address).listen(address, terms)
         if not self._core.open:
             for acceptor in acceptors:
                 acceptor.close()
             self._core.check_open()
-        listener = Listener(self._core, acceptors)
+        listener = Listener(self._core, acceptors, cast("TLSServerConfig | None", terms.tls))
         self._core.listeners.append(listener)
         self._core.spawn(listener.run)
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
         return listener
+
+    def _terms(self, address: Address, tls: object, kind: type[TLSServerConfig | TLSClientConfig]) -> Terms:
+        """Return the terms for *address*, with the TLS configuration of the call or else of the socket.
+
+        One that would go unused is refused: who gives it means to be encrypted.
+        """
+        listening = kind is TLSServerConfig
+        verb = "listen on" if listening else "dial"
+        if not address.is_encrypted:
+            if tls is not None:
+                raise TLSConfigError(f"tls= was given to {verb} {address.url!r}, which is not encrypted: expected tls+tcp://")
+            if self._options.tls is not None and address.is_network:
+                raise TLSConfigError(
+                    f"the socket has tls=, but {address.url!r}, which it is to {verb}, is not encrypted: expected tls+tcp://"
+                )
+            return self._core.terms
+        config = self._options.tls if tls is None else tls
+        if config is None:
+            if listening:
+                raise TLSConfigError(f"{address.url!r} cannot be listened on without a certificate: give tls=sp.TLSServerConfig(...)")
+            config = default_client_config()
+        if not isinstance(config, kind):
+            raise TLSConfigError(f"to {verb} {address.url!r} takes a {kind.__name__}, not a {type(config).__name__}")
+        return attrs.evolve(self._core.terms, tls=config)
 
     async def wait_for_peers(self, n: int = 1) -> None:
         """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""

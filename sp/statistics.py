@@ -32,6 +32,8 @@ class DialerStatistics:
     attached: int
     failures: Mapping[str, int]
     """Failed attempts and lost pipes by the name of the error's class."""
+    handshakes: Mapping[str, int]
+    """TLS handshakes of pipes that were attached: ``full`` and ``resumed``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +47,8 @@ class ListenerStatistics:
     """Newcomers whose greeting is under way."""
     failures: Mapping[str, int]
     """Newcomers that never became a pipe, by the name of the error's class."""
+    handshakes: Mapping[str, int]
+    """TLS handshakes of pipes that were attached: ``full`` and ``resumed``."""
 
 
 @attrs.frozen(kw_only=True)

@@ -16,6 +16,7 @@ from sp.address import Address
 from sp.engine import Split
 from sp.message import Message
 from sp.options import SocketOptions
+from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +27,8 @@ class Terms:
     peer_number: int
     split: Split | None
     options: SocketOptions
+    tls: TLSServerConfig | TLSClientConfig | None = None
+    """For a scheme with TLS: the side's configuration."""
 
 
 class Connection(Protocol):
@@ -36,6 +39,16 @@ class Connection(Protocol):
 
     @property
     def remote_address(self) -> str: ...
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """What TLS says of the connection, once it is established; None without TLS."""
+        ...
+
+    @property
+    def stage(self) -> str:
+        """What ``greet`` is waiting for, in words."""
+        ...
 
     @property
     def lendable(self) -> bool:
@@ -121,6 +134,9 @@ _MODULES: Final = {
     "tcp": "sp.transports.tcp",
     "tcp4": "sp.transports.tcp",
     "tcp6": "sp.transports.tcp",
+    "tls+tcp": "sp.transports.tls",
+    "tls+tcp4": "sp.transports.tls",
+    "tls+tcp6": "sp.transports.tls",
     "ipc": "sp.transports.ipc",
     "abstract": "sp.transports.ipc",
     "inproc": "sp.transports.inproc",

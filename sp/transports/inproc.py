@@ -93,6 +93,8 @@ class InprocConnection:
     def __init__(self, url: str, terms: Terms) -> None:
         self.local_address = self.remote_address = url
         self.unsent = 0
+        self.tls = None
+        self.stage = "greeting"
         self.lendable = False  # a wake-up saved would be worth less than the wait of who no longer comes
         self._terms = terms
         self._peer: InprocConnection

@@ -6,7 +6,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -14,6 +14,9 @@ from sp.errors import PeerClosed
 from sp.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_greeting, frame_prefix
 from sp.message import Message
 from sp.transports import Terms
+
+if TYPE_CHECKING:
+    from sp.tls import TLSInfo
 
 READ_SIZE: Final = 64 * 1024
 LARGE_READ_SIZE: Final = 256 * 1024
@@ -32,6 +35,18 @@ class Link(Protocol):
 
     @property
     def remote_address(self) -> str: ...
+
+    @property
+    def tls(self) -> TLSInfo | None: ...
+
+    @property
+    def stage(self) -> str:
+        """What ``open`` and the greeting after it are waiting for."""
+        ...
+
+    async def open(self, greeting: bytes) -> None:
+        """Make the link ready, and send *greeting* as soon as it can leave.  Raises PeerError, OSError or ClosedResourceError."""
+        ...
 
     # Attributes rather than methods, so that a socket's own can be used as they are.
     @property
@@ -52,6 +67,9 @@ class SocketLink:
 
     __slots__ = ("_socket", "local_address", "recv", "remote_address", "send", "send_parts", "wait_readable")
 
+    tls = None
+    stage = "greeting"
+
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str) -> None:
         sock.setblocking(False)
         self._socket = sock
@@ -61,6 +79,9 @@ class SocketLink:
         self.send = sock.send
         self.send_parts = sock.sendmsg
         self.wait_readable = partial(trio.lowlevel.wait_readable, sock)
+
+    async def open(self, greeting: bytes) -> None:
+        self.send(greeting)  # a fresh connection has room for 8 bytes
 
     async def wait_writable(self) -> None:
         await trio.lowlevel.wait_writable(self._socket)
@@ -118,8 +139,8 @@ class StreamConnection:
         self.closed = False
 
     async def greet(self) -> int:
-        # nanomsg gives its peer one second for this, so ours leaves at once.  A fresh connection has room for 8 bytes.
-        self._link.send(encode_greeting(self._terms.number))
+        # nanomsg gives its peer one second for this, so ours leaves at once.
+        await self._link.open(encode_greeting(self._terms.number))
         data = b""
         while True:
             self._check_open()
@@ -135,6 +156,14 @@ class StreamConnection:
             number = decode_greeting(data)
             if number is not None:
                 return number
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        return self._link.tls
+
+    @property
+    def stage(self) -> str:
+        return self._link.stage
 
     @property
     def unsent(self) -> int:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import trio
 
 from sp.address import Address
 from sp.transports import Acceptor, Connection, Terms
-from sp.transports.stream import SocketLink, StreamConnection
+from sp.transports.stream import Link, SocketLink, StreamConnection
 
 _ACCEPT_BATCH: Final = 64
 _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
 """The longest time in seconds that Linux takes for each of the keepalive times."""
-_FAMILIES: Final = {"tcp": socket.AF_UNSPEC, "tcp4": socket.AF_INET, "tcp6": socket.AF_INET6}
+_FAMILIES: Final = {"4": socket.AF_INET, "6": socket.AF_INET6}
 
 
 async def connect(address: Address, terms: Terms) -> Connection:
@@ -27,7 +27,8 @@ async def connect(address: Address, terms: Terms) -> Connection:
 
 
 async def connect_link(address: Address, terms: Terms) -> SocketLink:
-    *others, last = [address.host] if address.scheme == "tcp" else await _only_family(address)
+    """Do so, for tls as well."""
+    *others, last = [address.host] if _family(address) == socket.AF_UNSPEC else await _only_family(address)
     for host in others:
         try:
             return await _open(host, address.port, terms)
@@ -55,33 +56,43 @@ def _plain(error: OSError) -> OSError:
     return type(reasons[-1])(reasons[-1].errno, "; ".join(dict.fromkeys(reason.strerror or str(reason) for reason in reasons)))
 
 
+def _family(address: Address) -> socket.AddressFamily:
+    return _FAMILIES.get(address.scheme[-1], socket.AF_UNSPEC)
+
+
 async def _only_family(address: Address) -> list[str]:
-    found = await trio.socket.getaddrinfo(address.host, address.port, family=_FAMILIES[address.scheme], type=socket.SOCK_STREAM)
+    found = await trio.socket.getaddrinfo(address.host, address.port, family=_family(address), type=socket.SOCK_STREAM)
     return [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
 
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*.  A name is bound at all its addresses, no host at all interfaces of both families."""
+    return await listen_link(address, terms, lambda link: link)
+
+
+async def listen_link(address: Address, terms: Terms, wrap: Callable[[SocketLink], Link]) -> list[Acceptor]:
+    """Do so, for tls as well: *wrap* makes the link of each newcomer."""
     try:
         sockets = await _bind(address)
     except OSError as error:
         raise type(error)(error.errno, f"cannot listen on {address.url!r}: {error.strerror or error}") from error
     port: int = sockets[0].getsockname()[1]
     url = address.with_port(port).url
-    return [TCPAcceptor(sock, url, terms) for sock in sockets]
+    return [TCPAcceptor(sock, url, terms, wrap) for sock in sockets]
 
 
 class TCPAcceptor:
     """A socket that listens."""
 
-    def __init__(self, sock: socket.socket, url: str, terms: Terms) -> None:
+    def __init__(self, sock: socket.socket, url: str, terms: Terms, wrap: Callable[[SocketLink], Link]) -> None:
         self.url = url
         self._socket = sock
         self._terms = terms
+        self._wrap = wrap
 
     async def accept(self) -> list[Connection]:
         await trio.lowlevel.wait_readable(self._socket)
-        return [StreamConnection(_link(sock, self._terms), self._terms) for sock in accept_pending(self._socket)]
+        return [StreamConnection(self._wrap(_link(sock, self._terms)), self._terms) for sock in accept_pending(self._socket)]
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -136,7 +147,7 @@ def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
 
 async def _bind(address: Address) -> list[socket.socket]:
     found = await trio.socket.getaddrinfo(
-        address.host or None, address.port, family=_FAMILIES[address.scheme], type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        address.host or None, address.port, family=_family(address), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     wanted = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
     for _ in range(_PORT_TRIES):

@@ -166,9 +166,9 @@ async def test_repr_and_statistics_show_what_is_there(kind: type, name: str) -> 
         assert repr(socket.listeners[0]) == f"<Listener {name} 1 pipes>"
         assert repr(socket.pipes[0]) == f"<Pipe {socket.pipes[0].id} attached {PEERS[kind].__name__[:-1].upper()} {name}>"
         counters = json.loads(json.dumps(socket.statistics().as_dict()))
-        assert counters["listeners"] == [{"url": name, "accepted": 1, "attached": 1, "greeting": 0, "failures": {}}]
+        assert counters["listeners"] == [{"url": name, "accepted": 1, "attached": 1, "greeting": 0, "failures": {}, "handshakes": {}}]
         assert counters["pipes"][0]["id"] == socket.pipes[0].id
-        assert peer.statistics().as_dict()["dialers"] == ({"url": name, "attempts": 1, "attached": 1, "failures": {}},)
+        assert peer.statistics().as_dict()["dialers"] == ({"url": name, "attempts": 1, "attached": 1, "failures": {}, "handshakes": {}},)
 
 
 async def test_a_socket_that_nobody_closed_warns() -> None:

@@ -1,0 +1,192 @@
+"""What goes below pyOpenSSL's public surface, all of it, each with a plain way of doing without.
+
+Why: moving bytes through ``Connection.recv`` and its kin costs three times as much for a small message (an allocation and two
+Python frames for each call, one record a call); and there is no other way to ask whether a session was resumed, nor to send the
+greeting in the server's first flight.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+from OpenSSL import SSL
+
+BUFFER_SIZE: Final = 256 * 1024
+"""The most that is read at once, encrypted or not."""
+
+_lib: Any = getattr(SSL, "_lib", None)
+_ffi: Any = getattr(SSL, "_ffi", None)
+_FUNCTIONS: Final = ("SSL_read", "SSL_write", "SSL_get_error", "BIO_read", "BIO_write", "ERR_clear_error")
+_CONNECTION: Final = ("_ssl", "_into_ssl", "_from_ssl", "_raise_ssl_error")
+
+
+def _is_capable() -> bool:
+    if not all(hasattr(_lib, name) for name in _FUNCTIONS):
+        return False
+    probe = SSL.Connection(SSL.Context(SSL.TLS_METHOD))
+    return all(hasattr(probe, name) for name in _CONNECTION)
+
+
+class PlainBytes:
+    """Moves bytes into and out of a connection, as pyOpenSSL has it."""
+
+    __slots__ = ("_connection", "has_more")
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection = connection
+        self.has_more = False
+        """Whether ``read`` may return more before anything else is fed."""
+
+    def feed(self, ciphertext: bytes) -> None:
+        """Take what came from the network."""
+        self._connection.bio_write(ciphertext)
+
+    def drain(self) -> bytes | memoryview:
+        """Return what is to go to the network, a bounded part of it, good until the next call of this kind; empty: nothing."""
+        try:
+            return self._connection.bio_read(BUFFER_SIZE)
+        except SSL.WantReadError:
+            return b""
+
+    def read(self, size: int) -> bytes:
+        """Return at most *size* bytes of what was decrypted, at least one.  Raises what pyOpenSSL's ``recv`` does."""
+        self.has_more = False
+        data = self._connection.recv(size)
+        self.has_more = True  # a call returns no more than a record, and this one was not the one to find the end
+        return data
+
+    def write(self, plaintext: bytes | memoryview) -> int:
+        """Encrypt *plaintext*; return how many bytes were taken.  Raises what pyOpenSSL's ``send`` does."""
+        return self._connection.send(plaintext)
+
+
+class _Buffer(threading.local):
+    """One for each thread: the calls below release the interpreter's lock while they fill it."""
+
+    def __init__(self) -> None:
+        self.cdata = _ffi.new("char[]", BUFFER_SIZE)
+        self.view = memoryview(_ffi.buffer(self.cdata))
+
+
+class DirectBytes:
+    """The same without pyOpenSSL's frames: many records a call, into a buffer that is kept."""
+
+    __slots__ = ("_connection", "_error", "_from_ssl", "_into_ssl", "_ssl", "has_more")
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        inside: Any = connection
+        self._connection: Any = connection
+        self._ssl: Any = inside._ssl
+        self._into_ssl: Any = inside._into_ssl
+        self._from_ssl: Any = inside._from_ssl
+        self._error: Exception | None = None  # that stood behind data which was returned first
+        self.has_more = False
+
+    def feed(self, ciphertext: bytes) -> None:
+        size = len(ciphertext)
+        if size and _lib.BIO_write(self._into_ssl, _ffi.from_buffer(ciphertext), size) != size:
+            raise MemoryError("OpenSSL has no memory for what was received")
+
+    def drain(self) -> bytes | memoryview:
+        size = _lib.BIO_read(self._from_ssl, _buffer.cdata, BUFFER_SIZE)
+        return _buffer.view[:size] if size > 0 else b""
+
+    def read(self, size: int) -> bytes:
+        if self._error is not None:
+            raise self._error
+        ssl, buffer = self._ssl, _buffer
+        start: Any = buffer.cdata
+        size = min(size, BUFFER_SIZE)
+        done = 0
+        while done < size:
+            result = _lib.SSL_read(ssl, start + done, size - done)
+            if result <= 0:
+                try:
+                    self._connection._raise_ssl_error(ssl, result)
+                except Exception as error:
+                    if not done:
+                        self.has_more = False
+                        raise
+                    self._error = None if isinstance(error, SSL.WantReadError) else error
+                break
+            done += result
+        self.has_more = done == size or self._error is not None
+        return buffer.view[:done].tobytes()
+
+    def write(self, plaintext: bytes | memoryview) -> int:
+        result = _lib.SSL_write(self._ssl, _ffi.from_buffer(plaintext), len(plaintext))
+        if result <= 0:
+            self._connection._raise_ssl_error(self._ssl, result)
+        return int(result)
+
+
+Bytes = PlainBytes | DirectBytes
+
+if _is_capable():
+    _buffer = _Buffer()
+    bytes_of: type[Bytes] = DirectBytes
+else:
+    bytes_of = PlainBytes
+
+
+def was_resumed(connection: SSL.Connection) -> bool:
+    """Whether *connection* resumed a session; False where that cannot be asked."""
+    reused: Any = getattr(_lib, "SSL_session_reused", None)
+    inside: Any = connection
+    return bool(reused is not None and reused(inside._ssl))
+
+
+def is_same_session(one: SSL.Session, other: SSL.Session | None) -> bool:
+    """Whether both are one session of OpenSSL's; False where that cannot be told."""
+    inside: tuple[Any, Any] = (one, other)
+    first, second = (getattr(session, "_session", None) for session in inside)
+    return first is not None and first == second
+
+
+def reason_of(number: int) -> str:
+    """Return OpenSSL's words for a verification error."""
+    describe: Any = getattr(_lib, "X509_verify_cert_error_string", None)
+    if describe is None:
+        return f"verification error {number}"
+    return str(_ffi.string(describe(number)).decode())
+
+
+def expect_name(connection: SSL.Connection, name: str, address: bytes | None) -> None:
+    """Let OpenSSL check the peer's name, or its packed IP *address*, as well: then the alert says that the certificate is a bad one."""
+    names = ("SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip")
+    if all(hasattr(_lib, function) for function in names):
+        inside: Any = connection
+        parameters: Any = _lib.SSL_get0_param(inside._ssl)
+        if address is None:
+            _lib.X509_VERIFY_PARAM_set1_host(parameters, name.encode(), len(name))
+        else:
+            _lib.X509_VERIFY_PARAM_set1_ip(parameters, address, len(address))
+
+
+class EarlyGreeting:
+    """Sends a few constant bytes in the server's first flight, beside its Finished (RFC 8446, 4.4.4 and 2: 0.5-RTT data).
+
+    TLS 1.3 only.  ``step`` stands in for ``do_handshake`` until it says True, or the version is another.
+    """
+
+    possible: Final = all(hasattr(_lib, name) for name in ("SSL_read_early_data", "SSL_write_early_data", "SSL_get_error"))
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection: Any = connection
+        self._ssl: Any = self._connection._ssl
+        self._size: Any = _ffi.new("size_t *")
+        self._room: Any = _ffi.new("char[1]")
+
+    def step(self) -> bool:
+        """Read what the client has said.  True: its hello is complete.  Raises what ``do_handshake`` does."""
+        # 2: the client has sent no early data, which no context of ours allows; 0: not yet, or an error.
+        result = _lib.SSL_read_early_data(self._ssl, self._room, 1, self._size)
+        if result == 0:
+            self._connection._raise_ssl_error(self._ssl, 0)
+        return bool(result == 2)
+
+    def write(self, data: bytes) -> None:
+        """Add *data* to the flight."""
+        if _lib.SSL_write_early_data(self._ssl, _ffi.from_buffer(data), len(data), self._size) != 1:
+            self._connection._raise_ssl_error(self._ssl, 0)

@@ -1,0 +1,255 @@
+"""tls+tcp: SP over TLS over TCP.
+
+A link encrypts what it is given and keeps what the kernel does not take; framing and connecting are those of tcp.  A handshake
+leaves as little to wait for as it can: a server's greeting goes with its first flight, a client's with its Finished, and so does its
+first message, since nothing is written before somebody has to wait for the peer.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from sp.address import Address
+from sp.errors import PeerClosed, PeerError, TLSError
+from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
+from sp.transports import Acceptor, Connection, Terms
+from sp.transports.stream import READ_SIZE, SocketLink, StreamConnection
+from sp.transports.tcp import connect_link, listen_link
+from sp.transports.tls_session import TLSSession
+
+_WRITE_SIZE: Final = 128 * 1024
+"""The most that is encrypted before the kernel has taken it: full records, and a bound on what waits."""
+
+_turnstile: trio.lowlevel.RunVar[trio.Lock] = trio.lowlevel.RunVar("sp.transports.tls turnstile")
+
+
+async def connect(address: Address, terms: Terms) -> Connection:
+    """Connect to *address*, as tcp does; the handshake is part of the greeting."""
+    config = terms.tls
+    assert isinstance(config, TLSClientConfig)
+    return StreamConnection(TLSLink(await connect_link(address, terms), config, host=address.host, port=address.port), terms)
+
+
+async def listen(address: Address, terms: Terms) -> list[Acceptor]:
+    """Bind *address*, as tcp does."""
+    config = terms.tls
+    assert isinstance(config, TLSServerConfig)
+    return await listen_link(address, terms, lambda link: TLSLink(link, config))
+
+
+def _handshake_turn() -> trio.Lock:
+    """Return what lets one step of one handshake run between two looks at everything else: a step takes a millisecond."""
+    try:
+        return _turnstile.get()
+    except LookupError:
+        lock = trio.Lock()
+        _turnstile.set(lock)
+        return lock
+
+
+class TLSLink:
+    """A link that encrypts on the way to another one."""
+
+    def __init__(self, inner: SocketLink, config: TLSServerConfig | TLSClientConfig, *, host: str = "", port: int = 0) -> None:
+        """*host* and *port* are where a client has connected."""
+        self.local_address = inner.local_address
+        self.remote_address = inner.remote_address
+        self._inner = inner
+        self._config = config
+        self._host = host
+        self._port = port
+        self._session: TLSSession | None = None  # made when its turn comes, so that a flood of newcomers is accepted cheaply
+        self._left = memoryview(b"")  # encrypted, and not taken by the kernel
+        self._owed = 0  # bytes of plaintext in there that no call has reported as sent
+        self._has_more = False  # something may have been decrypted that was not read
+        self._finishing = False
+        self._closed = False
+        self._writable: trio.Event | None = None  # set when the task that waits for the kernel to take more is done with it
+
+    @property
+    def stage(self) -> str:
+        return "greeting" if self.tls is not None else "TLS handshake"
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        return self._session.info if self._session is not None else None
+
+    async def open(self, greeting: bytes) -> None:
+        """Do the handshake, and send *greeting* as early as can be."""
+        while not await self._step(greeting):
+            await self.wait_readable()
+            self._check_open()
+            try:
+                data = self._inner.recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise PeerClosed("the peer closed the connection during the TLS handshake")
+            self.session.receive_data(data)
+        self._has_more = True  # what came with the end of the handshake
+        if not self.session.greeted:
+            self.session.write(greeting)
+        # Nothing is flushed: the first message may follow at once, and whoever waits for the peer flushes.
+
+    async def _step(self, greeting: bytes) -> bool:
+        async with _handshake_turn():
+            self._check_open()
+            if self._session is None:
+                self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
+            try:
+                return self._session.handshake(greeting)
+            except TLSError:
+                self._flush_quietly()  # the alert
+                raise
+
+    @property
+    def _peer(self) -> str:
+        return self.remote_address if isinstance(self._config, TLSClientConfig) else ""
+
+    @property
+    def session(self) -> TLSSession:
+        assert self._session is not None, "the handshake has not begun"
+        return self._session
+
+    def recv(self, size: int) -> bytes:
+        session = self.session
+        try:
+            if self._has_more:
+                data = session.read(size)
+                self._has_more = session.has_more
+                if data or session.peer_finished:
+                    return data
+            received = self._inner.recv(READ_SIZE if size < READ_SIZE else size)
+            if not received:
+                raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing")
+            session.receive_data(received)
+            data = session.read(size)
+            self._has_more = session.has_more
+            if data or session.peer_finished:
+                return data
+        except TLSError:
+            self._flush_quietly()  # the alert
+            raise
+        raise BlockingIOError
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Encrypt *data*, or a part of it.  BlockingIOError: call again with the same, of which a part may be encrypted already."""
+        if not self._flush():
+            raise BlockingIOError
+        if self._owed:
+            sent, self._owed = self._owed, 0
+            return sent
+        try:
+            sent = self.session.write(data if len(data) <= _WRITE_SIZE else memoryview(data)[:_WRITE_SIZE])
+        except PeerError as error:
+            raise BrokenPipeError(errno.EPIPE, str(error)) from error
+        if not self._flush():
+            self._owed = sent
+            raise BlockingIOError
+        return sent
+
+    def send_parts(self, parts: list[bytes | memoryview]) -> int:
+        """Do so with *parts*, joined, so that they fill their records."""
+        if len(parts[0]) >= _WRITE_SIZE:
+            return self.send(parts[0])
+        joined: list[bytes | memoryview] = []
+        size = 0
+        for part in parts:
+            room = _WRITE_SIZE - size
+            joined.append(part if len(part) <= room else memoryview(part)[:room])
+            size += len(joined[-1])
+            if size == _WRITE_SIZE:
+                break
+        return self.send(b"".join(joined))
+
+    def _flush(self) -> bool:
+        """Hand over what is encrypted.  False: the kernel does not take all of it now.  Raises OSError."""
+        while data := self._left or self.session.data_to_send():
+            try:
+                sent = self._inner.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._left = memoryview(b"")
+                raise
+            if sent < len(data):
+                # What the session gave out is its own again with the next call.
+                self._left = self._left[sent:] if self._left else memoryview(bytes(data[sent:]))
+                return False
+            self._left = memoryview(b"")
+        if self._finishing:
+            self._inner.finish()
+        return True
+
+    def _flush_quietly(self) -> bool:
+        try:
+            return self._flush()
+        except OSError:
+            return True  # reading finds out
+
+    async def wait_readable(self) -> None:
+        if self._has_more:
+            await trio.lowlevel.checkpoint()
+        elif self._flush_quietly() or self._writable is not None:
+            await self._inner.wait_readable()
+        else:
+            await self._wait_for_either()
+
+    async def _wait_for_either(self) -> None:
+        """Wait until there is something to read, or room for what we have to say while nobody else writes.
+
+        Two sides that each wait for the other to read its last words would wait for ever.
+        """
+
+        async def writable() -> None:
+            await self._until(self.wait_writable)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writable)
+            await self._until(self._inner.wait_readable)
+            nursery.cancel_scope.cancel()
+
+    @staticmethod
+    async def _until(wait: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await wait()
+        except trio.ClosedResourceError:
+            pass  # who called looks around anyway
+
+    async def wait_writable(self) -> None:
+        if self._writable is not None:
+            await self._writable.wait()
+            return
+        self._writable = done = trio.Event()
+        try:
+            await self._inner.wait_writable()
+        finally:
+            self._writable = None
+            done.set()
+
+    def interrupt(self) -> None:
+        self._inner.interrupt()
+
+    def finish(self) -> None:
+        if self._session is not None:
+            self._session.finish()
+            self._finishing = True
+            self._flush_quietly()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._session is not None:
+                self._session.close()
+                self._flush_quietly()
+                self._left = memoryview(b"")
+            self._inner.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError

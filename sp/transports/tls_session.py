@@ -1,0 +1,286 @@
+"""One TLS connection without I/O: bytes from the network in, bytes for the network out, by pyOpenSSL over memory buffers.
+
+The order is that of any user of memory buffers: feed, read until OpenSSL wants more, then drain; what a failure leaves to drain is
+the alert that tells the peer.  Whatever goes wrong comes out as TLSError or its subclass AuthenticationError.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from typing import TYPE_CHECKING, Final
+
+import service_identity
+from OpenSSL import SSL
+from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
+
+from sp.errors import AuthenticationError, TLSError
+from sp.openssl import EarlyGreeting, bytes_of, expect_name, is_same_session, reason_of, was_resumed
+from sp.tls import TLSInfo
+from sp.tls_context import TLSContext, alternative_names, explain
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from OpenSSL import crypto
+
+_SHUT: Final = int(SSL.SENT_SHUTDOWN) | int(SSL.RECEIVED_SHUTDOWN)
+_ALERT: Final = 0x15
+_HANDSHAKE: Final = 0x16
+_SHOWN: Final = 8
+_READS_WATCHED: Final = 8
+"""Reads after which a server that has sent no ticket will send none."""
+_WRONG_NAME: Final = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+_ABOUT_CERTIFICATES: Final = ("certificate", "unknown ca", "access denied", "decrypt error")
+"""What OpenSSL's names of alerts have in common that refuse a certificate (RFC 8446, 6.2)."""
+
+
+class TLSSession:
+    """The state of one connection."""
+
+    def __init__(self, context: TLSContext, *, peer: str = "", host: str = "", port: int = 0) -> None:
+        """Begin.  *peer* is what errors call the other side; a client says where it has connected, and so whom it expects."""
+        self.established = False
+        self.greeted = False
+        """Whether the greeting has left with the handshake, so that it need not be written."""
+        self.peer_finished = False
+        """Whether the peer has said that it will send no more."""
+        self._context = context
+        self._peer = peer
+        self._first = b""  # of the peer's bytes, until the handshake is complete
+        self._refusal = ""
+        self._failed = False
+        self._info: TLSInfo | None = None
+        connection = SSL.Connection(context.context)
+        self._connection = connection
+        self._bytes = bytes_of(connection)
+        self._early: EarlyGreeting | None = None
+        self._name = self._server = ""
+        self._session: SSL.Session | None = None  # the newest that we know of
+        self._reads_watched = 0
+        if not context.ready_made:
+            connection.set_app_data(self._certificate_checked)
+        if context.is_server:
+            connection.set_accept_state()
+            if EarlyGreeting.possible and not context.ready_made:
+                self._early = EarlyGreeting(connection)
+        else:
+            connection.set_connect_state()
+            self._name = (context.server_name or host).rstrip(".").partition("%")[0]
+            address = _ip_address(self._name)
+            if address is None:
+                connection.set_tlsext_host_name(self._name.encode("ascii"))
+            if context.verifies and not context.ready_made:
+                expect_name(connection, self._name, address)
+            self._server = f"{self._name} {host}:{port}"
+            session = context.sessions.take(self._server) if context.sessions is not None else None
+            if session is not None:
+                connection.set_session(session)
+
+    @property
+    def info(self) -> TLSInfo | None:
+        """What can be said of the connection; None until it is established."""
+        return self._info
+
+    @property
+    def has_more(self) -> bool:
+        """Whether ``read`` is worth another try before anything else has been received."""
+        return self._bytes.has_more
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what came from the network."""
+        if not self.established and len(self._first) < _SHOWN:
+            self._first += data[: _SHOWN - len(self._first)]
+        self._bytes.feed(data)
+
+    def handshake(self, greeting: bytes) -> bool:
+        """Go as far as what was received allows.  True: the connection is established.  Raises TLSError.
+
+        A server sends *greeting* with its first flight if it can, see ``greeted``.
+        """
+        try:
+            self._handshake(greeting)
+        except SSL.WantReadError:
+            self._raise_problem()
+            return False
+        except Exception as error:
+            raise self._failure(error) from error
+        self._raise_problem()
+        return True
+
+    def read(self, size: int) -> bytes:
+        """Return at most *size* bytes that were decrypted; empty: more must be received first, or ``peer_finished``.  Raises TLSError."""
+        try:
+            data = self._bytes.read(size)
+        except SSL.WantReadError:
+            data = b""
+        except SSL.ZeroReturnError:
+            self.peer_finished = True
+            return b""
+        except Exception as error:
+            raise self._failure(error) from error
+        if self._reads_watched:
+            self._watch_for_ticket()
+        return data
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Encrypt *data*; return how many bytes of it were taken.  Raises TLSError."""
+        try:
+            return self._bytes.write(data)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def data_to_send(self) -> bytes | memoryview:
+        """Return what is to go to the network, a bounded part of it; empty: nothing.  It is good until any session's next call."""
+        return self._bytes.drain()
+
+    def finish(self) -> None:
+        """Tell the peer that nothing more will be sent."""
+        if self.established and not self._failed:
+            try:
+                self._connection.shutdown()
+            except SSL.Error:
+                pass  # it has ended by itself
+
+    def close(self) -> None:
+        """Do the same, and let go.  What is left to send can still be drained."""
+        self.finish()
+        if self.established and not self._failed:
+            self._remember()
+        # OpenSSL takes a connection that is freed without this for cut off, and its session for spoilt, also in our cache.
+        self._connection.set_shutdown(_SHUT)
+        self._connection.set_app_data(None)
+
+    def _handshake(self, greeting: bytes) -> None:
+        connection = self._connection
+        if self._early is not None:
+            try:
+                self._early.step()
+            except SSL.WantReadError:
+                if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
+                    raise
+            early, self._early = self._early, None
+            # A client that was asked for a certificate hears nothing before it is known who it is, which a resumed session tells.
+            # So a greeting from us always means that the client was accepted.
+            if connection.get_protocol_version() == SSL.TLS1_3_VERSION and (not self._context.verifies or self._resumed_validly()):
+                early.write(greeting)
+                self.greeted = True
+        connection.do_handshake()
+        self.established = True
+        self._first = b""
+        resumed = was_resumed(connection)
+        self._info = TLSInfo(connection, self._context, resumed=resumed)
+        if self._context.verifies and (resumed or self._context.ready_made):
+            self._check_again()
+        if self._context.sessions is not None:
+            if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
+                # Tickets come later.  This session cannot be resumed, but held on to it tells them apart.
+                self._session = connection.get_session()
+                self._reads_watched = _READS_WATCHED
+            else:
+                self._remember()
+
+    def _resumed_validly(self) -> bool:
+        if not was_resumed(self._connection):
+            return False
+        self._check_dates(self._connection.get_peer_certificate(as_cryptography=True))
+        return True
+
+    def _check_again(self) -> None:
+        """Do what OpenSSL has not done: it does not look at the certificate of a resumed session, and never at names."""
+        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        if not self._context.is_server:
+            reason = "it has shown no certificate" if certificate is None else _wrong_name(certificate, self._name)
+            if reason:
+                raise AuthenticationError(self._say(f"the server's certificate was refused: {reason}"))
+        self._check_dates(certificate)
+
+    def _check_dates(self, certificate: x509.Certificate | None) -> None:
+        if certificate is None:
+            return
+        now = datetime.datetime.now(datetime.UTC)
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            raise AuthenticationError(self._say("the peer's certificate was refused: it has expired since the session that was resumed"))
+
+    def _certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
+        """Decide about a certificate of the peer's chain; OpenSSL says *ok*, or the number of its *error*."""
+        reason = ""
+        if depth == 0 and not self._context.is_server and (ok or error in _WRONG_NAME):
+            reason = _wrong_name(certificate.to_cryptography(), self._name)
+        if not (ok or reason):
+            reason = reason_of(error)
+        if reason and not self._refusal:
+            subject = certificate.to_cryptography().subject.rfc4514_string()
+            expected = "" if self._context.is_server else f"; expected a certificate for {self._name!r}"
+            self._refusal = f"{reason} (of {subject or 'no subject'}{expected})"
+        return not reason
+
+    def _watch_for_ticket(self) -> None:
+        self._reads_watched -= 1
+        session = self._connection.get_session()
+        if session is not None and not is_same_session(session, self._session):
+            self._reads_watched = 0
+            self._remember()
+
+    def _remember(self) -> None:
+        """Keep the newest session for the next connection, unless we have already."""
+        if self._context.sessions is None:
+            return
+        session = self._connection.get_session()
+        if session is not None and not is_same_session(session, self._session):
+            self._session = session
+            self._context.sessions.put(self._server, session)
+
+    def _raise_problem(self) -> None:
+        if self._context.problems:
+            problem = self._context.problems.pop()
+            self._failed = True
+            raise TLSError(self._say(str(problem))) from problem
+
+    def _say(self, reason: str) -> str:
+        stage = "TLS" if self.established else "TLS handshake"
+        return f"{stage}{f' with {self._peer}' if self._peer else ''}: {reason}"
+
+    def _failure(self, error: Exception) -> TLSError:
+        """Return what *error* means."""
+        self._failed = True
+        if isinstance(error, TLSError):
+            return error
+        if not isinstance(error, SSL.Error):
+            return TLSError(self._say(f"a callback raised {error!r}"))
+        reason = explain(error)
+        side = "client" if self._context.is_server else "server"
+        if self._refusal:
+            return AuthenticationError(self._say(f"the {side}'s certificate was refused: {self._refusal}"))
+        if "alert" in reason:
+            if any(word in reason for word in _ABOUT_CERTIFICATES):
+                return AuthenticationError(self._say(f"the {side} has refused our certificate, or wants one: {reason}"))
+            return TLSError(self._say(f"the {side} has ended it: {reason}"))
+        if "did not return a certificate" in reason:
+            return AuthenticationError(self._say("the client has shown no certificate, and one is required"))
+        if self._first and self._first[0] not in (_ALERT, _HANDSHAKE):
+            plain = ", which is SP without TLS: one side says tcp://, the other tls+tcp://" if self._first.startswith(b"\0SP") else ""
+            return TLSError(self._say(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))
+        return TLSError(self._say(reason))
+
+
+def _ip_address(name: str) -> bytes | None:
+    """Return *name* as a packed IP address; None: it is none."""
+    try:
+        return ipaddress.ip_address(name).packed
+    except ValueError:
+        return None
+
+
+def _wrong_name(certificate: x509.Certificate, name: str) -> str:
+    """Return what is wrong with *certificate* for a server that is to be *name*; empty: nothing."""
+    try:
+        if _ip_address(name) is not None:
+            verify_certificate_ip_address(certificate, name)
+        else:
+            verify_certificate_hostname(certificate, name)
+    except service_identity.VerificationError:
+        return f"it is for {', '.join(alternative_names(certificate))}, not for {name!r}"
+    except service_identity.CertificateError as error:
+        return f"its names cannot be used: {error}"
+    return ""
