@@ -1,0 +1,85 @@
+"""Certificates for tests: good ones by trustme, and the flawed ones that trustme rightly does not make."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+import sp
+
+DAY = datetime.timedelta(days=1)
+NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+
+
+class Authority:
+    """A certificate authority of its own, with what the two sides need of it."""
+
+    def __init__(self) -> None:
+        self.ca = trustme.CA()
+        self.pem = self.ca.cert_pem.bytes()
+        """The authority's own certificate: what trusts it."""
+        self.certificate = x509.load_pem_x509_certificate(self.pem)
+        self._key = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+
+    def issue(self, *names: str, subject: str | None = None) -> bytes:
+        """Return key and certificate for *names* (DNS, IP or email) as PEM."""
+        return self.ca.issue_cert(*names, common_name=subject).private_key_and_cert_chain_pem.bytes()
+
+    def issue_flawed(
+        self,
+        *names: str,
+        begins: datetime.datetime = NOW - DAY,
+        ends: datetime.datetime = NOW + DAY,
+        purpose: x509.ObjectIdentifier = SERVER,
+        self_signed: bool = False,
+    ) -> bytes:
+        """Return key and certificate as PEM, with dates, purpose or issuer as asked for."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "flawed")])
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if self_signed else self.certificate.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begins)
+            .not_valid_after(ends)
+            .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        )
+        certificate = builder.sign(key if self_signed else self._key, hashes.SHA256())  # type: ignore[arg-type]
+        pkcs8 = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return pkcs8 + certificate.public_bytes(serialization.Encoding.PEM)
+
+    def revoke(self, *pems: bytes, ends: datetime.datetime = NOW + DAY) -> bytes:
+        """Return a revocation list with the first certificate in each of *pems*; without any, an empty one."""
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(NOW - DAY).next_update(ends)
+        for pem in pems:
+            serial = x509.load_pem_x509_certificate(pem[pem.index(b"-----BEGIN CERT") :]).serial_number
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW - DAY).build()
+            )
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]
+
+    def server(self, *names: str, **options: object) -> sp.TLSServerConfig:
+        """Return the configuration of a server that is called *names*, ``localhost`` and ``127.0.0.1`` if there are none."""
+        return sp.TLSServerConfig(certificate=self.issue(*(names or ("localhost", "127.0.0.1", "::1"))), **options)  # type: ignore[arg-type]
+
+    def client(self, **options: object) -> sp.TLSClientConfig:
+        """Return the configuration of a client that trusts this authority."""
+        return sp.TLSClientConfig(ca=self.pem, **options)  # type: ignore[arg-type]
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.RFC822Name(name) if "@" in name else x509.DNSName(name)

@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.tls.authority import Authority
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """One for all tests that do not change anything about it."""
+    return Authority()
