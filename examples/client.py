@@ -1,6 +1,7 @@
-"""Asks a service ten questions at once: ``python -m examples.client URL``."""
+"""Asks a service ten questions at once: ``python -m examples.client URL [CERTIFICATES]``."""
 
 import sys
+from pathlib import Path
 
 import trio
 
@@ -12,11 +13,16 @@ async def ask(req: sp.Req0, question: str) -> None:
     print(answer.decode())
 
 
-async def main(url: str) -> None:
-    async with sp.Req0(dial=url) as req, trio.open_nursery() as nursery:
+async def main(url: str, tls: sp.TLSClientConfig | None = None) -> None:
+    async with sp.Req0(dial=url, tls=tls) as req, trio.open_nursery() as nursery:
         for number in range(10):
             nursery.start_soon(ask, req, f"question {number}")
 
 
+def tls_from(directory: Path) -> sp.TLSClientConfig:
+    return sp.TLSClientConfig(ca=directory / "ca.pem", certificate=directory / "client.pem")
+
+
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1])
+    _, url, *arguments = sys.argv
+    trio.run(main, url, tls_from(Path(arguments[0])) if arguments else None)

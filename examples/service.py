@@ -1,6 +1,11 @@
-"""A service that answers questions, any number at once: ``python -m examples.service [URL]``."""
+"""A service that answers questions, any number at once: ``python -m examples.service [URL [CERTIFICATES]]``.
+
+CERTIFICATES is a directory as ``examples.certificates`` makes it.  With it, and a URL such as ``tls+tcp://127.0.0.1:5555``, clients
+need a certificate of that authority.
+"""
 
 import sys
+from pathlib import Path
 
 import trio
 
@@ -11,12 +16,18 @@ async def answer(request: sp.Request) -> None:
     await request.reply(b"you asked: " + request.body)
 
 
-async def main(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, trio.open_nursery() as nursery:
+async def main(url: str, tls: sp.TLSServerConfig | None = None) -> None:
+    async with sp.Rep0(listen=url, tls=tls) as rep, trio.open_nursery() as nursery:
         print("listening on", rep.listeners[0].url, flush=True)
         async for request in rep.requests():
             nursery.start_soon(answer, request)
 
 
+def tls_from(directory: Path) -> sp.TLSServerConfig:
+    return sp.TLSServerConfig(certificate=directory / "server.pem", client_ca=directory / "ca.pem")
+
+
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:5555")
+    _, *arguments = sys.argv
+    url = arguments[0] if arguments else "tcp://127.0.0.1:5555"
+    trio.run(main, url, tls_from(Path(arguments[1])) if len(arguments) > 1 else None)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 import outcome
 import trio
 
-from sp.errors import Error, GreetingError, MalformedMessage, MessageTooLarge, PipeRefused, StateError, WrongProtocol
+from sp.errors import Error, GreetingError, MalformedMessage, MessageTooLarge, PipeRefused, StateError, TLSConfigError, WrongProtocol
 from sp.events import Event, EventKind, EventStream
 from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sp.listener import Listener
     from sp.message import Message
     from sp.options import SocketOptions
+    from sp.tls import TLSClientConfig, TLSServerConfig
     from sp.transports import Connection
 
 log = logging.getLogger("sp")
@@ -301,7 +302,7 @@ class Core:
     def emit(self, event: Event) -> None:
         """Log *event*, give it to those who listen, and wake those who wait for a change."""
         # A message that one side sent and the other does not accept would come again and again without a word.
-        level = logging.WARNING if isinstance(event.error, (MessageTooLarge, MalformedMessage)) else logging.INFO
+        level = logging.WARNING if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)) else logging.INFO
         if log.isEnabledFor(level):
             pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
             log.log(level, "%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
@@ -316,6 +317,17 @@ class Core:
             stream.end()
         self._events.add(stream)
         return stream
+
+    def reload_changed(self, tls: TLSServerConfig | TLSClientConfig, url: str) -> None:
+        """Reload *tls*, which the endpoint *url* uses, if one of its files has changed; tell how it went."""
+        if not tls.contexts.has_changed():
+            return
+        try:
+            tls.reload()
+        except TLSConfigError as error:
+            self.emit(Event(kind=EventKind.RELOAD_FAILED, url=url, reason=str(error), error=error))
+        else:
+            self.emit(Event(kind=EventKind.RELOADED, url=url))
 
     # Writing.
 

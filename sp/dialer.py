@@ -142,6 +142,9 @@ class Dialer:
             await trio.sleep(wait)
 
     async def _connect(self) -> Pipe:
+        tls = self._terms.tls
+        if tls is not None and tls.watch_files is not None:
+            self._core.reload_changed(tls, self.url)
         self._attempts += 1
         self._emit(EventKind.DIALING)
         connection = None

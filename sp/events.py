@@ -27,9 +27,9 @@ class EventKind(enum.Enum):
     REFUSED = "refused"
     """A newcomer at a listener that never became a pipe; ``reason`` says why."""
     RELOADED = "reloaded"
-    """A listener has a new TLS configuration, since a file that it watches has changed."""
+    """The TLS configuration of a listener or dialer was read again: new connections get what the files have now."""
     RELOAD_FAILED = "reload failed"
-    """A file has changed for the worse: the listener goes on with what it had."""
+    """A watched file has changed for the worse: what was in use stays in use."""
     STOPPED = "stopped"
     """A dialer or a listener has ended for good."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.errors import Error, StateError, TLSConfigError
+from sp.errors import Error, StateError
 from sp.events import Event, EventKind
 from sp.pipe import Pipe
 from sp.statistics import ListenerStatistics
@@ -68,7 +68,7 @@ class Listener:
         if self._tls is None:
             raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
         self._tls.reload()
-        log.info("%s has reloaded its TLS configuration", self.url)
+        self._core.emit(Event(kind=EventKind.RELOADED, url=self.url))
 
     def statistics(self) -> ListenerStatistics:
         """Return what the listener has been through."""
@@ -98,15 +98,8 @@ class Listener:
     async def _watch(self, tls: TLSServerConfig, interval: float) -> None:
         while not self._stopped:
             await trio.sleep(interval)
-            if self._stopped or not tls.contexts.has_changed():
-                continue
-            try:
-                self.reload()
-            except TLSConfigError as error:
-                log.warning("%s goes on with its old TLS configuration: %s", self.url, error)
-                self._core.emit(Event(kind=EventKind.RELOAD_FAILED, url=self.url, reason=str(error), error=error))
-            else:
-                self._core.emit(Event(kind=EventKind.RELOADED, url=self.url))
+            if not self._stopped:
+                self._core.reload_changed(tls, self.url)
 
     async def _accept(self, acceptor: Acceptor) -> None:
         troubled = False

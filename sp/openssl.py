@@ -167,7 +167,7 @@ def expect_name(connection: SSL.Connection, name: str, address: bytes | None) ->
 class EarlyGreeting:
     """Sends a few constant bytes in the server's first flight, beside its Finished (RFC 8446, 4.4.4 and 2: 0.5-RTT data).
 
-    TLS 1.3 only.  ``step`` stands in for ``do_handshake`` until it says True, or the version is another.
+    ``step`` stands in for ``do_handshake`` until it returns.
     """
 
     possible: Final = all(hasattr(_lib, name) for name in ("SSL_read_early_data", "SSL_write_early_data", "SSL_get_error"))
@@ -178,13 +178,14 @@ class EarlyGreeting:
         self._size: Any = _ffi.new("size_t *")
         self._room: Any = _ffi.new("char[1]")
 
-    def step(self) -> bool:
-        """Read what the client has said.  True: its hello is complete.  Raises what ``do_handshake`` does."""
-        # 2: the client has sent no early data, which no context of ours allows; 0: not yet, or an error.
-        result = _lib.SSL_read_early_data(self._ssl, self._room, 1, self._size)
-        if result == 0:
+    def step(self) -> None:
+        """Take what the client has said.  Returns when its hello is complete, or, under TLS 1.2, when the handshake is.
+
+        Raises what ``do_handshake`` does.
+        """
+        # 0: not yet, or an error.  Otherwise 2: the client has sent no early data, which no context of ours allows.
+        if _lib.SSL_read_early_data(self._ssl, self._room, 1, self._size) == 0:
             self._connection._raise_ssl_error(self._ssl, 0)
-        return bool(result == 2)
 
     def write(self, data: bytes) -> None:
         """Add *data* to the flight."""

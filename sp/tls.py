@@ -95,7 +95,9 @@ class _TLSConfig:
     key_log_file: str | os.PathLike[str] | None = attrs.field(default=None)
     """Where the secrets of each connection are appended, for Wireshark; whoever reads it reads the traffic.  None: nowhere."""
     watch_files: float | None = attrs.field(default=None, validator=_watch)
-    """Seconds between two looks at the files, which are reloaded when one has changed.  None: only ``reload`` does."""
+    """Seconds between two looks of a listener at the files, which are reloaded when one has changed; a dialer looks before it dials.
+
+    None: only ``reload`` does."""
     context: SSL.Context | None = attrs.field(default=None)
     """A ready-made context, for what cannot be said here; it takes the place of all other fields that are about certificates and
     ciphers, and must not have been used before."""

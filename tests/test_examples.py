@@ -13,27 +13,40 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments: str) -> str:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+def run(*arguments: str, cwd: Path = ROOT) -> str:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
-def test_the_demo_shows_a_service_its_client_and_two_subscribers() -> None:
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as the documents have it."""
+    directory = tmp_path_factory.mktemp("certificates")
+    run("-m", "examples.certificates", str(directory))
+    return directory
+
+
+def test_the_demo_shows_a_service_its_clients_and_two_subscribers() -> None:
     shown = run("-m", "examples.demo")
-    assert "listening on tcp://127.0.0.1:" in shown
+    assert "listening on tls+tcp://127.0.0.1:" in shown
+    assert "the service is DNS:localhost, IP:127.0.0.1, IP:::1: verified" in shown
+    assert re.search(r"no client: +cannot dial 'tls.*certificate required", shown)
+    assert re.search(r"first reply after [\d.]+ ms with a full handshake, [\d.]+ ms with a resumed session", shown)
     assert "'what is the answer?' -> 'you asked: what is the answer?'" in shown
     assert re.search(r"[\d,]+ round trips/s", shown)
     assert "subscriber 1: temperature 20, temperature 21, temperature 22, temperature 23, temperature 24" in shown
     assert "subscriber 2: humidity 40, humidity 42, humidity 44, humidity 46, humidity 48" in shown
 
 
-def test_the_client_gets_ten_answers() -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "tls+tcp"])
+def test_the_client_gets_ten_answers(scheme: str, certificates: Path) -> None:
+    tls = [str(certificates)] if scheme == "tls+tcp" else []
     with subprocess.Popen(
-        [sys.executable, "-m", "examples.service", "tcp://127.0.0.1:0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "examples.service", f"{scheme}://127.0.0.1:0", *tls], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as service:
         try:
             assert service.stdout is not None
             url = service.stdout.readline().split()[-1]
-            assert sorted(run("-m", "examples.client", url).splitlines()) == [f"you asked: question {number}" for number in range(10)]
+            assert sorted(run("-m", "examples.client", url, *tls).splitlines()) == [f"you asked: question {number}" for number in range(10)]
         finally:
             service.kill()
 
@@ -45,7 +58,7 @@ def programs() -> Iterator[object]:
 
 
 @pytest.mark.parametrize("code", list(programs()))
-def test_a_program_in_the_documents_runs_as_it_stands(code: str) -> None:
+def test_a_program_in_the_documents_runs_as_it_stands(code: str, certificates: Path) -> None:
     assert "sleep(" not in code, "no example needs to sleep"
     expected = [line.partition("# -> ")[2] for line in code.splitlines() if "# -> " in line]
-    assert run("-W", "error", "-c", code).splitlines() == expected
+    assert run("-W", "error", "-c", code, cwd=certificates).splitlines() == expected

@@ -24,8 +24,6 @@ from sp.transports.tls_session import TLSSession
 _WRITE_SIZE: Final = 128 * 1024
 """The most that is encrypted before the kernel has taken it: full records, and a bound on what waits."""
 
-_turnstile: trio.lowlevel.RunVar[trio.Lock] = trio.lowlevel.RunVar("sp.transports.tls turnstile")
-
 
 async def connect(address: Address, terms: Terms) -> Connection:
     """Connect to *address*, as tcp does; the handshake is part of the greeting."""
@@ -41,14 +39,54 @@ async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     return await listen_link(address, terms, lambda link: TLSLink(link, config))
 
 
-def _handshake_turn() -> trio.Lock:
-    """Return what lets one step of one handshake run between two looks at everything else: a step takes a millisecond."""
+class _Turnstile:
+    """Lets one step of one handshake through each time that trio looks at everything else: a step takes up to a millisecond.
+
+    Who finds it free does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._free = True
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._usher: trio.lowlevel.Task | None = None  # while there is nothing for it to do
+        trio.lowlevel.spawn_system_task(self._run)
+
+    async def wait_for_turn(self) -> None:
+        if self._free:
+            self._free = False
+            usher, self._usher = self._usher, None
+            if usher is not None:
+                trio.lowlevel.reschedule(usher)
+        else:
+            await self._waiting.park()
+
+    async def _run(self) -> None:
+        """Let the next one through, at its turn."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._usher = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            if self._free:
+                self._usher = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            while self._waiting:
+                self._waiting.unpark()
+                await trio.lowlevel.checkpoint()
+            self._free = True
+
+
+_turnstile: trio.lowlevel.RunVar[_Turnstile] = trio.lowlevel.RunVar("sp.transports.tls")
+
+
+async def _wait_for_turn() -> None:
     try:
-        return _turnstile.get()
+        turnstile = _turnstile.get()
     except LookupError:
-        lock = trio.Lock()
-        _turnstile.set(lock)
-        return lock
+        turnstile = _Turnstile()
+        _turnstile.set(turnstile)
+    await turnstile.wait_for_turn()
 
 
 class TLSLink:
@@ -91,20 +129,22 @@ class TLSLink:
                 raise PeerClosed("the peer closed the connection during the TLS handshake")
             self.session.receive_data(data)
         self._has_more = True  # what came with the end of the handshake
-        if not self.session.greeted:
+        if not greeting:
+            self._flush_quietly()
+        elif not self.session.greeted:
             self.session.write(greeting)
-        # Nothing is flushed: the first message may follow at once, and whoever waits for the peer flushes.
+            # It is not flushed: the first message may follow at once, and whoever waits for the peer flushes.
 
     async def _step(self, greeting: bytes) -> bool:
-        async with _handshake_turn():
-            self._check_open()
-            if self._session is None:
-                self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
-            try:
-                return self._session.handshake(greeting)
-            except TLSError:
-                self._flush_quietly()  # the alert
-                raise
+        await _wait_for_turn()
+        self._check_open()
+        if self._session is None:
+            self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
+        try:
+            return self._session.handshake(greeting)
+        except TLSError:
+            self._flush_quietly()  # the alert
+            raise
 
     @property
     def _peer(self) -> str:

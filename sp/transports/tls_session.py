@@ -80,7 +80,7 @@ class TLSSession:
     @property
     def info(self) -> TLSInfo | None:
         """What can be said of the connection; None until it is established."""
-        return self._info
+        return self._info if self.established else None
 
     @property
     def has_more(self) -> bool:
@@ -154,24 +154,24 @@ class TLSSession:
     def _handshake(self, greeting: bytes) -> None:
         connection = self._connection
         if self._early is not None:
-            try:
-                self._early.step()
-            except SSL.WantReadError:
-                if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
-                    raise
+            self._early.step()
             early, self._early = self._early, None
             # A client that was asked for a certificate hears nothing before it is known who it is, which a resumed session tells.
             # So a greeting from us always means that the client was accepted.
-            if connection.get_protocol_version() == SSL.TLS1_3_VERSION and (not self._context.verifies or self._resumed_validly()):
+            may_greet = connection.get_protocol_version() == SSL.TLS1_3_VERSION and (not self._context.verifies or self._resumed_validly())
+            if may_greet and greeting:
                 early.write(greeting)
                 self.greeted = True
         connection.do_handshake()
         self.established = True
         self._first = b""
         resumed = was_resumed(connection)
-        self._info = TLSInfo(connection, self._context, resumed=resumed)
-        if self._context.verifies and (resumed or self._context.ready_made):
-            self._check_again()
+        self._info = self._info or TLSInfo(connection, self._context, resumed=resumed)
+        if self._context.verifies:
+            if resumed:
+                self._check_dates(self._info)
+            elif self._context.ready_made and not self._context.is_server:
+                self._check_name(self._info)
         if self._context.sessions is not None:
             if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
                 # Tickets come later.  This session cannot be resumed, but held on to it tells them apart.
@@ -183,23 +183,21 @@ class TLSSession:
     def _resumed_validly(self) -> bool:
         if not was_resumed(self._connection):
             return False
-        self._check_dates(self._connection.get_peer_certificate(as_cryptography=True))
+        self._info = TLSInfo(self._connection, self._context, resumed=True)
+        self._check_dates(self._info)
         return True
 
-    def _check_again(self) -> None:
-        """Do what OpenSSL has not done: it does not look at the certificate of a resumed session, and never at names."""
-        certificate = self._connection.get_peer_certificate(as_cryptography=True)
-        if not self._context.is_server:
-            reason = "it has shown no certificate" if certificate is None else _wrong_name(certificate, self._name)
-            if reason:
-                raise AuthenticationError(self._say(f"the server's certificate was refused: {reason}"))
-        self._check_dates(certificate)
+    def _check_name(self, info: TLSInfo) -> None:
+        """Look at what a ready-made context does not: OpenSSL's own checks leave out names."""
+        certificate = info.peer_certificate
+        reason = "it has shown no certificate" if certificate is None else _wrong_name(certificate, self._name)
+        if reason:
+            raise AuthenticationError(self._say(f"the server's certificate was refused: {reason}"))
 
-    def _check_dates(self, certificate: x509.Certificate | None) -> None:
-        if certificate is None:
-            return
-        now = datetime.datetime.now(datetime.UTC)
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+    def _check_dates(self, info: TLSInfo) -> None:
+        """Look at what OpenSSL does not when it resumes.  The name was checked: the session was kept for that name."""
+        certificate = info.peer_certificate
+        if certificate is not None and not certificate.not_valid_before_utc <= _now() <= certificate.not_valid_after_utc:
             raise AuthenticationError(self._say("the peer's certificate was refused: it has expired since the session that was resumed"))
 
     def _certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
@@ -262,6 +260,10 @@ class TLSSession:
             plain = ", which is SP without TLS: one side says tcp://, the other tls+tcp://" if self._first.startswith(b"\0SP") else ""
             return TLSError(self._say(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))
         return TLSError(self._say(reason))
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _ip_address(name: str) -> bytes | None:

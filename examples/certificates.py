@@ -1,0 +1,67 @@
+"""Makes a small authority and three certificates signed by it: ``python -m examples.certificates DIRECTORY``.
+
+For trying things out: the keys are not encrypted, and all is over in a month.  ``ca.pem`` is what the others are checked with;
+``server.pem`` is for localhost; ``client.pem`` is for somebody called client-7; ``other.pem`` for client-8.
+"""
+
+import datetime
+import ipaddress
+import sys
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+MONTH = datetime.timedelta(days=30)
+LOCALHOST = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.IPAddress(ipaddress.ip_address("::1")))
+
+
+def common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(common_name(subject))
+        .issuer_name(common_name(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + MONTH)
+    )
+
+
+def write(path: Path, signed: x509.Certificate, key: ec.EllipticCurvePrivateKey | None = None) -> None:
+    pem = signed.public_bytes(serialization.Encoding.PEM)
+    if key is not None:
+        pem += key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.touch(mode=0o600)
+    path.write_bytes(pem)
+
+
+def make_certificates(directory: Path) -> None:
+    """Write all four files to *directory*."""
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca = certificate("Example CA", "Example CA", ca_key).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    write(directory / "ca.pem", ca.sign(ca_key, hashes.SHA256()))
+    for name, names, purpose in (
+        ("server", LOCALHOST, ExtendedKeyUsageOID.SERVER_AUTH),
+        ("client", (x509.DNSName("client-7"),), ExtendedKeyUsageOID.CLIENT_AUTH),
+        ("other", (x509.DNSName("client-8"),), ExtendedKeyUsageOID.CLIENT_AUTH),
+    ):
+        key = ec.generate_private_key(ec.SECP256R1())
+        signed = (
+            certificate(name, "Example CA", key)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .sign(ca_key, hashes.SHA256())
+        )
+        write(directory / f"{name}.pem", signed, key)
+
+
+if __name__ == "__main__":
+    make_certificates(Path(sys.argv[1]))

@@ -1,0 +1,54 @@
+"""A trio stream over an encrypted link keeps all of a stream's promises."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import check_half_closeable_stream, check_two_way_stream
+
+import sp
+from sp.transports.stream import Link, LinkStream, SocketLink
+from sp.transports.tls import TLSLink
+from tests.tls.authority import Authority
+
+SMALL = 4096
+"""Bytes of kernel buffer, so that a stream is soon clogged."""
+
+
+def links() -> tuple[SocketLink, SocketLink]:
+    pair = socket.socketpair()
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+    return SocketLink(pair[0], "", ""), SocketLink(pair[1], "", "")
+
+
+async def plain() -> tuple[LinkStream, LinkStream]:
+    one, other = links()
+    return LinkStream(one), LinkStream(other)
+
+
+async def encrypted(server: sp.TLSServerConfig, client: sp.TLSClientConfig) -> tuple[LinkStream, LinkStream]:
+    one, other = links()
+    ends: list[Link] = [TLSLink(one, server), TLSLink(other, client, host="localhost", port=1)]
+    async with trio.open_nursery() as nursery:
+        for end in ends:
+            nursery.start_soon(end.open, b"")
+    return LinkStream(ends[0]), LinkStream(ends[1])
+
+
+async def test_a_plain_link_makes_a_two_way_stream() -> None:
+    await check_two_way_stream(plain, None)
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+async def test_an_encrypted_link_makes_a_two_way_stream(authority: Authority, version: str) -> None:
+    server, client = authority.server(), authority.client(maximum_version=version)
+    await check_two_way_stream(partial(encrypted, server, client), None)
+
+
+async def test_an_encrypted_link_can_be_closed_in_one_direction(authority: Authority) -> None:
+    server, client = authority.server(), authority.client()
+    await check_half_closeable_stream(partial(encrypted, server, client), None)
