@@ -17,7 +17,7 @@ BUFFER_SIZE: Final = 256 * 1024
 
 _lib: Any = getattr(SSL, "_lib", None)
 _ffi: Any = getattr(SSL, "_ffi", None)
-_FUNCTIONS: Final = ("SSL_read", "SSL_write", "SSL_get_error", "BIO_read", "BIO_write", "ERR_clear_error")
+_FUNCTIONS: Final = ("SSL_read", "SSL_write", "SSL_get_error", "BIO_read", "BIO_write", "BIO_get_mem_data")
 _CONNECTION: Final = ("_ssl", "_into_ssl", "_from_ssl", "_raise_ssl_error")
 
 
@@ -56,9 +56,9 @@ class PlainBytes:
         self.has_more = True  # a call returns no more than a record, and this one was not the one to find the end
         return data
 
-    def write(self, plaintext: bytes | memoryview) -> int:
-        """Encrypt *plaintext*; return how many bytes were taken.  Raises what pyOpenSSL's ``send`` does."""
-        return self._connection.send(plaintext)
+    def write(self, plaintext: bytes | memoryview) -> None:
+        """Encrypt all of *plaintext*.  Raises what pyOpenSSL's ``sendall`` does."""
+        self._connection.sendall(plaintext)
 
 
 class _Buffer(threading.local):
@@ -67,6 +67,7 @@ class _Buffer(threading.local):
     def __init__(self) -> None:
         self.cdata = _ffi.new("char[]", BUFFER_SIZE)
         self.view = memoryview(_ffi.buffer(self.cdata))
+        self.start = _ffi.new("char **")
 
 
 class DirectBytes:
@@ -86,7 +87,7 @@ class DirectBytes:
     def feed(self, ciphertext: bytes) -> None:
         size = len(ciphertext)
         if size and _lib.BIO_write(self._into_ssl, _ffi.from_buffer(ciphertext), size) != size:
-            raise MemoryError("OpenSSL has no memory for what was received")
+            raise MemoryError("OpenSSL has no memory for what was received")  # nothing else makes it say no
 
     def drain(self) -> bytes | memoryview:
         size = _lib.BIO_read(self._from_ssl, _buffer.cdata, BUFFER_SIZE)
@@ -102,23 +103,35 @@ class DirectBytes:
         while done < size:
             result = _lib.SSL_read(ssl, start + done, size - done)
             if result <= 0:
-                try:
-                    self._connection._raise_ssl_error(ssl, result)
-                except Exception as error:
-                    if not done:
-                        self.has_more = False
-                        raise
-                    self._error = None if isinstance(error, SSL.WantReadError) else error
+                self._stopped(result, done)
                 break
             done += result
+            if _lib.BIO_get_mem_data(self._into_ssl, buffer.start) <= 0:
+                break  # that was the last record: asking for another one costs as much as this one did
         self.has_more = done == size or self._error is not None
         return buffer.view[:done].tobytes()
 
-    def write(self, plaintext: bytes | memoryview) -> int:
-        result = _lib.SSL_write(self._ssl, _ffi.from_buffer(plaintext), len(plaintext))
-        if result <= 0:
+    def _stopped(self, result: int, done: int) -> None:
+        """Find out why no more can be read, and raise that unless there is something to return first."""
+        try:
             self._connection._raise_ssl_error(self._ssl, result)
-        return int(result)
+        except SSL.WantReadError:
+            self.has_more = False
+            if not done:
+                raise
+        except Exception as error:
+            if not done:
+                raise
+            self._error = error
+
+    def write(self, plaintext: bytes | memoryview) -> None:
+        start, left = _ffi.from_buffer(plaintext), len(plaintext)
+        while left:  # once, unless a ready-made context lets it stop after each record
+            result = _lib.SSL_write(self._ssl, start, left)
+            if result <= 0:
+                self._connection._raise_ssl_error(self._ssl, result)
+            start += result
+            left -= result
 
 
 Bytes = PlainBytes | DirectBytes

@@ -34,6 +34,8 @@ _SESSIONS_PER_SERVER: Final = 8
 """Tickets kept for one server: as many dialers can resume at once."""
 _RELEASE_BUFFERS: Final = 0x10
 """SSL_MODE_RELEASE_BUFFERS: an idle connection does not keep 34 KiB for records.  pyOpenSSL has no name for it."""
+_PARTIAL_WRITE: Final = 0x01
+"""SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets: a write would stop after each record."""
 
 
 @attrs.frozen
@@ -99,6 +101,7 @@ class TLSContext:
             context.set_max_proto_version(_VERSIONS[config.maximum_version])
         context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
         context.set_mode(_RELEASE_BUFFERS)
+        context.clear_mode(_PARTIAL_WRITE)
         # Servers: tickets, so nothing is kept here.  Clients: the cache is ours.
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         if not config.session_reuse:

@@ -15,12 +15,15 @@ import trio
 
 from sp.address import Address
 from sp.errors import PeerClosed, PeerError, TLSError
+from sp.openssl import BUFFER_SIZE
 from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import READ_SIZE, SocketLink, StreamConnection
 from sp.transports.tcp import connect_link, listen_link
 from sp.transports.tls_session import TLSSession
 
+_LARGE_READ_SIZE: Final = 128 * 1024
+"""Twice as much costs more than it saves: what is decrypted no longer finds what is read in the cache."""
 _WRITE_SIZE: Final = 128 * 1024
 """The most that is encrypted before the kernel has taken it: full records, and a bound on what waits."""
 
@@ -101,8 +104,10 @@ class TLSLink:
         self._host = host
         self._port = port
         self._session: TLSSession | None = None  # made when its turn comes, so that a flood of newcomers is accepted cheaply
-        self._left = memoryview(b"")  # encrypted, and not taken by the kernel
+        self._unflushed = False  # something may be encrypted that the kernel has not taken
+        self._left: bytes = b""  # the part of it that is no longer the session's
         self._owed = 0  # bytes of plaintext in there that no call has reported as sent
+        self._was_full = False  # the last read, so that the next may be larger
         self._has_more = False  # something may have been decrypted that was not read
         self._finishing = False
         self._closed = False
@@ -132,14 +137,15 @@ class TLSLink:
         if not greeting:
             self._flush_quietly()
         elif not self.session.greeted:
+            # Not flushed: the first message may follow at once, and whoever waits for the peer flushes.
             self.session.write(greeting)
-            # It is not flushed: the first message may follow at once, and whoever waits for the peer flushes.
 
     async def _step(self, greeting: bytes) -> bool:
         await _wait_for_turn()
         self._check_open()
         if self._session is None:
             self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
+        self._unflushed = True
         try:
             return self._session.handshake(greeting)
         except TLSError:
@@ -163,7 +169,9 @@ class TLSLink:
                 self._has_more = session.has_more
                 if data or session.peer_finished:
                     return data
-            received = self._inner.recv(READ_SIZE if size < READ_SIZE else size)
+            most = _LARGE_READ_SIZE if self._was_full else READ_SIZE
+            received = self._inner.recv(most)
+            self._was_full = len(received) == most
             if not received:
                 raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing")
             session.receive_data(received)
@@ -172,21 +180,26 @@ class TLSLink:
             if data or session.peer_finished:
                 return data
         except TLSError:
+            self._unflushed = True
             self._flush_quietly()  # the alert
             raise
         raise BlockingIOError
 
     def send(self, data: bytes | memoryview) -> int:
         """Encrypt *data*, or a part of it.  BlockingIOError: call again with the same, of which a part may be encrypted already."""
-        if not self._flush():
+        if self._unflushed and not self._flush():
             raise BlockingIOError
         if self._owed:
             sent, self._owed = self._owed, 0
             return sent
+        if len(data) > _WRITE_SIZE:
+            data = memoryview(data)[:_WRITE_SIZE]
+        sent = len(data)
         try:
-            sent = self.session.write(data if len(data) <= _WRITE_SIZE else memoryview(data)[:_WRITE_SIZE])
+            self.session.write(data)
         except PeerError as error:
             raise BrokenPipeError(errno.EPIPE, str(error)) from error
+        self._unflushed = True
         if not self._flush():
             self._owed = sent
             raise BlockingIOError
@@ -208,19 +221,17 @@ class TLSLink:
 
     def _flush(self) -> bool:
         """Hand over what is encrypted.  False: the kernel does not take all of it now.  Raises OSError."""
-        while data := self._left or self.session.data_to_send():
+        while self._unflushed:
+            data = self._left or self.session.data_to_send()
             try:
-                sent = self._inner.send(data)
+                sent = self._inner.send(data) if data else 0
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                self._left = memoryview(b"")
-                raise
             if sent < len(data):
-                # What the session gave out is its own again with the next call.
-                self._left = self._left[sent:] if self._left else memoryview(bytes(data[sent:]))
+                self._left = bytes(data[sent:])  # the session reuses its buffer
                 return False
-            self._left = memoryview(b"")
+            self._unflushed = bool(self._left) or sent == BUFFER_SIZE
+            self._left = b""
         if self._finishing:
             self._inner.finish()
         return True
@@ -234,7 +245,7 @@ class TLSLink:
     async def wait_readable(self) -> None:
         if self._has_more:
             await trio.lowlevel.checkpoint()
-        elif self._flush_quietly() or self._writable is not None:
+        elif not self._unflushed or self._flush_quietly() or self._writable is not None:
             await self._inner.wait_readable()
         else:
             await self._wait_for_either()
@@ -278,7 +289,7 @@ class TLSLink:
     def finish(self) -> None:
         if self._session is not None:
             self._session.finish()
-            self._finishing = True
+            self._finishing = self._unflushed = True
             self._flush_quietly()
 
     def close(self) -> None:
@@ -286,8 +297,9 @@ class TLSLink:
             self._closed = True
             if self._session is not None:
                 self._session.close()
+                self._unflushed = True
                 self._flush_quietly()
-                self._left = memoryview(b"")
+                self._left = b""
             self._inner.close()
 
     def _check_open(self) -> None:

@@ -123,10 +123,10 @@ class TLSSession:
             self._watch_for_ticket()
         return data
 
-    def write(self, data: bytes | memoryview) -> int:
-        """Encrypt *data*; return how many bytes of it were taken.  Raises TLSError."""
+    def write(self, data: bytes | memoryview) -> None:
+        """Encrypt *data*.  Raises TLSError."""
         try:
-            return self._bytes.write(data)
+            self._bytes.write(data)
         except Exception as error:
             raise self._failure(error) from error
 
