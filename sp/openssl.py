@@ -40,7 +40,8 @@ class PlainBytes:
 
     def feed(self, ciphertext: bytes) -> None:
         """Take what came from the network."""
-        self._connection.bio_write(ciphertext)
+        if ciphertext:
+            self._connection.bio_write(ciphertext)
 
     def drain(self) -> bytes | memoryview:
         """Return what is to go to the network, a bounded part of it, good until the next call of this kind; empty: nothing."""
@@ -163,6 +164,13 @@ def reason_of(number: int) -> str:
     if describe is None:
         return f"verification error {number}"
     return str(_ffi.string(describe(number)).decode())
+
+
+def verification_of(connection: SSL.Connection) -> str:
+    """Return what was wrong with the peer's certificate, in OpenSSL's words."""
+    result: Any = getattr(_lib, "SSL_get_verify_result", None)
+    inside: Any = connection
+    return "verification failed" if result is None else reason_of(int(result(inside._ssl)))
 
 
 def expect_name(connection: SSL.Connection, name: str, address: bytes | None) -> None:

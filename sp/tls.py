@@ -41,6 +41,11 @@ def _source(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         raise TypeError(f"{attribute.name} must be a path (str or PathLike) or PEM bytes, not {type(value).__name__}")
 
 
+def _path(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{attribute.name} must be a path (str or PathLike), not {type(value).__name__}")
+
+
 def _flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     # No truth tests: a None or a 0 that slipped in from somewhere must not decide about security.
     if not isinstance(value, bool):
@@ -92,7 +97,7 @@ class _TLSConfig:
     """The only group for the key exchange.  None: OpenSSL's choice, X25519MLKEM768 first.  pyOpenSSL can set one of these and no list."""
     session_reuse: bool = attrs.field(default=True, validator=_flag)
     """Whether a reconnect may resume an earlier session instead of a full handshake."""
-    key_log_file: str | os.PathLike[str] | None = attrs.field(default=None)
+    key_log_file: str | os.PathLike[str] | None = attrs.field(default=None, validator=optional(_path))
     """Where the secrets of each connection are appended, for Wireshark; whoever reads it reads the traffic.  None: nowhere."""
     watch_files: float | None = attrs.field(default=None, validator=_watch)
     """Seconds between two looks of a listener at the files, which are reloaded when one has changed; a dialer looks before it dials.
@@ -120,7 +125,11 @@ class TLSServerConfig(_TLSConfig):
     """Who signs clients' certificates: a file, a directory, or PEM bytes.  None: clients are not asked for one."""
     require_client_certificate: bool = attrs.field(default=True, validator=_flag)
     """With ``client_ca``: whether a client without a certificate is refused."""
-    contexts: ContextSource = attrs.field(init=False, repr=False, default=attrs.Factory(_context_source, takes_self=True))
+    contexts: ContextSource = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Not a default: attrs runs the validators after those.
+        object.__setattr__(self, "contexts", _context_source(self))
 
     def reload(self) -> None:
         """Read all files again: new connections get what is there now, existing ones live on, and no older session is resumed.
@@ -145,7 +154,11 @@ class TLSClientConfig(_TLSConfig):
     """Servers of which a session is remembered; one more forgets the one unused for longest."""
     insecure_skip_verification: bool = attrs.field(default=False, validator=_flag)
     """True: talk to anybody who answers.  Encrypted, but to whom?"""
-    contexts: ContextSource = attrs.field(init=False, repr=False, default=attrs.Factory(_context_source, takes_self=True))
+    contexts: ContextSource = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Not a default: attrs runs the validators after those.
+        object.__setattr__(self, "contexts", _context_source(self))
 
     def reload(self) -> None:
         """Read all files again, for connections to come; forgets all sessions.

@@ -132,6 +132,8 @@ class TLSContext:
                 context.set_verify(SSL.VERIFY_PEER, _certificate_checked)
         if config.revoked is not None:
             _use_revoked(context, config.revoked)
+            if isinstance(config, TLSServerConfig) and config.client_ca is None:
+                raise TLSConfigError("revoked is about clients' certificates: give client_ca as well")
         if config.key_log_file is not None:
             self._log_keys(context, Path(config.key_log_file))
         return context
@@ -190,7 +192,7 @@ def _files(path: Path) -> list[Path]:
 def _stamp(path: Path) -> object:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return path, found.st_mtime_ns, found.st_size, found.st_ino
 
@@ -288,7 +290,11 @@ def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certif
     """Trust the certificates of a file, of all files in a directory, or of PEM bytes; return them."""
     found: list[x509.Certificate] = []
     if not isinstance(source, bytes) and Path(source).is_dir():
-        for path in sorted(Path(source).iterdir()):
+        try:
+            paths = sorted(Path(source).iterdir())
+        except OSError as error:
+            raise TLSConfigError(f"{field} {os.fspath(source)!r} cannot be read: {error.strerror or error}") from error
+        for path in paths:
             if path.is_file() and b"-----BEGIN CERTIFICATE-----" in (pem := _read(path, field)).data:
                 found += _certificates(pem)
         if not found:

@@ -108,7 +108,6 @@ class TLSLink:
         self._left: bytes = b""  # the part of it that is no longer the session's
         self._owed = 0  # bytes of plaintext in there that no call has reported as sent
         self._was_full = False  # the last read, so that the next may be larger
-        self._has_more = False  # something may have been decrypted that was not read
         self._finishing = False
         self._closed = False
         self._writable: trio.Event | None = None  # set when the task that waits for the kernel to take more is done with it
@@ -123,31 +122,31 @@ class TLSLink:
 
     async def open(self, greeting: bytes) -> None:
         """Do the handshake, and send *greeting* as early as can be."""
-        while not await self._step(greeting):
+        data = b""
+        while not await self._step(data, greeting):
             await self.wait_readable()
             self._check_open()
             try:
                 data = self._inner.recv(READ_SIZE)
             except BlockingIOError:
+                data = b""
                 continue
             if not data:
                 raise PeerClosed("the peer closed the connection during the TLS handshake")
-            self.session.receive_data(data)
-        self._has_more = True  # what came with the end of the handshake
         if not greeting:
             self._flush_quietly()
         elif not self.session.greeted:
             # Not flushed: the first message may follow at once, and whoever waits for the peer flushes.
             self.session.write(greeting)
 
-    async def _step(self, greeting: bytes) -> bool:
+    async def _step(self, data: bytes, greeting: bytes) -> bool:
         await _wait_for_turn()
         self._check_open()
         if self._session is None:
             self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
         self._unflushed = True
         try:
-            return self._session.handshake(greeting)
+            return self._session.handshake(data, greeting)
         except TLSError:
             self._flush_quietly()  # the alert
             raise
@@ -164,9 +163,8 @@ class TLSLink:
     def recv(self, size: int) -> bytes:
         session = self.session
         try:
-            if self._has_more:
+            if session.has_more:
                 data = session.read(size)
-                self._has_more = session.has_more
                 if data or session.peer_finished:
                     return data
             most = _LARGE_READ_SIZE if self._was_full else READ_SIZE
@@ -176,7 +174,6 @@ class TLSLink:
                 raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing")
             session.receive_data(received)
             data = session.read(size)
-            self._has_more = session.has_more
             if data or session.peer_finished:
                 return data
         except TLSError:
@@ -243,7 +240,7 @@ class TLSLink:
             return True  # reading finds out
 
     async def wait_readable(self) -> None:
-        if self._has_more:
+        if self._session is not None and self._session.has_more:
             await trio.lowlevel.checkpoint()
         elif not self._unflushed or self._flush_quietly() or self._writable is not None:
             await self._inner.wait_readable()

@@ -15,7 +15,7 @@ from OpenSSL import SSL
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
 from sp.errors import AuthenticationError, TLSError
-from sp.openssl import EarlyGreeting, bytes_of, expect_name, is_same_session, reason_of, was_resumed
+from sp.openssl import EarlyGreeting, bytes_of, expect_name, is_same_session, reason_of, verification_of, was_resumed
 from sp.tls import TLSInfo
 from sp.tls_context import TLSContext, alternative_names, explain
 
@@ -45,6 +45,8 @@ class TLSSession:
         """Whether the greeting has left with the handshake, so that it need not be written."""
         self.peer_finished = False
         """Whether the peer has said that it will send no more."""
+        self.has_more = False
+        """Whether ``read`` is worth another try before anything else was received."""
         self._context = context
         self._peer = peer
         self._first = b""  # of the peer's bytes, until the handshake is complete
@@ -54,10 +56,15 @@ class TLSSession:
         connection = SSL.Connection(context.context)
         self._connection = connection
         self._bytes = bytes_of(connection)
+        self.receive_data = self._bytes.feed
+        """Takes what came from the network, after the handshake."""
+        self.data_to_send = self._bytes.drain
+        """Returns what is to go to the network, a bounded part of it; empty: nothing.  It is good until any session's next call."""
         self._early: EarlyGreeting | None = None
         self._name = self._server = ""
         self._session: SSL.Session | None = None  # the newest that we know of
         self._reads_watched = 0
+        self._heard = False  # something of the peer, so that it has not refused us
         if not context.ready_made:
             connection.set_app_data(self._certificate_checked)
         if context.is_server:
@@ -70,7 +77,7 @@ class TLSSession:
             address = _ip_address(self._name)
             if address is None:
                 connection.set_tlsext_host_name(self._name.encode("ascii"))
-            if context.verifies and not context.ready_made:
+            if context.verifies:
                 expect_name(connection, self._name, address)
             self._server = f"{self._name} {host}:{port}"
             session = context.sessions.take(self._server) if context.sessions is not None else None
@@ -82,22 +89,14 @@ class TLSSession:
         """What can be said of the connection; None until it is established."""
         return self._info if self.established else None
 
-    @property
-    def has_more(self) -> bool:
-        """Whether ``read`` is worth another try before anything else has been received."""
-        return self._bytes.has_more
-
-    def receive_data(self, data: bytes) -> None:
-        """Take what came from the network."""
-        if not self.established and len(self._first) < _SHOWN:
-            self._first += data[: _SHOWN - len(self._first)]
-        self._bytes.feed(data)
-
-    def handshake(self, greeting: bytes) -> bool:
-        """Go as far as what was received allows.  True: the connection is established.  Raises TLSError.
+    def handshake(self, data: bytes, greeting: bytes) -> bool:
+        """Take *data* from the network and go as far as it leads.  True: the connection is established.  Raises TLSError.
 
         A server sends *greeting* with its first flight if it can, see ``greeted``.
         """
+        if len(self._first) < _SHOWN:
+            self._first += data[: _SHOWN - len(self._first)]
+        self.receive_data(data)
         try:
             self._handshake(greeting)
         except SSL.WantReadError:
@@ -119,7 +118,9 @@ class TLSSession:
             return b""
         except Exception as error:
             raise self._failure(error) from error
-        if self._reads_watched:
+        finally:
+            self.has_more = self._bytes.has_more
+        if self._reads_watched and data:
             self._watch_for_ticket()
         return data
 
@@ -129,10 +130,6 @@ class TLSSession:
             self._bytes.write(data)
         except Exception as error:
             raise self._failure(error) from error
-
-    def data_to_send(self) -> bytes | memoryview:
-        """Return what is to go to the network, a bounded part of it; empty: nothing.  It is good until any session's next call."""
-        return self._bytes.drain()
 
     def finish(self) -> None:
         """Tell the peer that nothing more will be sent."""
@@ -145,7 +142,7 @@ class TLSSession:
     def close(self) -> None:
         """Do the same, and let go.  What is left to send can still be drained."""
         self.finish()
-        if self.established and not self._failed:
+        if self._heard and not self._failed:
             self._remember()
         # OpenSSL takes a connection that is freed without this for cut off, and its session for spoilt, also in our cache.
         self._connection.set_shutdown(_SHUT)
@@ -164,6 +161,7 @@ class TLSSession:
                 self.greeted = True
         connection.do_handshake()
         self.established = True
+        self.has_more = True  # what came with the end of the handshake
         self._first = b""
         resumed = was_resumed(connection)
         self._info = self._info or TLSInfo(connection, self._context, resumed=resumed)
@@ -173,12 +171,10 @@ class TLSSession:
             elif self._context.ready_made and not self._context.is_server:
                 self._check_name(self._info)
         if self._context.sessions is not None:
+            self._reads_watched = _READS_WATCHED
             if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
                 # Tickets come later.  This session cannot be resumed, but held on to it tells them apart.
                 self._session = connection.get_session()
-                self._reads_watched = _READS_WATCHED
-            else:
-                self._remember()
 
     def _resumed_validly(self) -> bool:
         if not was_resumed(self._connection):
@@ -214,6 +210,7 @@ class TLSSession:
         return not reason
 
     def _watch_for_ticket(self) -> None:
+        self._heard = True
         self._reads_watched -= 1
         session = self._connection.get_session()
         if session is not None and not is_same_session(session, self._session):
@@ -250,8 +247,11 @@ class TLSSession:
         side = "client" if self._context.is_server else "server"
         if self._refusal:
             return AuthenticationError(self._say(f"the {side}'s certificate was refused: {self._refusal}"))
+        if "certificate verify failed" in reason:  # by a ready-made context
+            expected = f"; expected a certificate for {self._name!r}" if self._name else ""
+            return AuthenticationError(self._say(f"the {side}'s certificate was refused: {verification_of(self._connection)}{expected}"))
         if "alert" in reason:
-            if any(word in reason for word in _ABOUT_CERTIFICATES):
+            if any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason):
                 return AuthenticationError(self._say(f"the {side} has refused our certificate, or wants one: {reason}"))
             return TLSError(self._say(f"the {side} has ended it: {reason}"))
         if "did not return a certificate" in reason:
@@ -260,6 +260,16 @@ class TLSSession:
             plain = ", which is SP without TLS: one side says tcp://, the other tls+tcp://" if self._first.startswith(b"\0SP") else ""
             return TLSError(self._say(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))
         return TLSError(self._say(reason))
+
+    def _lacked_certificate(self, reason: str) -> bool:
+        """Whether a server of TLS 1.2, which has no alert of its own for that (RFC 5246, 7.4.6), misses a certificate of ours."""
+        connection = self._connection
+        return (
+            not self._context.is_server
+            and "handshake failure" in reason
+            and bool(connection.get_client_ca_list())
+            and connection.get_certificate() is None
+        )
 
 
 def _now() -> datetime.datetime:
