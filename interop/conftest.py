@@ -14,9 +14,22 @@ import trio
 pytest.register_assert_rewrite("interop.partners", "interop.tool_contract")
 
 from interop.partners import PACKAGES, missing  # noqa: E402  # after the line above, or it would be too late
+from tests.tls.authority import Authority  # noqa: E402
 
 _SECONDS: Final = 20
 """What no test needs, however slow the machine."""
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """Whom both sides trust."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def stranger() -> Authority:
+    """An authority that nobody trusts."""
+    return Authority()
 
 
 def pytest_runtest_setup(item: pytest.Function) -> None:

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, Final
@@ -18,7 +19,7 @@ import trio
 
 import sp
 
-PACKAGES: Final[Mapping[str, str]] = {"nngcat": "nng-utils", "nanocat": "nanomsg-utils"}
+PACKAGES: Final[Mapping[str, str]] = {"nngcat": "nng-utils", "nanocat": "nanomsg-utils", "openssl": "openssl"}
 """The partners that are programs, and the Debian packages that bring them."""
 
 LIMIT: Final = 1 << 20
@@ -77,7 +78,7 @@ def missing(partner: str) -> str | None:
 
 def address(transport: str, directory: Path) -> str:
     """Return a URL to listen on that nobody else has."""
-    return "tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{_unused_path(directory)}"
+    return f"ipc://{_unused_path(directory)}" if transport == "ipc" else f"{transport}://127.0.0.1:0"
 
 
 def fixed_address(transport: str, directory: Path) -> str:
@@ -120,7 +121,8 @@ def open_partner(name: str, **options: Any) -> pynng.Socket:
 def listen_partner(theirs: pynng.Socket, url: str) -> str:
     """Let *theirs* listen, and return the URL with the port that was really bound."""
     listener = theirs.listen(url)
-    return f"tcp://{listener.local_address}" if url.startswith("tcp:") else url
+    scheme = url.partition("://")[0]
+    return f"{scheme}://{listener.local_address}" if scheme.endswith("tcp") else url
 
 
 class Arrivals:
@@ -160,9 +162,9 @@ async def connect(ours: Any, theirs: pynng.Socket, transport: str, listener: str
 
 
 @asynccontextmanager
-async def running(*command: str) -> AsyncIterator[trio.Process]:
-    """Run *command* for as long as the block lasts."""
-    process = await trio.lowlevel.open_process(command, stdout=PIPE)
+async def running(*command: str, **options: Any) -> AsyncIterator[trio.Process]:
+    """Run *command* for as long as the block lasts; *options* are those of ``open_process``."""
+    process = await trio.lowlevel.open_process(command, stdout=PIPE, **options)
     try:
         yield process
     finally:
@@ -171,6 +173,8 @@ async def running(*command: str) -> AsyncIterator[trio.Process]:
         with trio.CancelScope(shield=True):
             await process.wait()
             await process.stdout.aclose()
+            if process.stdin is not None:
+                await process.stdin.aclose()
 
 
 async def read_exactly(process: trio.Process, size: int) -> bytes:
@@ -186,3 +190,57 @@ async def read_exactly(process: trio.Process, size: int) -> bytes:
 async def read_all(process: trio.Process) -> bytes:
     """Return what *process* still writes until it ends."""
     return b"".join([data async for data in process.stdout])
+
+
+# TLS, seen from outside.
+
+
+class Relay:
+    """Stands between a client and a server, and keeps what the server says."""
+
+    def __init__(self, port: int) -> None:
+        self.said = b""
+        """All that the server has said."""
+        self.first_flight = b""
+        """What it had said before the client spoke for the second time."""
+        self._port = port
+
+    async def serve(self, client: trio.SocketStream) -> None:
+        """Pass on what either side says until the client ends."""
+        server = await trio.open_tcp_stream("127.0.0.1", self._port)
+
+        async def back() -> None:
+            while data := await server.receive_some():
+                self.said += data
+                await client.send_all(data)
+
+        async with server, client, trio.open_nursery() as nursery:
+            await server.send_all(await client.receive_some())
+            nursery.start_soon(back)
+            data = await client.receive_some()
+            self.first_flight = self.said
+            while data:
+                await server.send_all(data)
+                data = await client.receive_some()
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def relay(url: str) -> AsyncIterator[tuple[Relay, str]]:
+    """A relay to *url*, for one client, and the URL that it listens on."""
+    scheme, _, host = url.partition("://")
+    between = Relay(int(host.rpartition(":")[2]))
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, between.serve, 0, host="127.0.0.1"))
+        yield between, f"{scheme}://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+def records(data: bytes) -> list[tuple[int, int]]:
+    """Return type and size of each record of TLS in *data*."""
+    found: list[tuple[int, int]] = []
+    while data:
+        size = int.from_bytes(data[3:5], "big")
+        found.append((data[0], size))
+        data = data[5 + size :]
+    return found

@@ -8,6 +8,7 @@ greeting in the server's first flight.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
 from OpenSSL import SSL
@@ -28,15 +29,24 @@ def _is_capable() -> bool:
     return all(hasattr(probe, name) for name in _CONNECTION)
 
 
+Failure = Callable[[Exception], Exception]
+"""Makes the error to raise of pyOpenSSL's."""
+
+
 class PlainBytes:
     """Moves bytes into and out of a connection, as pyOpenSSL has it."""
 
-    __slots__ = ("_connection", "has_more")
+    __slots__ = ("_connection", "ended", "failure", "has_more", "output")
 
-    def __init__(self, connection: SSL.Connection) -> None:
+    def __init__(self, connection: SSL.Connection, failure: Failure) -> None:
         self._connection = connection
+        self.failure = failure
         self.has_more = False
         """Whether ``read`` may return more before anything else is fed."""
+        self.ended = False
+        """Whether the peer has said that it will send no more."""
+        self.output = 1
+        """Bytes that the last read has found waiting for ``drain``; here, not known: 1.  A peer may ask for answers without end."""
 
     def feed(self, ciphertext: bytes) -> None:
         """Take what came from the network."""
@@ -51,15 +61,29 @@ class PlainBytes:
             return b""
 
     def read(self, size: int) -> bytes:
-        """Return at most *size* bytes of what was decrypted, at least one.  Raises what pyOpenSSL's ``recv`` does."""
-        self.has_more = False
-        data = self._connection.recv(size)
-        self.has_more = True  # a call returns no more than a record, and this one was not the one to find the end
+        """Return at most *size* bytes of what was decrypted; empty: more must be fed first, or the peer has ``ended``."""
+        try:
+            data = self._connection.recv(size)
+        except SSL.WantReadError:
+            data = b""
+        except SSL.ZeroReturnError:
+            self.ended = True
+            data = b""
+        except Exception as error:
+            raise self.failure(error) from error
+        self.has_more = bool(data) or self.ended  # a call returns no more than a record
         return data
 
     def write(self, plaintext: bytes | memoryview) -> None:
-        """Encrypt all of *plaintext*.  Raises what pyOpenSSL's ``sendall`` does."""
-        self._connection.sendall(plaintext)
+        """Encrypt all of *plaintext*."""
+        try:
+            self._connection.sendall(plaintext)
+        except Exception as error:
+            raise self.failure(error) from error
+
+    def close(self, failure: Failure) -> None:
+        """Hold on to nobody any more: errors are made by *failure* from now on."""
+        self.failure = failure
 
 
 class _Buffer(threading.local):
@@ -74,20 +98,23 @@ class _Buffer(threading.local):
 class DirectBytes:
     """The same without pyOpenSSL's frames: many records a call, into a buffer that is kept."""
 
-    __slots__ = ("_connection", "_error", "_from_ssl", "_into_ssl", "_ssl", "has_more")
+    __slots__ = ("_connection", "_failed", "_from_ssl", "_into_ssl", "_ssl", "ended", "failure", "has_more", "output")
 
-    def __init__(self, connection: SSL.Connection) -> None:
+    def __init__(self, connection: SSL.Connection, failure: Failure) -> None:
         inside: Any = connection
         self._connection: Any = connection
+        self.failure = failure
         self._ssl: Any = inside._ssl
         self._into_ssl: Any = inside._into_ssl
         self._from_ssl: Any = inside._from_ssl
-        self._error: Exception | None = None  # that stood behind data which was returned first
+        self._failed: Exception | None = None  # after data that was returned first
         self.has_more = False
+        self.ended = False
+        self.output = 0
 
     def feed(self, ciphertext: bytes) -> None:
         size = len(ciphertext)
-        if size and _lib.BIO_write(self._into_ssl, _ffi.from_buffer(ciphertext), size) != size:
+        if size and _lib.BIO_write(self._into_ssl, ciphertext, size) != size:
             raise MemoryError("OpenSSL has no memory for what was received")  # nothing else makes it say no
 
     def drain(self) -> bytes | memoryview:
@@ -95,8 +122,8 @@ class DirectBytes:
         return _buffer.view[:size] if size > 0 else b""
 
     def read(self, size: int) -> bytes:
-        if self._error is not None:
-            raise self._error
+        if self._failed is not None:
+            raise self.failure(self._failed) from self._failed
         ssl, buffer = self._ssl, _buffer
         start: Any = buffer.cdata
         size = min(size, BUFFER_SIZE)
@@ -109,30 +136,39 @@ class DirectBytes:
             done += result
             if _lib.BIO_get_mem_data(self._into_ssl, buffer.start) <= 0:
                 break  # that was the last record: asking for another one costs as much as this one did
-        self.has_more = done == size or self._error is not None
+        self.output = _lib.BIO_get_mem_data(self._from_ssl, buffer.start)
+        self.has_more = done == size or self.ended or self._failed is not None
         return buffer.view[:done].tobytes()
 
     def _stopped(self, result: int, done: int) -> None:
-        """Find out why no more can be read, and raise that unless there is something to return first."""
+        """Find out why no more can be read.  A failure is raised, once what was read before it has been returned."""
         try:
             self._connection._raise_ssl_error(self._ssl, result)
         except SSL.WantReadError:
-            self.has_more = False
-            if not done:
-                raise
+            pass
+        except SSL.ZeroReturnError:
+            self.ended = True
         except Exception as error:
             if not done:
-                raise
-            self._error = error
+                raise self.failure(error) from error
+            self._failed = error
 
     def write(self, plaintext: bytes | memoryview) -> None:
-        start, left = _ffi.from_buffer(plaintext), len(plaintext)
+        left = len(plaintext)
         while left:  # once, unless a ready-made context lets it stop after each record
-            result = _lib.SSL_write(self._ssl, start, left)
+            result = _lib.SSL_write(self._ssl, plaintext if type(plaintext) is bytes else _ffi.from_buffer(plaintext), left)
             if result <= 0:
-                self._connection._raise_ssl_error(self._ssl, result)
-            start += result
+                try:
+                    self._connection._raise_ssl_error(self._ssl, result)
+                except Exception as error:
+                    raise self.failure(error) from error
             left -= result
+            if left:
+                plaintext = memoryview(plaintext)[result:]
+
+    def close(self, failure: Failure) -> None:
+        self.failure = failure
+        self._failed = None
 
 
 Bytes = PlainBytes | DirectBytes

@@ -61,6 +61,7 @@ class SessionCache:
         sessions = self._sessions.get(server)
         if sessions is None:
             return None
+        self._sessions.move_to_end(server)
         session = sessions.pop()
         if not sessions:
             del self._sessions[server]
@@ -355,8 +356,7 @@ def explain(error: Exception) -> str:
     entries: object = error.args[0] if error.args else None
     if isinstance(entries, list):
         reasons = [reason for _, _, reason in cast("list[tuple[str, str, str]]", entries) if reason]
-        if reasons:
-            return "; ".join(dict.fromkeys(reasons))
+        return "; ".join(dict.fromkeys(reasons)) or "no reason is known"
     return str(error) or type(error).__name__
 
 

@@ -123,7 +123,7 @@ class TLSLink:
     async def open(self, greeting: bytes) -> None:
         """Do the handshake, and send *greeting* as early as can be."""
         data = b""
-        while not await self._step(data, greeting):
+        while (session := await self._step(data, greeting)) is None:
             await self.wait_readable()
             self._check_open()
             try:
@@ -135,18 +135,19 @@ class TLSLink:
                 raise PeerClosed("the peer closed the connection during the TLS handshake")
         if not greeting:
             self._flush_quietly()
-        elif not self.session.greeted:
+        elif not session.greeted:
             # Not flushed: the first message may follow at once, and whoever waits for the peer flushes.
-            self.session.write(greeting)
+            session.write(greeting)
 
-    async def _step(self, data: bytes, greeting: bytes) -> bool:
+    async def _step(self, data: bytes, greeting: bytes) -> TLSSession | None:
+        """Go on with the handshake; return the session once it is established."""
         await _wait_for_turn()
         self._check_open()
         if self._session is None:
             self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
         self._unflushed = True
         try:
-            return self._session.handshake(data, greeting)
+            return self._session if self._session.handshake(data, greeting) else None
         except TLSError:
             self._flush_quietly()  # the alert
             raise
@@ -155,17 +156,13 @@ class TLSLink:
     def _peer(self) -> str:
         return self.remote_address if isinstance(self._config, TLSClientConfig) else ""
 
-    @property
-    def session(self) -> TLSSession:
-        assert self._session is not None, "the handshake has not begun"
-        return self._session
-
     def recv(self, size: int) -> bytes:
-        session = self.session
+        session = self._session
+        assert session is not None
         try:
-            if session.has_more:
+            if session.bytes.has_more:
                 data = session.read(size)
-                if data or session.peer_finished:
+                if data or session.bytes.ended:
                     return data
             most = _LARGE_READ_SIZE if self._was_full else READ_SIZE
             received = self._inner.recv(most)
@@ -174,13 +171,21 @@ class TLSLink:
                 raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing")
             session.receive_data(received)
             data = session.read(size)
-            if data or session.peer_finished:
+            if session.bytes.output:
+                self._answer(session.bytes.output)
+            if data or session.bytes.ended:
                 return data
         except TLSError:
             self._unflushed = True
             self._flush_quietly()  # the alert
             raise
         raise BlockingIOError
+
+    def _answer(self, size: int) -> None:
+        """Have it flushed that reading made us say something: a peer may ask for new keys."""
+        self._unflushed = True
+        if size > BUFFER_SIZE:
+            raise TLSError(f"TLS: the peer asks for answers and does not read them: {size} bytes wait")
 
     def send(self, data: bytes | memoryview) -> int:
         """Encrypt *data*, or a part of it.  BlockingIOError: call again with the same, of which a part may be encrypted already."""
@@ -192,8 +197,10 @@ class TLSLink:
         if len(data) > _WRITE_SIZE:
             data = memoryview(data)[:_WRITE_SIZE]
         sent = len(data)
+        session = self._session
+        assert session is not None
         try:
-            self.session.write(data)
+            session.write(data)
         except PeerError as error:
             raise BrokenPipeError(errno.EPIPE, str(error)) from error
         self._unflushed = True
@@ -218,8 +225,9 @@ class TLSLink:
 
     def _flush(self) -> bool:
         """Hand over what is encrypted.  False: the kernel does not take all of it now.  Raises OSError."""
-        while self._unflushed:
-            data = self._left or self.session.data_to_send()
+        session = self._session
+        while self._unflushed and session is not None:
+            data = self._left or session.data_to_send()
             try:
                 sent = self._inner.send(data) if data else 0
             except BlockingIOError:
@@ -239,13 +247,13 @@ class TLSLink:
         except OSError:
             return True  # reading finds out
 
-    async def wait_readable(self) -> None:
-        if self._session is not None and self._session.has_more:
-            await trio.lowlevel.checkpoint()
-        elif not self._unflushed or self._flush_quietly() or self._writable is not None:
-            await self._inner.wait_readable()
-        else:
-            await self._wait_for_either()
+    def wait_readable(self) -> Awaitable[None]:
+        session = self._session
+        if session is not None and session.bytes.has_more:
+            return trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the caller awaits it
+        if not self._unflushed or self._flush_quietly() or self._writable is not None:
+            return self._inner.wait_readable()
+        return self._wait_for_either()
 
     async def _wait_for_either(self) -> None:
         """Wait until there is something to read, or room for what we have to say while nobody else writes.

@@ -43,10 +43,6 @@ class TLSSession:
         self.established = False
         self.greeted = False
         """Whether the greeting has left with the handshake, so that it need not be written."""
-        self.peer_finished = False
-        """Whether the peer has said that it will send no more."""
-        self.has_more = False
-        """Whether ``read`` is worth another try before anything else was received."""
         self._context = context
         self._peer = peer
         self._first = b""  # of the peer's bytes, until the handshake is complete
@@ -55,10 +51,16 @@ class TLSSession:
         self._info: TLSInfo | None = None
         connection = SSL.Connection(context.context)
         self._connection = connection
-        self._bytes = bytes_of(connection)
-        self.receive_data = self._bytes.feed
+        self.bytes = bytes_of(connection, self._failure)
+        """What moves them."""
+        # Each message goes this way, so there is no frame of ours in between.
+        self.receive_data = self.bytes.feed
         """Takes what came from the network, after the handshake."""
-        self.data_to_send = self._bytes.drain
+        self.read = self.bytes.read
+        """Returns at most so many bytes that were decrypted; empty: more must be received first, or ``peer_finished``.  Raises TLSError."""
+        self.write = self.bytes.write
+        """Encrypts all that it is given.  Raises TLSError."""
+        self.data_to_send = self.bytes.drain
         """Returns what is to go to the network, a bounded part of it; empty: nothing.  It is good until any session's next call."""
         self._early: EarlyGreeting | None = None
         self._name = self._server = ""
@@ -107,29 +109,15 @@ class TLSSession:
         self._raise_problem()
         return True
 
-    def read(self, size: int) -> bytes:
-        """Return at most *size* bytes that were decrypted; empty: more must be received first, or ``peer_finished``.  Raises TLSError."""
-        try:
-            data = self._bytes.read(size)
-        except SSL.WantReadError:
-            data = b""
-        except SSL.ZeroReturnError:
-            self.peer_finished = True
-            return b""
-        except Exception as error:
-            raise self._failure(error) from error
-        finally:
-            self.has_more = self._bytes.has_more
-        if self._reads_watched and data:
-            self._watch_for_ticket()
-        return data
+    @property
+    def peer_finished(self) -> bool:
+        """Whether the peer has said that it will send no more, and all before that was read."""
+        return self.bytes.ended
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Encrypt *data*.  Raises TLSError."""
-        try:
-            self._bytes.write(data)
-        except Exception as error:
-            raise self._failure(error) from error
+    @property
+    def has_more(self) -> bool:
+        """Whether ``read`` is worth another try before anything else was received."""
+        return self.bytes.has_more
 
     def finish(self) -> None:
         """Tell the peer that nothing more will be sent."""
@@ -147,6 +135,8 @@ class TLSSession:
         # OpenSSL takes a connection that is freed without this for cut off, and its session for spoilt, also in our cache.
         self._connection.set_shutdown(_SHUT)
         self._connection.set_app_data(None)
+        self.read = self.bytes.read
+        self.bytes.close(_closed)
 
     def _handshake(self, greeting: bytes) -> None:
         connection = self._connection
@@ -161,7 +151,7 @@ class TLSSession:
                 self.greeted = True
         connection.do_handshake()
         self.established = True
-        self.has_more = True  # what came with the end of the handshake
+        self.bytes.has_more = True  # what came with the end of the handshake
         self._first = b""
         resumed = was_resumed(connection)
         self._info = self._info or TLSInfo(connection, self._context, resumed=resumed)
@@ -170,8 +160,9 @@ class TLSSession:
                 self._check_dates(self._info)
             elif self._context.ready_made and not self._context.is_server:
                 self._check_name(self._info)
-        if self._context.sessions is not None:
+        if not self._context.is_server:
             self._reads_watched = _READS_WATCHED
+            self.read = self._read_and_watch
             if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
                 # Tickets come later.  This session cannot be resumed, but held on to it tells them apart.
                 self._session = connection.get_session()
@@ -198,33 +189,38 @@ class TLSSession:
 
     def _certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
         """Decide about a certificate of the peer's chain; OpenSSL says *ok*, or the number of its *error*."""
-        reason = ""
-        if depth == 0 and not self._context.is_server and (ok or error in _WRONG_NAME):
-            reason = _wrong_name(certificate.to_cryptography(), self._name)
-        if not (ok or reason):
-            reason = reason_of(error)
+        reason = "" if ok else reason_of(error)
+        subject = "one that cannot be read"
+        try:
+            readable = certificate.to_cryptography()
+            subject = readable.subject.rfc4514_string() or "one without a subject"
+            if depth == 0 and not self._context.is_server and (ok or error in _WRONG_NAME):
+                reason = _wrong_name(readable, self._name) or reason
+        except ValueError as unreadable:  # OpenSSL is more tolerant than cryptography, but names have to be read
+            reason = reason or f"it cannot be read: {unreadable}"
         if reason and not self._refusal:
-            subject = certificate.to_cryptography().subject.rfc4514_string()
             expected = "" if self._context.is_server else f"; expected a certificate for {self._name!r}"
-            self._refusal = f"{reason} (of {subject or 'no subject'}{expected})"
+            self._refusal = f"{reason} (of {subject}{expected})"
         return not reason
 
-    def _watch_for_ticket(self) -> None:
-        self._heard = True
-        self._reads_watched -= 1
-        session = self._connection.get_session()
-        if session is not None and not is_same_session(session, self._session):
-            self._reads_watched = 0
-            self._remember()
+    def _read_and_watch(self, size: int) -> bytes:
+        """Read, and see whether a ticket has come along; at last, read only."""
+        data = self.bytes.read(size)
+        if data:
+            self._heard = True
+            self._reads_watched -= 1
+            if self._remember() or not self._reads_watched:
+                self.read = self.bytes.read
+        return data
 
-    def _remember(self) -> None:
-        """Keep the newest session for the next connection, unless we have already."""
-        if self._context.sessions is None:
-            return
+    def _remember(self) -> bool:
+        """Keep the newest session for the next connection, unless it is the one that we know of.  True: it was another one."""
         session = self._connection.get_session()
-        if session is not None and not is_same_session(session, self._session):
-            self._session = session
-            self._context.sessions.put(self._server, session)
+        if self._context.sessions is None or session is None or is_same_session(session, self._session):
+            return False
+        self._session = session
+        self._context.sessions.put(self._server, session)
+        return True
 
     def _raise_problem(self) -> None:
         if self._context.problems:
@@ -243,8 +239,10 @@ class TLSSession:
             return error
         if not isinstance(error, SSL.Error):
             return TLSError(self._say(f"a callback raised {error!r}"))
-        reason = explain(error)
         side = "client" if self._context.is_server else "server"
+        if isinstance(error, SSL.ZeroReturnError):
+            return TLSError(self._say(f"the {side} has ended it"))
+        reason = explain(error)
         if self._refusal:
             return AuthenticationError(self._say(f"the {side}'s certificate was refused: {self._refusal}"))
         if "certificate verify failed" in reason:  # by a ready-made context
@@ -254,6 +252,10 @@ class TLSSession:
             if any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason):
                 return AuthenticationError(self._say(f"the {side} has refused our certificate, or wants one: {reason}"))
             return TLSError(self._say(f"the {side} has ended it: {reason}"))
+        if "bad record mac" in reason and self.established and not (self._context.is_server or self._heard):
+            # libnng (mbedTLS) encrypts the alert of a refusal with the keys of the handshake, which are no longer in use.
+            reason = f"its first words cannot be read, as is the case with libnng: {reason}"
+            return AuthenticationError(self._say(f"the server has refused our certificate, or wants one, it seems: {reason}"))
         if "did not return a certificate" in reason:
             return AuthenticationError(self._say("the client has shown no certificate, and one is required"))
         if self._first and self._first[0] not in (_ALERT, _HANDSHAKE):
@@ -270,6 +272,10 @@ class TLSSession:
             and bool(connection.get_client_ca_list())
             and connection.get_certificate() is None
         )
+
+
+def _closed(error: Exception) -> TLSError:
+    return TLSError(f"TLS: the connection is closed: {explain(error)}")
 
 
 def _now() -> datetime.datetime:

@@ -1,0 +1,418 @@
+"""Against libnng 1.11 with TLS by mbedTLS, as pynng brings it, in our own process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import pynng
+import pytest
+import trio
+from pynng import TLSConfig
+
+import sp
+from interop.partners import (
+    LIMIT,
+    OURS,
+    PAIRS,
+    REDIAL,
+    THEIRS,
+    Arrivals,
+    Pair,
+    connect,
+    each_listener,
+    listen_partner,
+    next_event,
+    open_partner,
+    records,
+    relay,
+)
+from tests.tls.authority import Authority
+
+Version = Literal["TLSv1.2", "TLSv1.3"]
+
+URL: Final = "tls+tcp://127.0.0.1:0"
+CROWD: Final = 100
+SOON: Final = 3
+"""Seconds, of which one that is refused needs none: far fewer than the greeting time of either side."""
+GREETING_RECORD: Final = 8 + 1 + 16
+"""Bytes of the record of TLS 1.3 that carries a greeting: with its type and the cipher's tag."""
+
+each_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
+each_identification = pytest.mark.parametrize("mutual", [False, True], ids=["anonymous", "certificate"])
+
+
+@pytest.fixture(params=["TLSv1.2", "TLSv1.3"])
+def version(request: pytest.FixtureRequest) -> Version:
+    return cast("Version", request.param)
+
+
+def our_server(authority: Authority, *, mutual: bool = False, **options: Any) -> sp.TLSServerConfig:
+    return authority.server(client_ca=authority.pem if mutual else None, **options)
+
+
+def our_client(authority: Authority, *, mutual: bool = False, **options: Any) -> sp.TLSClientConfig:
+    return authority.client(certificate=authority.issue("ours.example") if mutual else None, **options)
+
+
+def _own(pem: bytes | None) -> dict[str, str | None]:
+    text = None if pem is None else pem.decode()
+    return {"own_cert_string": text, "own_key_string": text}
+
+
+def their_server(authority: Authority, *, mutual: bool = False) -> TLSConfig:
+    trust = {"ca_string": authority.pem.decode(), "auth_mode": TLSConfig.AUTH_MODE_REQUIRED} if mutual else {}
+    return TLSConfig(TLSConfig.MODE_SERVER, **_own(authority.issue("localhost", "127.0.0.1")), **trust)
+
+
+def their_client(authority: Authority, own: bytes | None = None) -> TLSConfig:
+    # Without a name mbedTLS ends every handshake.
+    return TLSConfig(TLSConfig.MODE_CLIENT, server_name="127.0.0.1", ca_string=authority.pem.decode(), **_own(own))
+
+
+@asynccontextmanager
+async def connected(
+    pair: Pair, listener: str, authority: Authority, version: Version, *, mutual: bool = False
+) -> AsyncIterator[tuple[Any, pynng.Socket, Arrivals]]:
+    """The two, connected; our side speaks nothing newer than *version*."""
+    if listener == OURS:
+        tls: Any = our_server(authority, mutual=mutual, maximum_version=version)
+        tls_config = their_client(authority, authority.issue("theirs.example") if mutual else None)
+    else:
+        tls = our_client(authority, mutual=mutual, maximum_version=version)
+        tls_config = their_server(authority, mutual=mutual)
+    async with pair.open(tls=tls) as ours:
+        with pair.open_partner(tls_config=tls_config) as theirs:
+            yield ours, theirs, await connect(ours, theirs, "tls+tcp", listener, Path())
+
+
+async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body: bytes) -> None:
+    """Let each side that may send do so, and see that *body* arrives."""
+    for turn in turns:
+        if turn == OURS:
+            await ours.send(body)
+            received = await theirs.arecv()
+        else:
+            await theirs.asend(body)
+            received = await ours.receive()
+        assert len(received) == len(body)
+        assert received == body
+
+
+def body_of(size: int) -> bytes:
+    """Return *size* bytes without a short period, so that a slip is seen."""
+    return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
+
+
+@each_identification
+@each_listener
+@each_pair
+async def test_bodies_of_every_size_arrive_unchanged(
+    pair: Pair, listener: str, mutual: bool, version: Version, authority: Authority
+) -> None:
+    async with connected(pair, listener, authority, version, mutual=mutual) as (ours, theirs, _):
+        for size in (0, 1, 65_535, 65_536, LIMIT - pair.header, 0):
+            await exchange(ours, theirs, pair.turns, body_of(size))
+        (pipe,) = ours.pipes
+        assert pipe.tls.version == version
+        assert not pipe.tls.resumed
+        if listener == OURS:
+            assert pipe.tls.names == (("DNS:theirs.example",) if mutual else ())
+        else:
+            assert pipe.tls.names == ("DNS:localhost", "IP:127.0.0.1")
+        (endpoint,) = ours.listeners or ours.dialers
+        assert endpoint.statistics().handshakes == {"full": 1}
+    assert not ours.statistics().dropped
+
+
+@each_listener
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if THEIRS in pair.turns], ids=str)
+async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
+    pair: Pair, listener: str, version: Version, authority: Authority
+) -> None:
+    async with connected(pair, listener, authority, version) as (ours, theirs, arrivals):
+        events = ours.events()
+        if pair.ours is sp.Req0:
+            await ours.send(b"question")
+            assert await theirs.arecv() == b"question"
+        await theirs.asend(bytes(LIMIT - pair.header + 1))
+        event = await next_event(events, sp.EventKind.DETACHED)
+        assert isinstance(event.error, sp.MessageTooLarge)
+        assert str(LIMIT + 1) in event.reason
+        await arrivals.wait(2)
+        await ours.wait_for_peers()  # it may be the later one of the two
+        if pair.ours is sp.Req0:
+            assert await theirs.arecv() == b"question", "the request is sent again to the next pipe"
+            await theirs.asend(b"answer")
+            assert await ours.receive() == b"answer"
+        await exchange(ours, theirs, pair.turns, b"next")
+        (endpoint,) = ours.listeners or ours.dialers
+        assert set(endpoint.statistics().handshakes) == {"full"}
+
+
+# A crowd.
+
+
+async def answer(ours: sp.Rep0) -> None:
+    async for request in ours.requests():
+        await request.reply(request.body.upper())
+
+
+@each_identification
+async def test_a_hundred_that_dial_us_at_once_are_all_answered(mutual: bool, authority: Authority) -> None:
+    tls_config = their_client(authority, authority.issue("theirs.example") if mutual else None)
+    with ExitStack() as stack:
+        async with sp.Rep0(tls=our_server(authority, mutual=mutual)) as ours, trio.open_nursery() as nursery:
+            listener = await ours.listen(URL)
+            crowd = [stack.enter_context(open_partner("Req0", tls_config=tls_config)) for _ in range(CROWD)]
+            for theirs in crowd:
+                theirs.dial(listener.url, block=False)
+            nursery.start_soon(answer, ours)
+
+            async def ask(n: int) -> None:
+                await crowd[n].asend(b"question %d" % n)
+                assert await crowd[n].arecv() == b"QUESTION %d" % n
+
+            async with trio.open_nursery() as asking:
+                for n in range(CROWD):
+                    asking.start_soon(ask, n)
+            nursery.cancel_scope.cancel()
+            statistics = listener.statistics()
+            assert len(ours.pipes) == CROWD
+            assert (statistics.attached, statistics.handshakes) == (CROWD, {"full": CROWD})
+            # On a busy machine libnng gives up one in thousands of its own handshakes, whoever the server is, and dials again.
+            assert set(statistics.failures) <= {"PeerClosed"}
+            assert statistics.accepted == CROWD + statistics.failures.get("PeerClosed", 0)
+
+
+@each_identification
+async def test_a_hundred_of_ours_that_dial_at_once_are_all_answered(mutual: bool, authority: Authority) -> None:
+    tls = our_client(authority, mutual=mutual)
+    with open_partner("Rep0", tls_config=their_server(authority, mutual=mutual)) as theirs:
+        url = listen_partner(theirs, URL)
+
+        async def answer_all() -> None:
+            for _ in range(CROWD):
+                await theirs.asend((await theirs.arecv()).upper())
+
+        async def ask(n: int) -> None:
+            async with sp.Req0(tls=tls, **REDIAL) as ours:
+                dialer = await ours.dial(url)
+                assert await ours.request(b"question %d" % n) == b"QUESTION %d" % n
+                waiting.discard(n)
+                if not waiting:
+                    all_answered.set()
+                await all_answered.wait()  # so that all are connected at the same time
+                statistics = dialer.statistics()
+                assert (statistics.attempts, statistics.attached) == (1, 1)
+                assert (statistics.failures, statistics.handshakes) == ({}, {"full": 1})
+
+        waiting = set(range(CROWD))
+        all_answered = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all)
+            for n in range(CROWD):
+                nursery.start_soon(ask, n)
+
+
+# Again.
+
+
+@each_identification
+async def test_a_server_that_came_back_resumes_nothing_and_nobody_is_bothered(mutual: bool, version: Version, authority: Authority) -> None:
+    async with sp.Req0(tls=our_client(authority, mutual=mutual, maximum_version=version), **REDIAL) as ours:
+        with open_partner("Rep0", tls_config=their_server(authority, mutual=mutual)) as first:
+            url = listen_partner(first, URL)
+            dialer = await ours.dial(url)
+            await exchange(ours, first, (OURS, THEIRS), b"whoever")
+            await ours.send(b"question")
+            assert await first.arecv() == b"question"
+            lost = ours.pipes[0]
+        # Nobody else has run since the first was closed, so there was always somebody to dial.
+        with open_partner("Rep0", tls_config=their_server(authority, mutual=mutual)) as second:
+            listen_partner(second, url)
+            assert await second.arecv() == b"question"
+            await second.asend(b"answer")
+            assert await ours.receive() == b"answer"
+            statistics = dialer.statistics()
+            assert isinstance(lost.error, sp.PeerClosed)
+            assert (statistics.attempts, statistics.failures) == (2, {"PeerClosed": 1})
+            assert statistics.handshakes == {"full": 2}
+
+
+async def test_a_partner_dials_our_server_that_was_closed_and_came_back(version: Version, authority: Authority) -> None:
+    with open_partner("Req0", tls_config=their_client(authority)) as theirs:
+        async with sp.Rep0(tls=our_server(authority, maximum_version=version)) as first:
+            url = (await first.listen(URL)).url
+            theirs.dial(url, block=False)
+            await theirs.asend(b"question")
+            assert await first.receive() == b"question"
+        async with sp.Rep0(listen=url, tls=our_server(authority, maximum_version=version)) as second:
+            assert await second.receive() == b"question"
+            await second.send(b"answer")
+            assert await theirs.arecv() == b"answer"
+            assert second.listeners[0].statistics().handshakes == {"full": 1}
+
+
+@each_identification
+async def test_a_partner_whose_pipe_we_closed_dials_again(mutual: bool, version: Version, authority: Authority) -> None:
+    pair = next(pair for pair in PAIRS if pair.ours is sp.Rep0)
+    async with connected(pair, OURS, authority, version, mutual=mutual) as (ours, theirs, arrivals):
+        await exchange(ours, theirs, pair.turns, b"first")
+        ours.pipes[0].close()
+        await arrivals.wait(2)
+        await exchange(ours, theirs, pair.turns, b"second")
+        assert ours.listeners[0].statistics().handshakes == {"full": 2}
+
+
+# Refusals.
+
+
+async def refused_by_our_listener(server: sp.TLSServerConfig, client: TLSConfig) -> sp.Event:
+    """Let a partner dial in vain, and return our event; the partner has never seen a pipe."""
+    async with sp.Rep0(tls=server) as ours:
+        events = ours.events()
+        listener = await ours.listen(URL)
+        with open_partner("Req0", tls_config=client) as theirs:
+            arrivals = Arrivals(theirs)
+            theirs.dial(listener.url, block=False)
+            with trio.fail_after(SOON):
+                event = await next_event(events, sp.EventKind.REFUSED)
+                await next_event(events, sp.EventKind.REFUSED)  # it has seen the end of the first one
+        assert not ours.pipes
+        assert arrivals.count == 0
+        statistics = listener.statistics()
+        assert (statistics.attached, statistics.handshakes) == (0, {})
+        assert set(statistics.failures) == {type(event.error).__name__}
+        return event
+
+
+async def test_a_partner_without_the_certificate_that_we_require_is_refused(version: Version, authority: Authority) -> None:
+    server = our_server(authority, mutual=True, maximum_version=version)
+    event = await refused_by_our_listener(server, their_client(authority))
+    assert isinstance(event.error, sp.AuthenticationError)
+    assert "the client has shown no certificate, and one is required" in event.reason
+
+
+async def test_a_partner_of_an_unknown_authority_is_refused(version: Version, authority: Authority, stranger: Authority) -> None:
+    server = our_server(authority, mutual=True, maximum_version=version)
+    event = await refused_by_our_listener(server, their_client(authority, stranger.issue("theirs.example")))
+    assert isinstance(event.error, sp.AuthenticationError)
+    assert "the client's certificate was refused: unable to get local issuer certificate" in event.reason
+
+
+async def test_a_partner_that_does_not_trust_us_says_so(version: Version, authority: Authority, stranger: Authority) -> None:
+    event = await refused_by_our_listener(our_server(authority, maximum_version=version), their_client(stranger))
+    assert isinstance(event.error, sp.AuthenticationError)
+    assert "the client has refused our certificate" in event.reason
+    assert "unknown ca" in event.reason
+
+
+async def refused_by_partner(server: TLSConfig | None, client: sp.TLSClientConfig | None, scheme: str = "tls+tcp") -> Exception:
+    """Dial a partner in vain, and return the reason that we are given."""
+    with open_partner("Rep0", tls_config=server) as theirs:
+        port = listen_partner(theirs, URL if server else URL.removeprefix("tls+")).rpartition(":")[2]
+        async with sp.Req0(tls=client) as ours:
+            with trio.fail_after(SOON), pytest.raises(sp.DialError) as caught:
+                await ours.dial(f"{scheme}://127.0.0.1:{port}")
+            cause = caught.value.__cause__
+            assert isinstance(cause, Exception)
+            assert str(cause) in str(caught.value)
+            assert not ours.pipes
+            return cause
+
+
+async def test_a_server_of_an_unknown_authority_is_refused(version: Version, authority: Authority, stranger: Authority) -> None:
+    cause = await refused_by_partner(their_server(stranger), our_client(authority, maximum_version=version))
+    assert isinstance(cause, sp.AuthenticationError)
+    assert "the server's certificate was refused: unable to get local issuer certificate" in str(cause)
+
+
+async def test_a_server_with_another_name_is_refused(version: Version, authority: Authority) -> None:
+    cause = await refused_by_partner(their_server(authority), our_client(authority, server_name="other.example", maximum_version=version))
+    assert isinstance(cause, sp.AuthenticationError)
+    assert "it is for DNS:localhost, IP:127.0.0.1, not for 'other.example'" in str(cause)
+
+
+async def test_a_server_that_does_not_trust_us_has_us_told_in_time(version: Version, authority: Authority, stranger: Authority) -> None:
+    client = authority.client(certificate=stranger.issue("ours.example"), maximum_version=version)
+    cause = await refused_by_partner(their_server(authority, mutual=True), client)
+    if version == "TLSv1.2":
+        assert isinstance(cause, sp.AuthenticationError)
+        assert "the server has refused our certificate" in str(cause)
+        assert "unknown ca" in str(cause)
+    else:
+        # mbedTLS encrypts this alert with the keys of the handshake when the others have been in use already, so nobody can read it.
+        assert isinstance(cause, sp.AuthenticationError)
+        assert "bad record mac" in str(cause)
+
+
+async def test_a_server_that_wants_a_certificate_of_us_has_us_told_in_time(version: Version, authority: Authority) -> None:
+    cause = await refused_by_partner(their_server(authority, mutual=True), our_client(authority, maximum_version=version))
+    if version == "TLSv1.2":
+        # mbedTLS ends the connection without an alert.
+        assert isinstance(cause, sp.PeerClosed)
+        assert "during the TLS handshake" in str(cause)
+    else:
+        assert isinstance(cause, sp.AuthenticationError)
+        assert "bad record mac" in str(cause)
+
+
+# One side without TLS.
+
+
+async def test_a_partner_without_tls_at_our_port_with_it_is_told_apart(authority: Authority) -> None:
+    async with sp.Rep0(tls=our_server(authority)) as ours:
+        events = ours.events()
+        listener = await ours.listen(URL)
+        with open_partner("Req0") as theirs:
+            theirs.dial(listener.url.removeprefix("tls+"), block=False)
+            with trio.fail_after(SOON):
+                event = await next_event(events, sp.EventKind.REFUSED)
+    assert type(event.error) is sp.TLSError
+    assert "the client does not speak TLS" in event.reason
+    assert "which is SP without TLS: one side says tcp://, the other tls+tcp://" in event.reason
+
+
+async def test_a_partner_with_tls_at_our_port_without_is_told_apart(authority: Authority) -> None:
+    async with sp.Rep0() as ours:
+        events = ours.events()
+        listener = await ours.listen(URL.removeprefix("tls+"))
+        with open_partner("Req0", tls_config=their_client(authority)) as theirs:
+            theirs.dial(f"tls+{listener.url}", block=False)
+            with trio.fail_after(SOON):
+                event = await next_event(events, sp.EventKind.REFUSED)
+    assert isinstance(event.error, sp.GreetingError)
+    assert r"the peer does not speak SP: it began with b'\x16\x03" in event.reason
+
+
+async def test_our_dialer_with_tls_at_a_port_without_says_so(authority: Authority) -> None:
+    cause = await refused_by_partner(None, our_client(authority))
+    assert type(cause) is sp.TLSError
+    assert "the server does not speak TLS" in str(cause)
+    assert "which is SP without TLS: one side says tcp://, the other tls+tcp://" in str(cause)
+
+
+async def test_our_dialer_without_tls_at_a_port_with_it_fails_in_time(authority: Authority) -> None:
+    cause = await refused_by_partner(their_server(authority), None, "tcp")
+    assert isinstance(cause, sp.PeerClosed)
+    assert "after 0 of 8 bytes of its greeting" in str(cause)
+
+
+# The greeting.
+
+
+@each_identification
+async def test_our_greeting_comes_with_the_first_flight_unless_a_certificate_is_to_follow(mutual: bool, authority: Authority) -> None:
+    tls_config = their_client(authority, authority.issue("theirs.example") if mutual else None)
+    async with sp.Rep0(tls=our_server(authority, mutual=mutual)) as ours:
+        listener = await ours.listen(URL)
+        async with relay(listener.url) as (between, url):
+            with open_partner("Req0", tls_config=tls_config) as theirs:
+                theirs.dial(url, block=False)
+                await exchange(ours, theirs, (THEIRS, OURS), b"question")
+            *_, last = records(between.first_flight)
+            assert (last == (0x17, GREETING_RECORD)) is not mutual
+            assert listener.statistics().handshakes == {"full": 1}

@@ -1,0 +1,559 @@
+"""Peers that speak no TLS, half of it, or TLS with something wrong in it: each costs its own connection, and is told by name."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+import sp
+from tests.tls.authority import Authority
+from tests.transports.wire import BUS, REP, REQ, expect, frame, greeting, receive_end, until
+
+URL = "tls+tcp://127.0.0.1:0"
+PLAIN_URL = "tcp://127.0.0.1:0"
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+async def rep(authority: Authority) -> AsyncIterator[sp.Rep0]:
+    async with sp.Rep0(listen=URL, tls=authority.server(), linger=0) as rep:
+        yield rep
+
+
+async def connect(rep: sp.Rep0) -> trio.SocketStream:
+    """Connect by TCP, and say nothing."""
+    return await trio.open_tcp_stream("127.0.0.1", int(rep.listeners[0].url.rpartition(":")[2]))
+
+
+def context_for(authority: Authority | None) -> ssl.SSLContext:
+    """Return what the standard library has for a client; it trusts *authority*, or nobody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if authority is not None:
+        authority.ca.configure_trust(context)
+    return context
+
+
+Secure = trio.SSLStream[trio.SocketStream]
+
+
+@asynccontextmanager
+async def secured(rep: sp.Rep0, authority: Authority) -> AsyncIterator[Secure]:
+    """A client of the standard library after the handshake."""
+    stream = trio.SSLStream(await connect(rep), context_for(authority), server_hostname="localhost")
+    try:
+        await stream.do_handshake()
+        yield stream
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+@asynccontextmanager
+async def attached(rep: sp.Rep0, authority: Authority) -> AsyncIterator[Secure]:
+    """One that has greeted as well."""
+    async with secured(rep, authority) as stream:
+        await stream.send_all(greeting(REQ))
+        data = b""
+        while len(data) < 8:
+            data += await stream.receive_some(8 - len(data))
+        assert data == greeting(REP)
+        await rep.wait_for_peers()
+        yield stream
+
+
+async def check(rep: sp.Rep0, authority: Authority) -> None:
+    """A good client is served."""
+    async with sp.Req0(tls=authority.client()) as req:
+        await req.dial(rep.listeners[0].url)
+        await req.send(b"hello")
+        assert await rep.receive() == b"hello"
+        await rep.send(b"hello yourself")
+        assert await req.receive() == b"hello yourself"
+
+
+def client_hello() -> bytes:
+    """Return what a client of the standard library says first."""
+    out = ssl.MemoryBIO()
+    client = context_for(None).wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
+
+
+async def shake(end: ssl.SSLObject, received: ssl.MemoryBIO, sent: ssl.MemoryBIO, stream: trio.SocketStream) -> None:
+    """Do the handshake of *end* over *stream*.  When it fails, the alert is sent first, which trio's own stream does not do."""
+    while True:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            await stream.send_all(sent.read())
+            received.write(await stream.receive_some())
+        except ssl.SSLError:
+            await stream.send_all(sent.read())
+            raise
+        else:
+            await stream.send_all(sent.read())
+            return
+
+
+def reset(stream: trio.SocketStream) -> None:
+    """Let its end be a reset."""
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# One side has no TLS.
+
+
+async def test_a_plain_dialer_and_a_tls_listener_name_the_mismatch(rep: sp.Rep0, authority: Authority) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        async with sp.Req0() as req:
+            with pytest.raises(sp.DialError) as caught:
+                await req.dial(rep.listeners[0].url.removeprefix("tls+"))
+            assert isinstance(caught.value.__cause__, sp.GreetingError)
+            assert "TLS" in str(caught.value)
+        event = await expect(events, sp.EventKind.REFUSED)
+        assert isinstance(event.error, sp.TLSError)
+        assert "SP without TLS: one side says tcp://, the other tls+tcp://" in event.reason
+        assert event.reason.startswith("127.0.0.1:")
+        await check(rep, authority)
+
+
+async def test_a_tls_dialer_and_a_plain_listener_name_the_mismatch(authority: Authority) -> None:
+    with trio.fail_after(10):
+        async with sp.Rep0(listen=PLAIN_URL) as rep, sp.Req0(tls=authority.client()) as req:
+            events = rep.events()
+            with pytest.raises(sp.DialError, match="SP without TLS: one side says tcp://, the other tls") as caught:
+                await req.dial(f"tls+{rep.listeners[0].url}")
+            assert isinstance(caught.value.__cause__, sp.TLSError)
+            event = await expect(events, sp.EventKind.REFUSED)
+            assert isinstance(event.error, sp.GreetingError)
+            assert "TLS" in event.reason
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "the client does not speak TLS: it began with b'GET / HT'"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "the client does not speak TLS: it began with b'SSH-2.0-'"),
+        (bytes(64), "the client does not speak TLS"),
+        (b"\x16\x03\x01\x00\x05hello", "TLS handshake: "),
+    ],
+    ids=["http", "ssh", "zeros", "a broken hello"],
+)
+async def test_who_begins_with_something_else_is_told_off_at_once(rep: sp.Rep0, authority: Authority, said: bytes, words: str) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        async with await connect(rep) as stream:
+            await stream.send_all(said)
+            event = await expect(events, sp.EventKind.REFUSED)
+            assert isinstance(event.error, sp.TLSError)
+            assert words in event.reason
+            assert greeting(REP) not in await receive_end(stream)
+        await check(rep, authority)
+
+
+# Half a handshake.
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 100])
+async def test_half_a_hello_ends_at_the_greeting_timeout(authority: Authority, size: int) -> None:
+    with trio.fail_after(10):
+        async with sp.Rep0(listen=URL, tls=authority.server(), greeting_timeout=0.2) as rep, await connect(rep) as stream:
+            events = rep.events()
+            await stream.send_all(client_hello()[:size])
+            event = await expect(events, sp.EventKind.REFUSED)
+            assert isinstance(event.error, sp.GreetingError)
+            assert "the TLS handshake was not complete within 0.2 s" in event.reason
+            assert await receive_end(stream) == b""
+
+
+async def test_who_has_shaken_hands_and_does_not_greet_is_told_apart(authority: Authority) -> None:
+    with trio.fail_after(10):
+        async with sp.Rep0(listen=URL, tls=authority.server(), greeting_timeout=0.2) as rep:
+            events = rep.events()
+            async with secured(rep, authority):
+                event = await expect(events, sp.EventKind.REFUSED)
+                assert "the greeting was not complete within 0.2 s" in event.reason
+
+
+async def test_a_silent_listener_fails_a_dial_at_the_deadline(authority: Authority) -> None:
+    (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    with trio.fail_after(10):
+        async with listening, sp.Req0(tls=authority.client(), greeting_timeout=0.2) as req:
+            with pytest.raises(sp.DialError, match="the TLS handshake was not complete within 0.2 s"):
+                await req.dial(f"tls+tcp://127.0.0.1:{listening.socket.getsockname()[1]}")
+
+
+async def test_a_hello_in_single_bytes_is_as_good_as_in_one_piece(rep: sp.Rep0, authority: Authority) -> None:
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context_for(authority).wrap_bio(received, sent, server_hostname="localhost")
+    with trio.fail_after(10):
+        async with await connect(rep) as stream:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            done = False
+            while not done:
+                try:
+                    client.do_handshake()
+                    client.write(greeting(REQ))
+                    done = True
+                except ssl.SSLWantReadError:
+                    pass
+                for byte in sent.read():
+                    await stream.send_all(bytes([byte]))
+                if not done:
+                    received.write(await stream.receive_some())
+            await rep.wait_for_peers()
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+@pytest.mark.parametrize("size", [0, 3, 100, 10_000])
+async def test_who_goes_in_the_middle_of_the_handshake_is_told_and_nobody_else_notices(
+    rep: sp.Rep0, authority: Authority, size: int, how: str
+) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        stream = await connect(rep)
+        await stream.send_all(client_hello()[:size])
+        if size > 1000:
+            await stream.receive_some(1)
+        await until(lambda: rep.listeners[0].statistics().accepted == 1)
+        if how == "reset":
+            reset(stream)
+        await stream.aclose()
+        event = await expect(events, sp.EventKind.REFUSED)
+        assert isinstance(event.error, (sp.PeerClosed, ConnectionError))
+        assert event.reason
+        if how == "eof" and size < 1000:
+            assert "the peer closed the connection during the TLS handshake" in event.reason
+        await check(rep, authority)
+
+
+# After the handshake.
+
+
+async def test_garbage_after_the_handshake_ends_that_pipe_only(rep: sp.Rep0, authority: Authority) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        async with attached(rep, authority) as stream:
+            await stream.transport_stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.TLSError)
+            assert event.reason.startswith("TLS: ") or ": TLS: " in event.reason
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await stream.receive_some()
+            assert "ALERT" in str(caught.value.__cause__).upper()
+        await check(rep, authority)
+
+
+async def test_a_record_that_is_cut_off_is_told_as_truncation_and_not_delivered(rep: sp.Rep0, authority: Authority) -> None:
+    events = rep.events()
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context_for(authority).wrap_bio(received, sent, server_hostname="localhost")
+    with trio.fail_after(10):
+        async with await connect(rep) as stream:
+            await shake(client, received, sent, stream)
+            client.write(greeting(REQ))
+            await stream.send_all(sent.read())
+            await expect(events, sp.EventKind.ATTACHED)
+            client.write(frame(b"\x80\0\0\1request"))
+            await stream.send_all(sent.read()[:-3])
+            await stream.send_eof()
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.PeerClosed)
+            assert "without saying so in TLS: what it sent last may be missing" in event.reason
+    with pytest.raises(trio.WouldBlock):
+        rep.receive_nowait()
+
+
+async def test_an_end_that_tls_was_not_told_of_is_told(rep: sp.Rep0, authority: Authority) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        async with attached(rep, authority) as stream:
+            await stream.transport_stream.send_eof()
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.PeerClosed)
+            assert "without saying so in TLS" in event.reason
+
+
+async def test_an_end_that_tls_was_told_of_is_an_ordinary_one(rep: sp.Rep0, authority: Authority) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        async with attached(rep, authority) as stream:
+            await stream.aclose()
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.PeerClosed)
+            assert "TLS" not in event.reason
+
+
+async def test_the_wrong_protocol_is_told_by_name(rep: sp.Rep0, authority: Authority) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        async with sp.Bus0(tls=authority.client()) as bus:
+            with pytest.raises(sp.DialError, match="the peer is REP, expected BUS") as caught:
+                await bus.dial(rep.listeners[0].url)
+            assert isinstance(caught.value.__cause__, sp.WrongProtocol)
+        async with secured(rep, authority) as stream:
+            await stream.send_all(greeting(BUS))
+            while not isinstance((event := await expect(events, sp.EventKind.REFUSED)).error, sp.WrongProtocol):
+                pass
+            assert "the peer is BUS, expected REQ" in event.reason
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 1, 1 << 63])
+async def test_a_message_too_large_ends_that_pipe_only(rep: sp.Rep0, authority: Authority, size: int) -> None:
+    events = rep.events()
+    with trio.fail_after(10):
+        async with attached(rep, authority) as stream:
+            await stream.send_all(struct.pack(">Q", size) + b"and a little")
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert isinstance(event.error, sp.MessageTooLarge)
+            assert str(size) in event.reason
+        await check(rep, authority)
+
+
+async def test_the_largest_message_passes(rep: sp.Rep0, authority: Authority) -> None:
+    with trio.fail_after(10):
+        async with sp.Req0(tls=authority.client()) as req:
+            await req.dial(rep.listeners[0].url)
+            body = os.urandom((1 << 20) - 4)
+            await req.send(body)
+            assert await rep.receive() == body
+            await rep.send(body)
+            assert await req.receive() == body
+
+
+# Who refuses whom.
+
+
+async def test_a_client_that_refuses_our_certificate_is_heard(rep: sp.Rep0, authority: Authority) -> None:
+    events = rep.events()
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context_for(None).wrap_bio(received, sent, server_hostname="localhost")
+    with trio.fail_after(10):
+        async with await connect(rep) as stream:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await shake(client, received, sent, stream)
+            event = await expect(events, sp.EventKind.REFUSED)
+            assert isinstance(event.error, sp.AuthenticationError)
+            assert "the client has refused our certificate" in event.reason
+            assert "unknown ca" in event.reason
+        await check(rep, authority)
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize("shown", ["none", "a stranger's"])
+async def test_a_server_that_refuses_our_certificate_is_heard(authority: Authority, version: Any, shown: str) -> None:
+    """Under 1.3 a client learns that after its own handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.ca.issue_cert("127.0.0.1").configure_cert(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    client = authority.client(certificate=None if shown == "none" else Authority().issue("client-7"), maximum_version=version)
+    (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    with trio.fail_after(10):
+        async with listening, sp.Req0(tls=client) as req, trio.open_nursery() as nursery:
+
+            async def refuse() -> None:
+                received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+                async with await listening.accept() as stream:
+                    with pytest.raises(ssl.SSLError):
+                        await shake(context.wrap_bio(received, sent, server_side=True), received, sent, stream)
+                    await receive_end(stream)
+
+            nursery.start_soon(refuse)
+            with pytest.raises(sp.DialError) as caught:
+                await req.dial(f"tls+tcp://127.0.0.1:{listening.socket.getsockname()[1]}")
+            if (shown, version) == ("none", "TLSv1.2"):  # which has no better word for it
+                assert isinstance(caught.value.__cause__, sp.TLSError)
+                assert "the server has ended it: " in str(caught.value)
+                assert "alert handshake failure" in str(caught.value)
+            else:
+                assert isinstance(caught.value.__cause__, sp.AuthenticationError)
+                assert "the server has refused our certificate, or wants one" in str(caught.value)
+
+
+async def test_nothing_in_common_is_told_to_both(authority: Authority) -> None:
+    with trio.fail_after(10):
+        server = authority.server(minimum_version="TLSv1.3")
+        async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=authority.client(maximum_version="TLSv1.2")) as req:
+            events = rep.events()
+            with pytest.raises(sp.DialError, match="the server has ended it: .*alert protocol version") as caught:
+                await req.dial(rep.listeners[0].url)
+            assert isinstance(caught.value.__cause__, sp.TLSError)
+            event = await expect(events, sp.EventKind.REFUSED)
+            assert "TLS handshake: unsupported protocol" in event.reason
+
+
+# Many.
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["silent", "half a header"])
+async def test_two_hundred_that_say_nothing_hold_up_nobody(rep: sp.Rep0, authority: Authority, said: bytes) -> None:
+    (listener,) = rep.listeners
+    with trio.fail_after(20):
+        streams = [await connect(rep) for _ in range(200)]
+        for stream in streams:
+            await stream.send_all(said)
+        await until(lambda: listener.statistics().greeting == 200)
+        with trio.fail_after(2):
+            await check(rep, authority)
+        assert listener.statistics().greeting == 200
+        for stream in streams:
+            await stream.aclose()
+        await until(lambda: not listener.statistics().greeting)
+        assert sum(listener.statistics().failures.values()) == 200
+
+
+async def test_a_hundred_dialers_at_once_all_attach(rep: sp.Rep0, authority: Authority) -> None:
+    with trio.fail_after(30):
+        async with sp.Req0(tls=authority.client()) as req, trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(req.dial, rep.listeners[0].url)
+        assert rep.listeners[0].statistics().attached == 100
+        assert sum(rep.listeners[0].statistics().handshakes.values()) == 100
+        assert rep.listeners[0].statistics().failures == {}
+
+
+def _nothing(_: random.Random) -> bytes:
+    return b""
+
+
+def _noise(rng: random.Random) -> bytes:
+    return rng.randbytes(rng.randrange(1, 64))
+
+
+def _half_a_hello(rng: random.Random) -> bytes:
+    return _HELLO[: rng.randrange(1, len(_HELLO))]
+
+
+def _a_hello_with_a_fault(rng: random.Random) -> bytes:
+    place = rng.randrange(len(_HELLO))
+    return _HELLO[:place] + rng.randbytes(1) + _HELLO[place + 1 :]
+
+
+def _a_hello_and_noise(rng: random.Random) -> bytes:
+    return _HELLO + rng.randbytes(rng.randrange(1, 64))
+
+
+_HELLO = client_hello()
+_KINDS: list[Callable[[random.Random], bytes]] = [_nothing, _noise, _half_a_hello, _a_hello_with_a_fault, _a_hello_and_noise]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+async def test_after_hundreds_of_broken_connections_a_good_client_is_served_and_nothing_is_left(authority: Authority) -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    with trio.fail_after(40):
+        async with sp.Rep0(listen=URL, tls=authority.server()) as rep:
+            (listener,) = rep.listeners
+            await check(rep, authority)
+            await until(lambda: not rep.pipes and not listener.statistics().greeting)
+            gc.collect()
+            before = descriptors(), trio.lowlevel.current_statistics().tasks_living
+            for number in range(1, 301):
+                stream = await connect(rep)
+                await stream.send_all(rng.choice(_KINDS)(rng))
+                if rng.randrange(3) == 0:
+                    reset(stream)
+                await stream.aclose()
+                if number % 50 == 0:
+                    await until(lambda number=number: listener.statistics().accepted == number + 1)
+            with trio.fail_after(2):
+                await check(rep, authority)
+            await until(lambda: not rep.pipes and not listener.statistics().greeting)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            gc.collect()
+            assert (descriptors(), trio.lowlevel.current_statistics().tasks_living) == before
+            figures = listener.statistics()
+            assert figures.accepted == 302
+            assert figures.attached == 2
+            assert sum(figures.failures.values()) == 300
+
+
+async def test_a_socket_ends_quickly_while_handshakes_are_under_way(authority: Authority) -> None:
+    (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    streams: list[trio.SocketStream] = []
+    with trio.fail_after(10):
+        async with silent:
+            rep = sp.Rep0(listen=URL, tls=authority.server())
+            async with rep, sp.Req0(tls=authority.client()) as req:
+                for number in range(30):
+                    stream = await connect(rep)
+                    streams.append(stream)
+                    await stream.send_all(client_hello()[: None if number % 2 else 50])
+                for _ in range(10):
+                    await req.dial(f"tls+tcp://127.0.0.1:{silent.socket.getsockname()[1]}", wait=False)
+                await until(lambda: rep.listeners[0].statistics().greeting == 30)
+                with trio.fail_after(0.9):  # less than the linger time
+                    await req.aclose()
+                    await rep.aclose()
+            for stream in streams:
+                await receive_end(stream)
+                await stream.aclose()
+
+
+# What is secret.
+
+
+async def test_no_log_has_what_is_secret_in_it(authority: Authority, caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "the-payload-of-a-message"
+    pem = authority.issue("127.0.0.1")
+    keys = tmp_path / "keys.log"
+    server = sp.TLSServerConfig(certificate=pem, client_ca=authority.pem, key_log_file=keys)
+    client = authority.client(certificate=authority.issue("client-7"))
+    shown: list[str] = []
+    with trio.fail_after(10):
+        async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client, redial_min=0.001, redial_max=0.001) as req:
+            events = [rep.events(), req.events()]
+            dialer = await req.dial(rep.listeners[0].url)
+            for _ in range(3):
+                await req.send(secret.encode())
+                assert await rep.receive() == secret.encode()
+                await rep.send(secret.encode())
+                assert await req.receive() == secret.encode()
+                shown += [repr(thing) for thing in (rep, req, dialer, rep.pipes[0], rep.pipes[0].tls, server, client, rep.statistics())]
+                rep.pipes[0].close()
+            async with await connect(rep) as stream:
+                await stream.send_all(client_hello() + secret.encode())
+                await receive_end(stream)
+            await until(lambda: rep.listeners[0].statistics().failures)
+            assert dialer.statistics().handshakes["resumed"] >= 2
+        for stream_of_events in events:
+            async for event in stream_of_events:
+                shown.append(f"{event} {event.error!r}")
+    assert len(caplog.records) > 10
+    text = caplog.text + "".join(shown)
+    assert "127.0.0.1" in text
+    assert secret not in text
+    logged = [word for line in keys.read_text().splitlines() for word in line.split()[1:]]
+    assert len(logged) > 10
+    assert not [word for word in logged if word in text.lower()]
+    lines = [line for line in pem.decode().splitlines() if len(line) > 20 and not line.startswith("-")]
+    assert not [line for line in lines if line in text]
+    assert "BEGIN" not in text
+
+
+def test_a_hello_is_what_the_tests_take_it_for() -> None:
+    assert _HELLO[0] == 22
+    assert len(_HELLO) == 5 + int.from_bytes(_HELLO[3:5], "big") > 200
