@@ -15,6 +15,8 @@ from sp.message import Message
 
 GREETING_SIZE: Final = 8
 _MAGIC: Final = b"\0SP\0"
+_TLS_RECORDS: Final = (b"\x15", b"\x16")
+"""The first byte of an alert and of a handshake (RFC 8446, 5.1)."""
 _KEPT_TAIL: Final = 4096
 """A message cut off after fewer bytes than this is copied, so that waiting for its rest does not hold on to a whole read."""
 _MAX_BATCH: Final = 1024
@@ -38,7 +40,8 @@ def decode_greeting(data: bytes) -> int | None:
     nanomsg does not look, but sends zeros.
     """
     if not _MAGIC.startswith(data[:4]):
-        raise GreetingError(f"the peer does not speak SP: it began with {data[:GREETING_SIZE]!r}, expected {_MAGIC!r}")
+        hint = "; that is TLS: one side says tcp://, the other tls+tcp://" if data[:1] in _TLS_RECORDS else ""
+        raise GreetingError(f"the peer does not speak SP: it began with {data[:GREETING_SIZE]!r}, expected {_MAGIC!r}{hint}")
     if data[6:8].strip(b"\0"):
         raise GreetingError(f"the reserved bytes of the greeting must be zero, not {data[6:8].hex()}")
     if len(data) < GREETING_SIZE:

@@ -22,6 +22,8 @@ from sp.transports.stream import READ_SIZE, SocketLink, StreamConnection
 from sp.transports.tcp import connect_link, listen_link
 from sp.transports.tls_session import TLSSession
 
+_ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
+"""A fatal alert, "protocol version", in plain text: for a peer that began without TLS, so that it learns what it has dialed."""
 _LARGE_READ_SIZE: Final = 128 * 1024
 """Twice as much costs more than it saves: what is decrypted no longer finds what is read in the cache."""
 _WRITE_SIZE: Final = 128 * 1024
@@ -149,6 +151,8 @@ class TLSLink:
         try:
             return self._session if self._session.handshake(data, greeting) else None
         except TLSError:
+            if self._session.is_stranger:
+                self._left = _ALERT
             self._flush_quietly()  # the alert
             raise
 

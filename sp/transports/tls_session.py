@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cryptography import x509
     from OpenSSL import crypto
 
-_SHUT: Final = int(SSL.SENT_SHUTDOWN) | int(SSL.RECEIVED_SHUTDOWN)
 _ALERT: Final = 0x15
 _HANDSHAKE: Final = 0x16
 _SHOWN: Final = 8
@@ -47,6 +46,8 @@ class TLSSession:
         self._peer = peer
         self._first = b""  # of the peer's bytes, until the handshake is complete
         self._refusal = ""
+        self.is_stranger = False
+        """Whether the peer has shown that it does not speak TLS; OpenSSL then says nothing to it."""
         self._failed = False
         self._info: TLSInfo | None = None
         connection = SSL.Connection(context.context)
@@ -120,7 +121,10 @@ class TLSSession:
         return self.bytes.has_more
 
     def finish(self) -> None:
-        """Tell the peer that nothing more will be sent."""
+        """Tell the peer that nothing more will be sent.
+
+        OpenSSL takes a connection that is freed without this for cut off, and its session for spoilt, also in our cache.
+        """
         if self.established and not self._failed:
             try:
                 self._connection.shutdown()
@@ -132,8 +136,6 @@ class TLSSession:
         self.finish()
         if self._heard and not self._failed:
             self._remember()
-        # OpenSSL takes a connection that is freed without this for cut off, and its session for spoilt, also in our cache.
-        self._connection.set_shutdown(_SHUT)
         self._connection.set_app_data(None)
         self.read = self.bytes.read
         self.bytes.close(_closed)
@@ -259,6 +261,7 @@ class TLSSession:
         if "did not return a certificate" in reason:
             return AuthenticationError(self._say("the client has shown no certificate, and one is required"))
         if self._first and self._first[0] not in (_ALERT, _HANDSHAKE):
+            self.is_stranger = True
             plain = ", which is SP without TLS: one side says tcp://, the other tls+tcp://" if self._first.startswith(b"\0SP") else ""
             return TLSError(self._say(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))
         return TLSError(self._say(reason))

@@ -9,6 +9,7 @@ import trio
 
 import sp
 from tests.sockets.conftest import connect, name, url
+from tests.transports.ends import dial, server_tls
 
 __all__ = ["name", "url"]
 COUNT = 2000
@@ -17,8 +18,12 @@ COUNT = 2000
 @pytest.mark.parametrize("seed", range(5))
 async def test_receivers_under_random_cancellations_get_every_message_once_and_in_order(url: str, seed: int) -> None:
     chance = random.Random(seed)
-    async with sp.Sub0(topics=b"", listen=url, inbox_limit=20) as sub, sp.Pub0(outbox_limit=COUNT) as pub, trio.open_nursery() as nursery:
-        await pub.dial(sub.listeners[0].url)
+    async with (
+        sp.Sub0(topics=b"", listen=url, tls=server_tls(url), inbox_limit=20) as sub,
+        sp.Pub0(outbox_limit=COUNT) as pub,
+        trio.open_nursery() as nursery,
+    ):
+        await dial(pub, sub.listeners[0].url)
         received: list[int] = []
 
         async def send() -> None:
@@ -51,7 +56,11 @@ async def test_a_request_whose_send_was_cancelled_never_reaches_the_peer(url: st
     chance = random.Random(seed)
     seen: set[bytes] = set()
     cancelled: set[bytes] = set()
-    async with sp.Rep0(listen=url, inbox_limit=1) as rep, sp.Req0(outbox_limit=1) as req, trio.open_nursery() as nursery:
+    async with (
+        sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=1) as rep,
+        sp.Req0(outbox_limit=1) as req,
+        trio.open_nursery() as nursery,
+    ):
         await connect(rep, req)
 
         async def answer() -> None:
@@ -92,7 +101,7 @@ async def test_a_request_whose_send_was_cancelled_never_reaches_the_peer(url: st
 
 
 async def test_a_cancelled_receive_of_a_request_leaves_it_under_way(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         for _ in range(10):
             await req.send(b"x")
@@ -106,7 +115,7 @@ async def test_a_cancelled_receive_of_a_request_leaves_it_under_way(url: str) ->
 
 
 async def test_a_cancelled_receive_of_a_service_leaves_the_request_for_the_next(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         for _ in range(10):
             with trio.CancelScope() as scope:

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import dial
 
 _numbers = itertools.count()
 
@@ -19,10 +20,15 @@ def name() -> str:
     return f"inproc://test-{next(_numbers)}"
 
 
-@pytest.fixture(params=["inproc", "tcp", "ipc"])
+@pytest.fixture(params=["inproc", "tcp", "tls+tcp", "ipc"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> str:
     """A URL to listen on, once for each transport."""
-    return {"inproc": name, "tcp": "tcp://127.0.0.1:0", "ipc": f"ipc://{tmp_path}/s"}[request.param]
+    return {
+        "inproc": name,
+        "tcp": "tcp://127.0.0.1:0",
+        "tls+tcp": "tls+tcp://127.0.0.1:0",
+        "ipc": f"ipc://{tmp_path}/s",
+    }[request.param]
 
 
 async def connect(
@@ -30,7 +36,7 @@ async def connect(
 ) -> None:
     """Dial *listening* with each of *dialing*, until both sides have all the pipes."""
     for socket in dialing:
-        await socket.dial(listening.listeners[0].url)
+        await dial(socket, listening.listeners[0].url)
     await listening.wait_for_peers(len(dialing))
 
 

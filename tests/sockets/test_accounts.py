@@ -12,6 +12,7 @@ from sp.message import Message
 from sp.options import SocketOptions
 from sp.transports import Terms
 from sp.transports.stream import StreamConnection
+from tests.transports.ends import server_tls
 
 from .conftest import Background, connect
 
@@ -70,7 +71,7 @@ async def test_a_large_message_whose_write_fails_is_dropped_once() -> None:
 
 
 async def test_messages_that_were_read_and_never_delivered_are_counted(url: str) -> None:
-    async with sp.Bus0(listen=url, inbox_limit=2) as bus, sp.Bus0(linger=0) as peer:
+    async with sp.Bus0(listen=url, tls=server_tls(url), inbox_limit=2) as bus, sp.Bus0(linger=0) as peer:
         await connect(bus, peer)
         await peer.send_many([b"x"] * 50)
         while bus.statistics().messages_received < 50:
@@ -82,7 +83,11 @@ async def test_messages_that_were_read_and_never_delivered_are_counted(url: str)
 
 
 async def test_what_a_req_sends_again_is_not_dropped(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0(redial_min=0.01, redial_max=0.01) as req, trio.open_nursery() as nursery:
+    async with (
+        sp.Rep0(listen=url, tls=server_tls(url)) as rep,
+        sp.Req0(redial_min=0.01, redial_max=0.01) as req,
+        trio.open_nursery() as nursery,
+    ):
         await connect(rep, req)
         asking = [Background(nursery, lambda: req.request(bytes(300_000))) for _ in range(12)]
         while rep.statistics().messages_received < 3:

@@ -4,6 +4,7 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import dial, server_tls
 
 
 def refuse(pipe: sp.Pipe) -> bool:
@@ -24,10 +25,10 @@ def fail(pipe: sp.Pipe) -> bool:
     [(refuse, "authorize said no"), (refuse_later, "authorize said no"), (fail, "no such user")],
 )
 async def test_a_listener_that_says_no_delivers_nothing_and_says_why(authorize: object, reason: str, url: str) -> None:
-    async with sp.Bus0(listen=url, authorize=authorize) as bus:  # type: ignore[arg-type]
+    async with sp.Bus0(listen=url, tls=server_tls(url), authorize=authorize) as bus:  # type: ignore[arg-type]
         events = bus.events()
         async with sp.Bus0() as peer:
-            await peer.dial(bus.listeners[0].url)
+            await dial(peer, bus.listeners[0].url)
             await peer.send(b"let me in")
             event = await anext(events)
             assert event.kind is sp.EventKind.REFUSED
@@ -42,9 +43,9 @@ async def test_a_listener_that_says_no_delivers_nothing_and_says_why(authorize: 
 
 
 async def test_a_dialer_that_says_no_reports_it_to_the_call(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0(authorize=refuse) as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(authorize=refuse) as req:
         with pytest.raises(sp.DialError, match="authorize said no") as caught:
-            await req.dial(rep.listeners[0].url)
+            await dial(req, rep.listeners[0].url)
         assert isinstance(caught.value.__cause__, sp.PipeRefused)
         with pytest.raises(trio.WouldBlock):
             req.send_nowait(b"it never counted as attached")
@@ -59,9 +60,9 @@ async def test_it_sees_the_pipe_and_says_yes(url: str) -> None:
         seen.append((pipe.peer_protocol, pipe.url, pipe.remote_address, pipe.local_address))
         return True
 
-    async with sp.Rep0(listen=url, authorize=look) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url), authorize=look) as rep, sp.Req0() as req:
         address = rep.listeners[0].url
-        await req.dial(address)
+        await dial(req, address)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(req.request, b"x")
             request = await anext(rep.requests())
@@ -69,8 +70,9 @@ async def test_it_sees_the_pipe_and_says_yes(url: str) -> None:
         assert [(protocol, url) for protocol, url, _, _ in seen] == [("REQ", address)]
         _, _, remote, local = seen[0]
         assert (remote, local) == (rep.pipes[0].remote_address, rep.pipes[0].local_address)
-        if address.startswith("tcp"):
-            assert local == address.removeprefix("tcp://")
+        scheme, _, place = address.partition("://")
+        if scheme in ("tcp", "tls+tcp"):
+            assert local == place
             assert remote.startswith("127.0.0.1:")
 
 

@@ -4,12 +4,13 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import server_tls
 
 from .conftest import connect
 
 
 async def test_every_direct_peer_gets_a_message_but_never_the_sender(url: str) -> None:
-    async with sp.Bus0(listen=url) as middle, sp.Bus0() as left, sp.Bus0() as right:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as middle, sp.Bus0() as left, sp.Bus0() as right:
         await connect(middle, left, right)
         await middle.send(b"from the middle")
         await left.send(b"from the left")
@@ -38,7 +39,7 @@ async def test_an_application_that_does_not_receive_cannot_stall_its_peers(name:
 
 
 async def test_both_sides_talk_at_once(url: str) -> None:
-    async with sp.Bus0(listen=url) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
         await connect(one, two)
 
         async def talk(socket: sp.Bus0) -> None:

@@ -7,13 +7,14 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import dial, server_tls
 
 from .conftest import Background, connect
 
 
 async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
     bodies = [b"%d" % number * 1000 for number in range(500)]
-    async with sp.Sub0(topics=b"", listen=url) as sub, trio.open_nursery() as nursery:
+    async with sp.Sub0(topics=b"", listen=url, tls=server_tls(url)) as sub, trio.open_nursery() as nursery:
         received: list[bytes] = []
 
         async def receive() -> None:
@@ -22,7 +23,7 @@ async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
 
         nursery.start_soon(receive)
         async with sp.Pub0(outbox_limit=1000) as pub:
-            await pub.dial(sub.listeners[0].url)
+            await dial(pub, sub.listeners[0].url)
             for body in bodies:
                 pub.send_nowait(body)
     assert received == bodies
@@ -30,18 +31,18 @@ async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
 
 
 async def test_the_last_message_before_the_end_arrives_a_hundred_times_of_a_hundred(url: str) -> None:
-    async with sp.Bus0(listen=url) as bus:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         for number in range(100):
             async with sp.Bus0() as peer:
-                await peer.dial(bus.listeners[0].url)
+                await dial(peer, bus.listeners[0].url)
                 await peer.send(b"%d" % number)
             assert await bus.receive() == b"%d" % number
 
 
 async def test_messages_of_a_peer_that_has_gone_are_still_received(url: str) -> None:
-    async with sp.Bus0(listen=url) as bus:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         async with sp.Bus0() as peer:
-            await peer.dial(bus.listeners[0].url)
+            await dial(peer, bus.listeners[0].url)
             await peer.send_many([b"%d" % number for number in range(100)])
         while bus.pipes:
             await trio.lowlevel.checkpoint()
@@ -85,7 +86,7 @@ async def test_an_immediate_close_drops_and_counts() -> None:
 
 
 async def test_calls_that_wait_are_told_that_the_socket_was_closed(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req, sp.Req0() as lonely, trio.open_nursery() as nursery:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req, sp.Req0() as lonely, trio.open_nursery() as nursery:
         await connect(rep, req)
         await req.send(b"x")
         waiting = [
@@ -116,7 +117,7 @@ async def test_a_cancelled_close_still_closes() -> None:
 
 
 async def test_closing_a_listener_ends_its_pipes_and_frees_its_address(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0(redial_min=50, redial_max=50) as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(redial_min=50, redial_max=50) as req:
         await connect(rep, req)
         address = rep.listeners[0].url
         rep.listeners[0].close()
@@ -150,15 +151,15 @@ async def test_a_cancelled_dial_leaves_nothing_behind(name: str) -> None:
 
 
 async def test_closing_a_dialer_in_any_moment_of_its_dial_leaves_the_socket_open(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         for moment in range(30):
-            dialer = await req.dial(rep.listeners[0].url, wait=False)
+            dialer = await dial(req, rep.listeners[0].url, wait=False)
             for _ in range(moment):
                 await trio.lowlevel.checkpoint()
             dialer.close()
             while req.dialers or req.pipes:
                 await trio.lowlevel.checkpoint()
-        await req.dial(rep.listeners[0].url)
+        await dial(req, rep.listeners[0].url)
 
 
 async def test_two_hundred_peers_are_written_to_in_turns_with_other_tasks(name: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import listen, server_tls
 
 ALL = [sp.Req0, sp.Rep0, sp.Pub0, sp.Sub0, sp.Bus0]
 SENDERS = [sp.Req0, sp.Rep0, sp.Pub0, sp.Bus0]
@@ -264,10 +265,10 @@ async def test_a_host_name_that_no_resolver_takes_is_an_address_error(host: str)
 
 
 async def test_an_error_of_listen_names_the_url(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Rep0() as other:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Rep0() as other:
         address = rep.listeners[0].url
         with pytest.raises(OSError, match="(?i)address (already )?in use") as caught:
-            await other.listen(address)
+            await listen(other, address)
         assert address in str(caught.value)
 
 

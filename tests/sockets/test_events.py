@@ -7,6 +7,7 @@ import trio
 
 import sp
 from sp.events import EVENT_LIMIT
+from tests.transports.ends import dial, listen, server_tls
 
 from .conftest import connect
 
@@ -20,8 +21,8 @@ async def take(events: sp.EventStream, count: int) -> list[sp.Event]:
 async def test_every_step_of_a_pipes_life_is_told_on_both_sides(url: str) -> None:
     async with sp.Rep0() as rep, sp.Req0() as req:
         told, heard = rep.events(), req.events()
-        listener = await rep.listen(url)
-        dialer = await req.dial(listener.url)
+        listener = await listen(rep, url)
+        dialer = await dial(req, listener.url)
         await rep.wait_for_peers()
         pipe = rep.pipes[0]
         pipe.close()
@@ -54,10 +55,10 @@ async def test_failed_attempts_are_told_with_their_reason(name: str, autojump_cl
 
 
 async def test_the_wrong_protocol_is_named_on_both_sides(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Sub0() as sub:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Sub0() as sub:
         told, heard = rep.events(), sub.events()
         with pytest.raises(sp.DialError, match="the peer is REP, expected PUB") as caught:
-            await sub.dial(rep.listeners[0].url)
+            await dial(sub, rep.listeners[0].url)
         assert isinstance(caught.value.__cause__, sp.WrongProtocol)
         refused = await anext(told)
         assert refused.kind is K.REFUSED
@@ -90,7 +91,7 @@ async def test_the_stream_ends_with_the_socket_and_a_cancelled_wait_loses_nothin
 async def test_the_log_tells_the_same_and_never_a_payload(url: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "sp")
     secret = b"very-secret-payload"
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         for _ in range(3):
             await req.send(secret)
@@ -148,7 +149,7 @@ async def test_a_redial_that_raises_ends_its_dialer_and_nothing_else(name: str, 
 
 
 async def test_a_message_too_large_is_warned_of_and_counted(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with sp.Sub0(topics=b"", listen=url, max_message_size=10) as sub, sp.Pub0() as pub:
+    async with sp.Sub0(topics=b"", listen=url, tls=server_tls(url), max_message_size=10) as sub, sp.Pub0() as pub:
         await connect(sub, pub)
         pipe = sub.pipes[0]
         await pub.send(b"longer than ten")
@@ -165,9 +166,9 @@ async def test_an_authorize_that_closes_the_pipe_has_refused_it(url: str) -> Non
         pipe.close()
         return True
 
-    async with sp.Rep0(listen=url, authorize=close) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url), authorize=close) as rep, sp.Req0() as req:
         events = rep.events()
-        await req.dial(rep.listeners[0].url)
+        await dial(req, rep.listeners[0].url)
         refused = await anext(events)
         assert refused.kind is K.REFUSED
         assert isinstance(refused.error, sp.PipeRefused)

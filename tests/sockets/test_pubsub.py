@@ -4,6 +4,7 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import dial, server_tls
 
 from .conftest import connect
 
@@ -16,7 +17,12 @@ async def until(condition: object) -> None:
 
 
 async def test_a_subscriber_gets_what_begins_with_its_topics(url: str) -> None:
-    async with sp.Pub0(listen=url) as pub, sp.Sub0(topics=[b"a", b"bc"]) as sub, sp.Sub0(topics=b"") as everything, sp.Sub0() as nothing:
+    async with (
+        sp.Pub0(listen=url, tls=server_tls(url)) as pub,
+        sp.Sub0(topics=[b"a", b"bc"]) as sub,
+        sp.Sub0(topics=b"") as everything,
+        sp.Sub0() as nothing,
+    ):
         await connect(pub, sub, everything, nothing)
         for body in (b"a", b"b", b"abc", b"bcd", b"", b"x", b"bc"):
             await pub.send(body)
@@ -27,10 +33,10 @@ async def test_a_subscriber_gets_what_begins_with_its_topics(url: str) -> None:
 
 
 async def test_after_waiting_for_peers_the_first_message_arrives_a_thousand_times_of_a_thousand(url: str) -> None:
-    async with sp.Pub0(listen=url) as pub:
+    async with sp.Pub0(listen=url, tls=server_tls(url)) as pub:
         for number in range(1000):
             async with sp.Sub0(topics=b"") as sub:
-                await sub.dial(pub.listeners[0].url, wait=False)
+                await dial(sub, pub.listeners[0].url, wait=False)
                 await pub.wait_for_peers(1)
                 await pub.send(b"%d" % number)
                 assert await sub.receive() == b"%d" % number
@@ -68,7 +74,7 @@ async def test_unsubscribing_forgets_what_only_that_topic_let_in(name: str) -> N
 
 
 async def test_contexts_have_topics_and_queues_of_their_own(url: str) -> None:
-    async with sp.Pub0(listen=url) as pub, sp.Sub0(topics=b"a") as sub, sub.context() as one, sub.context() as two:
+    async with sp.Pub0(listen=url, tls=server_tls(url)) as pub, sp.Sub0(topics=b"a") as sub, sub.context() as one, sub.context() as two:
         await connect(pub, sub)
         one.subscribe(b"b")
         two.subscribe(b"")
@@ -167,7 +173,7 @@ async def test_a_subscriber_that_sends_is_hung_up_on() -> None:
 
 
 async def test_batches_are_sent_and_received_in_order(url: str) -> None:
-    async with sp.Pub0(listen=url, outbox_limit=5000) as pub, sp.Sub0(topics=b"") as sub:
+    async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=5000) as pub, sp.Sub0(topics=b"") as sub:
         await connect(pub, sub)
         bodies = [b"%d" % number for number in range(3000)]
         received: list[bytes] = []

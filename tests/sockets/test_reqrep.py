@@ -6,6 +6,7 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import server_tls
 
 from .conftest import Background, connect
 
@@ -16,7 +17,7 @@ async def echo(rep: sp.Rep0) -> None:
 
 
 async def test_a_question_gets_its_answer(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         await req.send(b"question")
         assert await rep.receive() == b"question"
@@ -25,7 +26,7 @@ async def test_a_question_gets_its_answer(url: str) -> None:
 
 
 async def test_a_hundred_requests_in_flight_get_each_its_own_answer_in_any_order(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
         await connect(rep, req)
         answers = {}
 
@@ -51,7 +52,7 @@ async def test_receive_before_send_is_a_state_error(name: str) -> None:
 
 
 async def test_a_new_request_replaces_the_old_one_and_tells_its_waiter(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         for _ in range(3):  # from the second time on the waiter reads the connection itself
             await req.send(b"old")
@@ -68,7 +69,7 @@ async def test_a_new_request_replaces_the_old_one_and_tells_its_waiter(url: str)
 
 
 async def test_two_tasks_cannot_wait_for_the_same_reply(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
         await connect(rep, req)
         await req.send(b"x")
         nursery.start_soon(req.receive)
@@ -79,7 +80,7 @@ async def test_two_tasks_cannot_wait_for_the_same_reply(url: str) -> None:
 
 
 async def test_contexts_are_conversations_of_their_own(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         async with req.context() as one, req.context() as two, rep.context() as first, rep.context() as second:
             await one.send(b"1")
@@ -91,7 +92,7 @@ async def test_contexts_are_conversations_of_their_own(url: str) -> None:
 
 
 async def test_a_closed_context_is_closed_and_its_reply_stale(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         async with req.context() as context:
             await context.send(b"x")
@@ -106,7 +107,7 @@ async def test_a_closed_context_is_closed_and_its_reply_stale(url: str) -> None:
 
 
 async def test_closing_a_context_wakes_who_waits_in_it(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         await req.send(b"x")  # the context then waits by reading the connection itself, where that is possible
         await rep.send(await rep.receive())
@@ -161,7 +162,7 @@ async def test_send_waits_for_a_peer_and_cancelled_has_not_happened(name: str) -
 
 
 async def test_a_request_goes_to_the_next_peer_when_its_pipe_dies(url: str, name: str) -> None:
-    async with sp.Rep0(listen=url) as first, sp.Rep0(listen=name + "-other") as second, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as first, sp.Rep0(listen=name + "-other") as second, sp.Req0() as req:
         await connect(first, req)
         await req.send(b"x")
         assert await first.receive() == b"x"
@@ -174,19 +175,19 @@ async def test_a_request_goes_to_the_next_peer_when_its_pipe_dies(url: str, name
 
 async def test_a_request_survives_the_restart_of_its_only_peer(url: str) -> None:
     async with sp.Req0(redial_min=0.01, redial_max=0.01) as req:
-        async with sp.Rep0(listen=url) as rep:
+        async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
             address = rep.listeners[0].url
             await connect(rep, req)
             await req.send(b"x")
             assert await rep.receive() == b"x"
             rep.close()
-        async with sp.Rep0(listen=address) as rep:
+        async with sp.Rep0(listen=address, tls=server_tls(url)) as rep:
             await rep.send(await rep.receive())
             assert await req.receive() == b"x"
 
 
 async def test_without_resending_a_lost_pipe_is_told(url: str) -> None:
-    async with sp.Rep0(listen=url) as rep, sp.Req0(resend_after=None) as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(resend_after=None) as req:
         await connect(rep, req)
         await req.send(b"x")
         assert await rep.receive() == b"x"

@@ -654,12 +654,14 @@ def test_a_session_can_be_closed_at_any_moment_and_is_gone(
         gc.enable()
 
 
-def test_a_session_that_has_failed_is_gone_when_it_is_closed(authority: Authority, version: Version) -> None:
+@pytest.mark.parametrize("before", [b"", b"data"], ids=["at once", "behind data"])
+def test_a_session_that_has_failed_is_gone_when_it_is_closed(authority: Authority, version: Version, before: bytes) -> None:
     gc.disable()
     try:
         client, server = established(Config(authority, version))
         connections = [connection_of(client), connection_of(server)]
-        server.try_(partial(server.take, b"garbage"))
+        client.session.write(before)
+        server.try_(partial(server.take, client.drain() + b"garbage"))
         client.try_(partial(client.take, server.drain()))
         for end in (client, server):
             assert end.errors

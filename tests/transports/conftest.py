@@ -12,7 +12,7 @@ import pytest
 _names = itertools.count(1)
 
 
-@pytest.fixture(params=["tcp", "ipc", "abstract", "inproc"])
+@pytest.fixture(params=["tcp", "tls+tcp", "ipc", "abstract", "inproc"])
 def scheme(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -25,6 +25,7 @@ def new_url(scheme: str, tmp_path: Path) -> Callable[[], str]:
         name = f"{os.getpid()}-{next(_names)}"
         return {
             "tcp": "tcp://127.0.0.1:0",
+            "tls+tcp": "tls+tcp://127.0.0.1:0",
             "ipc": f"ipc://{tmp_path}/{name}",
             "abstract": f"abstract://sp-test-{name}",
             "inproc": f"inproc://{name}",

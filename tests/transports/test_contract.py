@@ -11,23 +11,21 @@ import pytest
 import trio
 
 import sp
+from tests.transports.ends import client_tls, dial, listen, server_tls
 from tests.transports.wire import expect, until
 
 NewUrl = Callable[[], str]
+WITH_PORT = ("tcp", "tls+tcp")
 
 LIMIT = 1 << 20
 SIZES = [0, 1, 65_535, 65_536, LIMIT]
-
-
-async def listen(sock: sp.Bus0 | sp.Rep0 | sp.Pub0, new_url: NewUrl) -> str:
-    return (await sock.listen(new_url())).url
 
 
 async def test_messages_of_any_size_up_to_the_limit_arrive_whole_and_in_order_both_ways(new_url: NewUrl) -> None:
     bodies = [os.urandom(size) for size in SIZES]
     with trio.fail_after(10):
         async with sp.Bus0(max_message_size=LIMIT) as listening, sp.Bus0(max_message_size=LIMIT) as dialing:
-            await dialing.dial(await listen(listening, new_url))
+            await dial(dialing, (await listen(listening, new_url())).url)
             await listening.wait_for_peers()
             for sender, receiver in ((dialing, listening), (listening, dialing)):
                 for body in bodies:
@@ -37,7 +35,7 @@ async def test_messages_of_any_size_up_to_the_limit_arrive_whole_and_in_order_bo
 
 async def test_both_ways_at_once_nothing_is_mixed_up(new_url: NewUrl) -> None:
     async with sp.Bus0() as listening, sp.Bus0() as dialing:
-        await dialing.dial(await listen(listening, new_url))
+        await dial(dialing, (await listen(listening, new_url())).url)
         await listening.wait_for_peers()
 
         async def run(name: bytes, ours: sp.Bus0) -> None:
@@ -58,7 +56,7 @@ async def test_both_ways_at_once_nothing_is_mixed_up(new_url: NewUrl) -> None:
 
 async def test_a_request_and_its_reply_arrive_whole_up_to_the_limit(new_url: NewUrl) -> None:
     async with sp.Rep0(max_message_size=LIMIT) as rep, sp.Req0(max_message_size=LIMIT) as req:
-        await req.dial(await listen(rep, new_url))
+        await dial(req, (await listen(rep, new_url())).url)
         with trio.fail_after(10):
             for size in [0, 1, 65_535 - 4, 65_536 - 4, 65_536, LIMIT - 4]:  # the request id takes four bytes
                 body = os.urandom(size)
@@ -75,8 +73,8 @@ async def test_one_byte_beyond_the_limit_ends_that_pipe_and_nothing_else(new_url
         sp.Bus0(max_message_size=limits["listening"]) as listening,
         sp.Bus0(max_message_size=limits["dialing"], redial_min=0.01, redial_max=0.01) as dialing,
     ):
-        url = await listen(listening, new_url)
-        await dialing.dial(url)
+        url = (await listen(listening, new_url())).url
+        await dial(dialing, url)
         await listening.wait_for_peers()
         receiver, sender = (listening, dialing) if receiving == "listening" else (dialing, listening)
         events, peer_events = receiver.events(), sender.events()
@@ -109,7 +107,7 @@ async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_re
         sp.Rep0(inbox_limit=4, outbox_limit=4) as rep,
         sp.Req0(inbox_limit=4, outbox_limit=4) as req,
     ):
-        await req.dial(await listen(rep, new_url))
+        await dial(req, (await listen(rep, new_url())).url)
 
         async def ask(number: int) -> None:
             async with req.context() as context:
@@ -139,11 +137,11 @@ async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_re
 
 async def test_all_that_a_peer_sent_before_it_closed_is_received_and_then_the_pipe_ends_with_a_reason(new_url: NewUrl) -> None:
     async with sp.Bus0(inbox_limit=1_000) as receiver:
-        url = await listen(receiver, new_url)
+        url = (await listen(receiver, new_url())).url
         events = receiver.events()
         bodies = [b"%d" % number * 50 for number in range(100)]
         with trio.fail_after(5):
-            async with sp.Bus0(dial=url) as sender:
+            async with sp.Bus0(dial=url, tls=client_tls(url)) as sender:
                 await sender.wait_for_peers()
                 await sender.send_many(bodies)
             event = await expect(events, sp.EventKind.DETACHED)
@@ -155,7 +153,7 @@ async def test_all_that_a_peer_sent_before_it_closed_is_received_and_then_the_pi
 
 async def test_what_a_peer_sent_before_it_closed_is_received_by_an_application_that_is_late(new_url: NewUrl) -> None:
     async with sp.Rep0(inbox_limit=2) as rep:
-        url = await listen(rep, new_url)
+        url = (await listen(rep, new_url())).url
         bodies = [b"%d" % number for number in range(60)]
         got: list[bytes] = []
         with trio.fail_after(5):
@@ -163,7 +161,7 @@ async def test_what_a_peer_sent_before_it_closed_is_received_by_an_application_t
 
                 async def ask_and_close() -> None:
                     async with sp.Req0(linger=5) as req:
-                        await req.dial(url)
+                        await dial(req, url)
                         for body in bodies:
                             await req.context().send(body)
 
@@ -176,36 +174,36 @@ async def test_what_a_peer_sent_before_it_closed_is_received_by_an_application_t
 
 async def test_a_second_listener_is_told_that_the_address_is_in_use_and_the_first_keeps_working(new_url: NewUrl) -> None:
     async with sp.Rep0() as first, sp.Rep0() as second, sp.Req0() as req:
-        url = await listen(first, new_url)
+        url = (await listen(first, new_url())).url
         for sock in (second, first):
             with pytest.raises(OSError, match=r"(?i)address.* in use") as caught:
-                await sock.listen(url)
+                await listen(sock, url)
             assert caught.value.errno == errno.EADDRINUSE
         assert second.listeners == ()
         with trio.fail_after(5):
-            await req.dial(url)
+            await dial(req, url)
             await req.send(b"who is there?")
             assert await first.receive() == b"who is there?"
 
 
 async def test_a_failed_listen_on_entry_raises_the_plain_error(new_url: NewUrl) -> None:
     async with sp.Rep0() as first:
-        url = await listen(first, new_url)
+        url = (await listen(first, new_url())).url
         with pytest.raises(OSError, match=r"(?i)address.* in use"):
-            async with sp.Rep0(listen=url):
+            async with sp.Rep0(listen=url, tls=server_tls(url)):
                 pass
 
 
 async def test_a_dial_to_nobody_fails_at_once_with_the_real_cause(scheme: str, new_url: NewUrl) -> None:
     with socket.socket() as reserved:
         url = new_url()
-        if scheme == "tcp":
+        if scheme in WITH_PORT:
             reserved.bind(("127.0.0.1", 0))  # and nobody listens
-            url = f"tcp://127.0.0.1:{reserved.getsockname()[1]}"
+            url = f"{scheme}://127.0.0.1:{reserved.getsockname()[1]}"
         async with sp.Req0() as req:
             with trio.fail_after(5):
                 with pytest.raises(sp.DialError) as caught:
-                    await req.dial(url)
+                    await dial(req, url)
             assert url in str(caught.value)
             assert type(caught.value.__cause__) is (FileNotFoundError if scheme == "ipc" else ConnectionRefusedError)
             assert str(caught.value.__cause__) in str(caught.value)
@@ -215,11 +213,11 @@ async def test_a_dial_to_nobody_fails_at_once_with_the_real_cause(scheme: str, n
 
 async def test_peers_of_the_wrong_protocol_are_told_apart_by_name_on_both_sides(new_url: NewUrl) -> None:
     async with sp.Pub0() as pub, sp.Req0() as req:
-        url = await listen(pub, new_url)
+        url = (await listen(pub, new_url())).url
         pub_events, req_events = pub.events(), req.events()
         with trio.fail_after(5):
             with pytest.raises(sp.DialError, match="PUB.*expected REP") as caught:
-                await req.dial(url)
+                await dial(req, url)
             assert isinstance(caught.value.__cause__, sp.WrongProtocol)
             refused = await expect(pub_events, sp.EventKind.REFUSED)
             assert isinstance(refused.error, sp.WrongProtocol)
@@ -232,13 +230,13 @@ async def test_peers_of_the_wrong_protocol_are_told_apart_by_name_on_both_sides(
 
 async def test_a_closed_listener_frees_the_address_and_ends_its_pipes(new_url: NewUrl) -> None:
     async with sp.Rep0() as first, sp.Rep0() as second, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
-        listener = await first.listen(new_url())
-        await req.dial(listener.url)
+        listener = await listen(first, new_url())
+        await dial(req, listener.url)
         events = req.events()
         with trio.fail_after(5):
             listener.close()
             assert first.listeners == ()
-            again = await second.listen(listener.url)
+            again = await listen(second, listener.url)
             assert again.url == listener.url
             await expect(events, sp.EventKind.DETACHED)
             await expect(events, sp.EventKind.ATTACHED)
@@ -249,31 +247,31 @@ async def test_a_closed_listener_frees_the_address_and_ends_its_pipes(new_url: N
 
 async def test_a_closed_socket_frees_the_address(new_url: NewUrl) -> None:
     async with sp.Rep0() as rep:
-        url = await listen(rep, new_url)
-    async with sp.Rep0(listen=url) as rep, sp.Req0() as req:
+        url = (await listen(rep, new_url())).url
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         with trio.fail_after(5):
-            await req.dial(url)
+            await dial(req, url)
 
 
 async def test_a_listener_that_is_closed_before_it_ran_accepts_nobody(new_url: NewUrl) -> None:
     async with sp.Rep0() as rep, sp.Req0() as req:
-        listener = await rep.listen(new_url())
+        listener = await listen(rep, new_url())
         listener.close()
         with trio.fail_after(5), pytest.raises(sp.DialError):
-            await req.dial(listener.url)
+            await dial(req, listener.url)
 
 
 async def test_one_address_can_be_listened_on_a_thousand_times_in_a_row(new_url: NewUrl) -> None:
     async with sp.Rep0() as rep:
-        listener = await rep.listen(new_url())
+        listener = await listen(rep, new_url())
         url = listener.url
         with trio.fail_after(30):
             for number in range(1_000):
                 listener.close()
-                listener = await rep.listen(url)
+                listener = await listen(rep, url)
                 if number % 20 == 0:
                     async with sp.Req0() as req:
-                        await req.dial(url)
+                        await dial(req, url)
                         await req.send(b"%d" % number)
                         assert await rep.receive() == b"%d" % number
         assert [each.url for each in rep.listeners] == [url]
@@ -283,8 +281,8 @@ async def test_events_tell_the_life_of_a_pipe_in_order_on_both_sides(new_url: Ne
     kinds = sp.EventKind
     async with sp.Rep0() as rep, sp.Req0() as req:
         rep_events, req_events = rep.events(), req.events()
-        listener = await rep.listen(new_url())
-        dialer = await req.dial(listener.url)
+        listener = await listen(rep, new_url())
+        dialer = await dial(req, listener.url)
         with trio.fail_after(5):
             await rep.wait_for_peers()
             dialer.close()
@@ -298,13 +296,14 @@ async def test_events_tell_the_life_of_a_pipe_in_order_on_both_sides(new_url: Ne
 
 async def test_a_pipe_says_who_is_at_the_other_end(scheme: str, new_url: NewUrl) -> None:
     async with sp.Rep0() as rep, sp.Req0() as req:
-        url = await listen(rep, new_url)
-        await req.dial(url)
+        url = (await listen(rep, new_url())).url
+        await dial(req, url)
         with trio.fail_after(5):
             await rep.wait_for_peers()
         (ours,), (theirs,) = req.pipes, rep.pipes
         assert (ours.peer_protocol, theirs.peer_protocol) == ("REP", "REQ")
         assert ours.url == theirs.url == url
-        assert ours.remote_address == theirs.local_address == url.removeprefix("tcp://")
+        assert ours.remote_address == theirs.local_address == (url.removeprefix(f"{scheme}://") if scheme in WITH_PORT else url)
         assert ours.local_address == theirs.remote_address
-        assert (ours.local_address != url) == (scheme == "tcp")
+        assert (ours.local_address != url) == (scheme in WITH_PORT)
+        assert [pipe.tls is not None for pipe in (ours, theirs)] == [scheme == "tls+tcp"] * 2

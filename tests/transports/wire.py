@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from urllib.parse import unquote_to_bytes
 
 import trio
 
 import sp
+from tests.transports.ends import authority
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 PUB, SUB, REQ, REP, BUS = 0x20, 0x21, 0x30, 0x31, 0x70
 
@@ -23,30 +28,55 @@ def frame(body: bytes, *, typed: bool = False) -> bytes:
     return (b"\x01" if typed else b"") + struct.pack(">Q", len(body)) + body
 
 
-async def connect(url: str) -> trio.SocketStream:
-    """Connect to a tcp, ipc or abstract URL, and say nothing."""
+@cache
+def _trusting() -> ssl.SSLContext:
+    """The standard library's TLS, so that ours is not judged by itself."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority().ca.configure_trust(context)
+    return context
+
+
+async def connect(url: str) -> Stream:
+    """Connect to a tcp, tls+tcp, ipc or abstract URL, with the TLS handshake if there is one, and say nothing."""
     scheme, _, rest = url.partition("://")
-    if scheme == "tcp":
+    if scheme in ("tcp", "tls+tcp"):
         host, _, port = rest.rpartition(":")
-        return await trio.open_tcp_stream(host.strip("[]"), int(port))
+        stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
+        if scheme == "tcp":
+            return stream
+        secured = trio.SSLStream(stream, _trusting(), server_hostname=host.strip("[]"))
+        await secured.do_handshake()
+        return secured
     sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     await sock.connect(b"\0" + unquote_to_bytes(rest) if scheme == "abstract" else rest)
     return trio.SocketStream(sock)
 
 
-async def greet(stream: trio.SocketStream, number: int) -> bytes:
+def socket_of(stream: Stream) -> trio.socket.SocketType:
+    return stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
+
+
+async def end(stream: Stream) -> None:
+    """Say that nothing more will be sent.  Over TLS, what was received has to be read before, and then it waits for the peer's word."""
+    if isinstance(stream, trio.SSLStream):
+        await stream.unwrap()
+    else:
+        await stream.send_eof()
+
+
+async def greet(stream: Stream, number: int) -> bytes:
     """Greet as protocol *number* and return the greeting that came back."""
     await stream.send_all(greeting(number))
     return await receive_exactly(stream, 8)
 
 
-async def connect_as(url: str, number: int) -> trio.SocketStream:
+async def connect_as(url: str, number: int) -> Stream:
     stream = await connect(url)
     await greet(stream, number)
     return stream
 
 
-async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
+async def receive_exactly(stream: Stream, size: int) -> bytes:
     data = b""
     while len(data) < size:
         more = await stream.receive_some(size - len(data))
@@ -55,14 +85,14 @@ async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
     return data
 
 
-async def receive_frame(stream: trio.SocketStream, *, typed: bool = False) -> bytes:
+async def receive_frame(stream: Stream, *, typed: bool = False) -> bytes:
     if typed:
         assert await receive_exactly(stream, 1) == b"\x01"
     (size,) = struct.unpack(">Q", await receive_exactly(stream, 8))
     return await receive_exactly(stream, size)
 
 
-async def receive_end(stream: trio.SocketStream) -> bytes:
+async def receive_end(stream: Stream) -> bytes:
     """Return what still comes until the peer ends the stream, be it with a FIN or an RST."""
     data = b""
     try:
