@@ -8,6 +8,7 @@ from statistics import median
 
 import trio
 
+from bench import tls
 from bench.engines import engines, subscriptions
 from bench.harness import Loop, Peer, Plan, Row, Side, compare, in_turn, on_asyncio, one_process, plainly, ratio, two_processes
 from bench.memory import churn, idle_pipes
@@ -146,4 +147,12 @@ FIGURES: dict[str, Callable[[Plan], list[Row]]] = {
     "churn": churn,
     "subscriptions": subscriptions,
     "engines": engines,
+    "tls-rtt-64": tls.rtt,
+    "tls-oneway-64": tls.oneway,
+    "tls-oneway-large": tls.oneway_large,
+    "tls-connect": tls.connect,
+    "tls-delay": tls.delay,
+    "tls-resume": tls.resume,
+    "tls-memory": tls.memory,
+    "tls-storm": tls.storm,
 }

@@ -1,8 +1,30 @@
 """The same jobs done by trio-sp and by each of its peers, a module each.  A server tells its URL first; a client gets it."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 HOST = "127.0.0.1"
 ANY_PORT = f"tcp://{HOST}:0"
+ANY_TLS_PORT = f"tls+tcp://{HOST}:0"
+SERVER_NAME = "localhost"
+"""Whom certificates are for: pynng checks no IP addresses."""
 END = b""
 """The last message of a one-way run, sent again until the receiver is gone, since it may get lost as well."""
 END_EVERY = 0.02
 BATCH = 100
+
+
+@dataclass(frozen=True)
+class Papers:
+    """What both ends need for TLS, as PEM."""
+
+    ca: bytes
+    server: bytes
+    """The server's key and certificate."""
+    client: bytes
+    """The client's."""
+    client_certificates: bool = False
+    """Whether the server asks for them."""
+    session_reuse: bool = True
+    """Whether the client does so."""

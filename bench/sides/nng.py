@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any
 
 import pynng  # type: ignore[import-untyped]
 import trio
 
 from bench.harness import Line, Meter
-from bench.sides import ANY_PORT, BATCH, END, END_EVERY
+from bench.sides import ANY_PORT, ANY_TLS_PORT, BATCH, END, END_EVERY, SERVER_NAME, Papers
 
 
 def _url(socket: pynng.Socket) -> str:
     return str(socket.listeners[0].url)
 
 
-async def echo(line: Line, *_: object) -> None:
+def _listening(papers: Papers | None) -> dict[str, Any]:
+    if papers is None:
+        return {"listen": ANY_PORT}
+    key, begin, certificate = papers.server.partition(b"-----BEGIN CERTIFICATE-----")
+    tls = pynng.TLSConfig(pynng.TLSConfig.MODE_SERVER, own_key_string=key, own_cert_string=begin + certificate)
+    return {"listen": ANY_TLS_PORT, "tls_config": tls}
+
+
+def _dialing(papers: Papers | None) -> dict[str, Any]:
+    if papers is None:
+        return {}
+    kind = pynng.TLSConfig
+    return {"tls_config": kind(kind.MODE_CLIENT, server_name=SERVER_NAME, ca_string=papers.ca, auth_mode=kind.AUTH_MODE_REQUIRED)}
+
+
+async def echo(line: Line, *_: object, papers: Papers | None = None) -> None:
     """Answer each request with itself."""
-    with pynng.Rep0(listen=ANY_PORT) as rep:
+    with pynng.Rep0(**_listening(papers)) as rep:
         line.send(_url(rep))
         while True:
             await rep.asend(await rep.arecv())
 
 
-async def ask(_line: Line, url: str, size: int, seconds: float) -> float:
+async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers | None = None) -> float:
     """Return round trips a second."""
-    with pynng.Req0(dial=url) as req:
+    with pynng.Req0(dial=url, **_dialing(papers)) as req:
         body = bytes(size)
         meter = Meter(seconds)
         for _ in meter:
@@ -34,9 +50,9 @@ async def ask(_line: Line, url: str, size: int, seconds: float) -> float:
         return meter.rate
 
 
-async def publish(line: Line, size: int, seconds: float) -> None:
+async def publish(line: Line, size: int, seconds: float, papers: Papers | None = None) -> None:
     """Publish as fast as it goes; tell how many messages."""
-    with pynng.Pub0(listen=ANY_PORT) as pub:
+    with pynng.Pub0(**_listening(papers)) as pub:
         line.send(_url(pub))
         while not pub.pipes:
             await trio.sleep(END_EVERY)
@@ -53,12 +69,61 @@ async def publish(line: Line, size: int, seconds: float) -> None:
             await trio.sleep(END_EVERY)
 
 
-async def subscribe(line: Line, url: str, *_: object) -> None:
+async def subscribe(line: Line, url: str, *_: object, papers: Papers | None = None) -> None:
     """Receive until the end; tell how many messages, and how many a second."""
-    with pynng.Sub0(topics=b"", dial=url) as sub:
+    with pynng.Sub0(topics=b"", dial=url, **_dialing(papers)) as sub:
         received = 0
         await sub.arecv()
         start = perf_counter()
         while await sub.arecv():
             received += 1
         line.send((received + 1, received / (perf_counter() - start)))
+
+
+async def take_requests(line: Line, _size: int, _seconds: float, tasks: int, papers: Papers | None = None) -> None:
+    """Answer each request with nothing."""
+    with pynng.Rep0(**_listening(papers)) as rep:
+        line.send(_url(rep))
+
+        async def answer() -> None:
+            with rep.new_context() as context:
+                while True:
+                    await context.arecv()
+                    await context.asend(b"")
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(tasks):
+                nursery.start_soon(answer)
+
+
+async def request_in_parallel(_line: Line, url: str, size: int, seconds: float, tasks: int, papers: Papers | None = None) -> float:
+    """Return the bytes a second that arrive in requests, when *tasks* of them are under way."""
+    with pynng.Req0(dial=url, **_dialing(papers)) as req:
+        body = bytes(size)
+        meter = Meter(seconds, block=16)
+        ticks = iter(meter)
+
+        async def request() -> None:
+            with req.new_context() as context:
+                for _ in ticks:
+                    await context.asend(body)
+                    await context.arecv()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(tasks):
+                nursery.start_soon(request)
+        return meter.rate * size
+
+
+async def connect(_line: Line, url: str, times: int, papers: Papers) -> list[tuple[float, bool]]:
+    """Dial *times*, with a new socket each time; return seconds until the first reply.  It resumes no sessions."""
+    options = _dialing(papers)
+    found: list[tuple[float, bool]] = []
+    for _ in range(times):
+        with pynng.Req0(**options) as req:
+            start = perf_counter()
+            req.dial(url, block=True)
+            await req.asend(b"")
+            await req.arecv()
+            found.append((perf_counter() - start, False))
+    return found

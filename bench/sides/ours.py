@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from time import perf_counter, process_time
+from typing import Any
 
 import trio
 
-from bench.harness import Line, Meter
-from bench.sides import ANY_PORT, BATCH, END, END_EVERY
-from sp import Pub0, Rep0, Req0, Sub0
+from bench.harness import Line, Meter, hear
+from bench.sides import ANY_PORT, ANY_TLS_PORT, BATCH, END, END_EVERY, SERVER_NAME, Papers
+from sp import Pub0, Rep0, Req0, Sub0, TLSClientConfig, TLSServerConfig
 from sp.socket_base import Socket
 
 
@@ -16,17 +17,33 @@ def _dropped(socket: Socket) -> int:
     return sum(socket.statistics().dropped.values())
 
 
-async def echo(line: Line, *_: object) -> None:
+def listening(papers: Papers | None) -> dict[str, Any]:
+    """Return the options of a socket that listens, with TLS if there are *papers*."""
+    if papers is None:
+        return {"listen": ANY_PORT}
+    client_ca = papers.ca if papers.client_certificates else None
+    return {"listen": ANY_TLS_PORT, "tls": TLSServerConfig(certificate=papers.server, client_ca=client_ca)}
+
+
+def dialing(papers: Papers | None) -> dict[str, Any]:
+    """Return the options of a socket that dials."""
+    if papers is None:
+        return {}
+    own = papers.client if papers.client_certificates else None
+    return {"tls": TLSClientConfig(ca=papers.ca, server_name=SERVER_NAME, certificate=own, session_reuse=papers.session_reuse)}
+
+
+async def echo(line: Line, *_: object, papers: Papers | None = None) -> None:
     """Answer each request with itself."""
-    async with Rep0(listen=ANY_PORT) as rep:
+    async with Rep0(**listening(papers)) as rep:
         line.send(rep.listeners[0].url)
         while True:
             await rep.send(await rep.receive())
 
 
-async def ask(_line: Line, url: str, size: int, seconds: float) -> float:
+async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers | None = None) -> float:
     """Return round trips a second."""
-    async with Req0() as req:
+    async with Req0(**dialing(papers)) as req:
         await req.dial(url)
         body = bytes(size)
         meter = Meter(seconds)
@@ -36,9 +53,9 @@ async def ask(_line: Line, url: str, size: int, seconds: float) -> float:
         return meter.rate
 
 
-async def publish(line: Line, size: int, seconds: float, many: bool) -> None:
+async def publish(line: Line, size: int, seconds: float, many: bool, papers: Papers | None = None) -> None:
     """Publish as fast as it goes, with *many* in batches; tell how many messages, and how many of them were dropped here."""
-    async with Pub0(listen=ANY_PORT) as pub:
+    async with Pub0(**listening(papers)) as pub:
         line.send(pub.listeners[0].url)
         await pub.wait_for_peers()
         body = bytes(size)
@@ -60,9 +77,9 @@ async def publish(line: Line, size: int, seconds: float, many: bool) -> None:
             await trio.sleep(END_EVERY)
 
 
-async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: bool) -> None:
+async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: bool, papers: Papers | None = None) -> None:
     """Receive until the end; tell how many messages, how many a second, and how many were dropped here."""
-    async with Sub0(topics=b"", dial=url) as sub:
+    async with Sub0(topics=b"", dial=url, **dialing(papers)) as sub:
         received = 0
         await sub.receive()
         start = perf_counter()
@@ -77,17 +94,17 @@ async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: boo
         line.send((received + 1, received / passed, _dropped(sub)))
 
 
-async def take_requests(line: Line, *_: object) -> None:
+async def take_requests(line: Line, *_: object, papers: Papers | None = None) -> None:
     """Answer each request with nothing."""
-    async with Rep0(listen=ANY_PORT) as rep:
+    async with Rep0(**listening(papers)) as rep:
         line.send(rep.listeners[0].url)
         async for request in rep.requests():
             await request.reply(b"")
 
 
-async def request_in_parallel(_line: Line, url: str, size: int, seconds: float, tasks: int) -> float:
+async def request_in_parallel(_line: Line, url: str, size: int, seconds: float, tasks: int, papers: Papers | None = None) -> float:
     """Return the bytes a second that arrive in requests, when *tasks* of them are under way."""
-    async with Req0() as req:
+    async with Req0(**dialing(papers)) as req:
         await req.dial(url)
         body = bytes(size)
         meter = Meter(seconds, block=16)
@@ -147,3 +164,57 @@ async def fan_in(line: Line, urls: tuple[str, str], _size: int, subscribers: int
             await done.send(b"")
         line.send(dropped)
         await trio.sleep_forever()
+
+
+async def connect(_line: Line, url: str, times: int, papers: Papers) -> list[tuple[float, bool]]:
+    """Dial *times*, with a new socket each time; return seconds until the first reply, and whether a session was resumed."""
+    options = dialing(papers)
+    found: list[tuple[float, bool]] = []
+    for _ in range(times):
+        async with Req0(**options) as req:
+            start = perf_counter()
+            dialer = await req.dial(url)
+            await req.request(b"")
+            passed = perf_counter() - start
+            pipe = dialer.pipe
+            assert pipe is not None
+            assert pipe.tls is not None
+            found.append((passed, pipe.tls.resumed))
+    return found
+
+
+async def reconnect(_line: Line, url: str, times: int, papers: Papers) -> int:
+    """Lose the pipe of one dialer *times*, after a reply each; return how many of the next ones resumed a session."""
+    async with Req0(redial_min=0.001, redial_max=0.001, **dialing(papers)) as req:
+        dialer = await req.dial(url)
+        for _ in range(times):
+            await req.request(b"")
+            pipe = dialer.pipe
+            assert pipe is not None
+            pipe.close()
+        await req.request(b"")
+        return dialer.statistics().handshakes.get("resumed", 0)
+
+
+async def keep_asking(line: Line, url: str, size: int, papers: Papers) -> None:
+    """Asked to, make round trips until asked to stop; tell the seconds that each has taken."""
+    async with Req0(**dialing(papers)) as req:
+        await req.dial(url)
+        line.send(None)
+        body = bytes(size)
+        while True:
+            await hear(line)
+            line.send(None)
+            durations: list[float] = []
+
+            async def ask_on(durations: list[float] = durations) -> None:
+                while True:
+                    start = perf_counter()
+                    await req.request(body)
+                    durations.append(perf_counter() - start)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_on)
+                await hear(line)
+                nursery.cancel_scope.cancel()
+            line.send(durations)
