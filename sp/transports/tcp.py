@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -40,12 +41,35 @@ async def connect_link(address: Address, terms: Terms) -> SocketLink:
 
 
 async def _open(host: str, port: int, terms: Terms) -> SocketLink:
+    family = _numeric_family(host)
+    if family is not None:
+        # There is one address only, and nothing to race it against.
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            await sock.connect((host, port))
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                raise type(error)(error.errno, os.strerror(error.errno or 0)) from error
+            raise
+        return _link(socket.socket(fileno=sock.detach()), terms)
     try:
         # trio tries all addresses of a name, a quarter of a second apart (RFC 8305).
         stream = await trio.open_tcp_stream(host, port)
     except OSError as error:
         raise _plain(error) from error
     return _link(socket.socket(fileno=stream.socket.detach()), terms)
+
+
+def _numeric_family(host: str) -> socket.AddressFamily | None:
+    """Return the family of an IP address, or None for a name, and for an address with a zone, which has to be looked up."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        return family
+    return None
 
 
 def _plain(error: OSError) -> OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import service_identity
@@ -155,12 +156,11 @@ class TLSSession:
         self.established = True
         self.bytes.has_more = True  # what came with the end of the handshake
         self._first = b""
-        resumed = was_resumed(connection)
-        self._info = self._info or TLSInfo(connection, self._context, resumed=resumed)
-        if self._context.verifies:
-            if resumed:
+        if self._info is None:
+            self._info = TLSInfo(connection, self._context, resumed=was_resumed(connection))
+            if self._context.verifies and self._info.resumed:
                 self._check_dates(self._info)
-            elif self._context.ready_made and not self._context.is_server:
+            elif self._context.verifies and self._context.ready_made and not self._context.is_server:
                 self._check_name(self._info)
         if not self._context.is_server:
             self._reads_watched = _READS_WATCHED
@@ -191,13 +191,16 @@ class TLSSession:
 
     def _certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
         """Decide about a certificate of the peer's chain; OpenSSL says *ok*, or the number of its *error*."""
+        if ok and (depth or self._context.is_server):
+            return True
         reason = "" if ok else reason_of(error)
         subject = "one that cannot be read"
         try:
             readable = certificate.to_cryptography()
-            subject = readable.subject.rfc4514_string() or "one without a subject"
-            if depth == 0 and not self._context.is_server and (ok or error in _WRONG_NAME):
+            if ok or error in _WRONG_NAME:
                 reason = _wrong_name(readable, self._name) or reason
+            if reason:
+                subject = readable.subject.rfc4514_string() or "one without a subject"
         except ValueError as unreadable:  # OpenSSL is more tolerant than cryptography, but names have to be read
             reason = reason or f"it cannot be read: {unreadable}"
         if reason and not self._refusal:
@@ -293,6 +296,7 @@ def _ip_address(name: str) -> bytes | None:
         return None
 
 
+@lru_cache(maxsize=256)
 def _wrong_name(certificate: x509.Certificate, name: str) -> str:
     """Return what is wrong with *certificate* for a server that is to be *name*; empty: nothing."""
     try:
