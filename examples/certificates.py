@@ -1,7 +1,7 @@
 """Makes a small authority and three certificates signed by it: ``python -m examples.certificates DIRECTORY``.
 
-For trying things out: the keys are not encrypted, and all is over in a month.  ``ca.pem`` is what the others are checked with;
-``server.pem`` is for localhost; ``client.pem`` is for somebody called client-7; ``other.pem`` for client-8.
+For trying things out: the keys are not encrypted, that of the authority is thrown away, and all is over in a month.  ``ca.pem`` is
+what the others are checked with; ``server.pem`` is for localhost; ``client.pem`` for somebody called client-7, ``other.pem`` for client-8.
 """
 
 import datetime
@@ -37,14 +37,16 @@ def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey) -> x
 
 def write(path: Path, signed: x509.Certificate, key: ec.EllipticCurvePrivateKey | None = None) -> None:
     pem = signed.public_bytes(serialization.Encoding.PEM)
+    path.unlink(missing_ok=True)  # its mode would stay
+    path.touch(mode=0o644 if key is None else 0o600)
     if key is not None:
         pem += key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.touch(mode=0o600)
     path.write_bytes(pem)
 
 
 def make_certificates(directory: Path) -> None:
     """Write all four files to *directory*."""
+    directory.mkdir(parents=True, exist_ok=True)
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca = certificate("Example CA", "Example CA", ca_key).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     write(directory / "ca.pem", ca.sign(ca_key, hashes.SHA256()))
@@ -64,4 +66,6 @@ def make_certificates(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m examples.certificates DIRECTORY")
     make_certificates(Path(sys.argv[1]))

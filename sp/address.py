@@ -87,6 +87,11 @@ class Address:
         return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}", port=port)
 
 
+def is_host(text: str) -> bool:
+    """Whether *text* is a host name, or an IP address without brackets."""
+    return bool(_HOST_NAME.fullmatch(text) and len(text) <= _MAX_HOST_NAME) or (":" in text and bool(_IPV6.fullmatch(text)))
+
+
 def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
     expected = f"expected {_EXPECTED[scheme]}"
     host, separator, port = rest.rpartition(":")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sp.listener import Listener
     from sp.message import Message
     from sp.options import SocketOptions
-    from sp.tls import TLSClientConfig, TLSServerConfig
+    from sp.tls_context import ContextSource
     from sp.transports import Connection
 
 log = logging.getLogger("sp")
@@ -318,16 +318,14 @@ class Core:
         self._events.add(stream)
         return stream
 
-    def reload_changed(self, tls: TLSServerConfig | TLSClientConfig, url: str) -> None:
-        """Reload *tls*, which the endpoint *url* uses, if one of its files has changed; tell how it went."""
-        if not tls.contexts.has_changed():
-            return
-        try:
-            tls.reload()
-        except TLSConfigError as error:
-            self.emit(Event(kind=EventKind.RELOAD_FAILED, url=url, reason=str(error), error=error))
-        else:
+    def tell_reload(self, contexts: ContextSource, url: str, told: tuple[int, str]) -> tuple[int, str]:
+        """Tell what has become of the contexts of the endpoint *url* since it *told* last, whoever has reloaded them; return the news."""
+        news = generation, failure = contexts.news
+        if failure and news != told:
+            self.emit(Event(kind=EventKind.RELOAD_FAILED, url=url, reason=failure, error=contexts.failure))
+        elif generation != told[0]:
             self.emit(Event(kind=EventKind.RELOADED, url=url))
+        return news
 
     # Writing.
 

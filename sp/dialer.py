@@ -58,6 +58,7 @@ class Dialer:
         self._core = core
         self._address = address
         self._terms = terms
+        self._told = (0, "") if terms.tls is None else terms.tls.contexts.news  # of reloads
         self._give_up = once  # the first failure is reported to the caller instead of tried again
         self._back_off = BackOff(core.options.redial_min, core.options.redial_max, core.random)
         self._scope = trio.CancelScope()
@@ -144,7 +145,8 @@ class Dialer:
     async def _connect(self) -> Pipe:
         tls = self._terms.tls
         if tls is not None and tls.watch_files is not None:
-            self._core.reload_changed(tls, self.url)
+            tls.contexts.look()
+            self._told = self._core.tell_reload(tls.contexts, self.url, self._told)
         self._attempts += 1
         self._emit(EventKind.DIALING)
         connection = None

@@ -32,6 +32,7 @@ class Listener:
         """The URL as it was given, with the port that was really bound."""
         self._core = core
         self._tls = tls
+        self._told = (0, "") if tls is None else tls.contexts.news  # of reloads
         self._acceptors = acceptors
         self._greeting: dict[Connection, None] = {}  # the oldest first
         self._pipes: set[Pipe] = set()
@@ -67,8 +68,10 @@ class Listener:
         """
         if self._tls is None:
             raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
-        self._tls.reload()
-        self._core.emit(Event(kind=EventKind.RELOADED, url=self.url))
+        try:
+            self._tls.reload()
+        finally:
+            self._told = self._core.tell_reload(self._tls.contexts, self.url, self._told)
 
     def statistics(self) -> ListenerStatistics:
         """Return what the listener has been through."""
@@ -99,7 +102,8 @@ class Listener:
         while not self._stopped:
             await trio.sleep(interval)
             if not self._stopped:
-                self._core.reload_changed(tls, self.url)
+                tls.contexts.look()
+                self._told = self._core.tell_reload(tls.contexts, self.url, self._told)
 
     async def _accept(self, acceptor: Acceptor) -> None:
         troubled = False

@@ -18,6 +18,8 @@ BUFFER_SIZE: Final = 256 * 1024
 
 _lib: Any = getattr(SSL, "_lib", None)
 _ffi: Any = getattr(SSL, "_ffi", None)
+_STRICT_NAMES: Final = 0x20 | 0x04
+"""X509_CHECK_FLAG_NEVER_CHECK_SUBJECT and X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS."""
 _FUNCTIONS: Final = ("SSL_read", "SSL_write", "SSL_get_error", "BIO_read", "BIO_write", "BIO_get_mem_data")
 _CONNECTION: Final = ("_ssl", "_into_ssl", "_from_ssl", "_raise_ssl_error")
 
@@ -211,10 +213,11 @@ def verification_of(connection: SSL.Connection) -> str:
 
 def expect_name(connection: SSL.Connection, name: str, address: bytes | None) -> None:
     """Let OpenSSL check the peer's name, or its packed IP *address*, as well: then the alert says that the certificate is a bad one."""
-    names = ("SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip")
+    names = ("SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip", "X509_VERIFY_PARAM_set_hostflags")
     if all(hasattr(_lib, function) for function in names):
         inside: Any = connection
         parameters: Any = _lib.SSL_get0_param(inside._ssl)
+        _lib.X509_VERIFY_PARAM_set_hostflags(parameters, _STRICT_NAMES)
         if address is None:
             _lib.X509_VERIFY_PARAM_set1_host(parameters, name.encode(), len(name))
         else:

@@ -81,7 +81,7 @@ def check_policy(name: str, value: object) -> DropPolicy:
 def _tls(_: object, __: _Attribute, value: object) -> None:
     # By name: the classes stand in a higher layer.
     if value is not None and type(value).__name__ not in ("TLSServerConfig", "TLSClientConfig"):
-        raise TypeError(f"tls must be a TLSServerConfig or a TLSClientConfig, not {value!r}")
+        raise TypeError(f"tls must be a TLSServerConfig or a TLSClientConfig, not {type(value).__name__}")
 
 
 class SocketKeywords(TypedDict, total=False):

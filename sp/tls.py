@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import attrs
 
+from sp.address import is_host
+from sp.errors import TLSConfigError
 from sp.options import check_seconds, count, optional
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ def _one_of(*known: str) -> Any:
 def _source(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, str | os.PathLike | bytes):
         raise TypeError(f"{attribute.name} must be a path (str or PathLike) or PEM bytes, not {type(value).__name__}")
+    if not value:
+        raise TLSConfigError(f"{attribute.name} is empty; for none of it, leave it out")  # as a path it would be the current directory
+    if isinstance(value, str) and "-----BEGIN" in value:
+        raise TLSConfigError(f"{attribute.name} is PEM text in a str, which would be a path: give it as bytes")  # and never show a key
 
 
 def _path(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -55,6 +61,13 @@ def _flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
 def _text(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, str) or not value.isascii() or not value:
         raise TypeError(f"{attribute.name} must be an ASCII str, not {value!r}")
+
+
+def _host(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a str, not {type(value).__name__}")
+    if not is_host(value):
+        raise TLSConfigError(f"{attribute.name} must be a host name or an IP address, without scheme, port or brackets, not {value!r}")
 
 
 def _password(_: object, __: attrs.Attribute[Any], value: object) -> None:
@@ -82,7 +95,7 @@ class _TLSConfig:
     password: str | bytes | None = attrs.field(default=None, validator=optional(_password), repr=False)
     """What the private key is encrypted with."""
     revoked: Source | None = attrs.field(default=None, validator=optional(_source), repr=_shown)
-    """Certificate revocation lists (PEM).  Given, a peer's certificate needs a current list of its issuer in there."""
+    """Certificate revocation lists (PEM).  Given, there has to be a current one of each authority in a peer's chain."""
     max_chain_depth: int = attrs.field(default=10, validator=count(0, 100))
     """Intermediate certificates that may stand between the peer's and a trusted one."""
     minimum_version: TLSVersion = attrs.field(default="TLSv1.2", validator=_one_of(*_VERSIONS))
@@ -105,7 +118,7 @@ class _TLSConfig:
     None: only ``reload`` does."""
     context: SSL.Context | None = attrs.field(default=None)
     """A ready-made context, for what cannot be said here; it takes the place of all other fields that are about certificates and
-    ciphers, and must not have been used before."""
+    ciphers, and must not have been used before.  What it allows is allowed, older versions included."""
 
 
 def _context_source(config: TLSServerConfig | TLSClientConfig) -> ContextSource:
@@ -114,6 +127,7 @@ def _context_source(config: TLSServerConfig | TLSClientConfig) -> ContextSource:
     return ContextSource(config)
 
 
+@final
 @attrs.frozen(kw_only=True, eq=False)
 class TLSServerConfig(_TLSConfig):
     """How a listener speaks TLS.  Several listeners may share one: then they also resume each other's sessions.
@@ -123,8 +137,8 @@ class TLSServerConfig(_TLSConfig):
 
     client_ca: Source | None = attrs.field(default=None, validator=optional(_source), repr=_shown)
     """Who signs clients' certificates: a file, a directory, or PEM bytes.  None: clients are not asked for one."""
-    require_client_certificate: bool = attrs.field(default=True, validator=_flag)
-    """With ``client_ca``: whether a client without a certificate is refused."""
+    require_client_certificate: bool | None = attrs.field(default=None, validator=optional(_flag))
+    """With ``client_ca``: whether a client without a certificate is refused.  None: it is."""
     contexts: ContextSource = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -139,6 +153,7 @@ class TLSServerConfig(_TLSConfig):
         self.contexts.reload()
 
 
+@final
 @attrs.frozen(kw_only=True, eq=False)
 class TLSClientConfig(_TLSConfig):
     """How a dialer speaks TLS.  The server's chain, name and dates are verified.
@@ -148,12 +163,12 @@ class TLSClientConfig(_TLSConfig):
 
     ca: Source | None = attrs.field(default=None, validator=optional(_source), repr=_shown)
     """Who signs the server's certificate: a file, a directory, or PEM bytes.  None: whom the system trusts."""
-    server_name: str | None = attrs.field(default=None, validator=optional(_text))
+    server_name: str | None = attrs.field(default=None, validator=optional(_host))
     """The DNS name or IP address that the server's certificate must have.  None: the host of the URL."""
     session_cache_size: int = attrs.field(default=256, validator=count(1))
     """Servers of which a session is remembered; one more forgets the one unused for longest."""
     insecure_skip_verification: bool = attrs.field(default=False, validator=_flag)
-    """True: talk to anybody who answers.  Encrypted, but to whom?"""
+    """True: talk to anybody who answers.  Encrypted, but to whom?  ``ca`` and ``revoked`` are then not looked at."""
     contexts: ContextSource = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

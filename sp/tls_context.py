@@ -110,26 +110,27 @@ class TLSContext:
         _set_ciphers(context, config)
         if config.certificate is not None:
             _use_certificate(context, config)
-        elif config.private_key is not None:
-            raise TLSConfigError("private_key was given without a certificate")
+        elif config.private_key is not None or config.password is not None:
+            what = "private_key" if config.private_key is not None else "password"
+            raise TLSConfigError(f"{what} was given without a certificate")
         elif self.is_server:
             raise TLSConfigError("a server needs a certificate: give certificate= (and private_key=, if it is in a file of its own)")
         context.set_verify_depth(config.max_chain_depth)
         if isinstance(config, TLSServerConfig):
-            context.set_session_id(b"trio-sp")  # without one no session is ever resumed
+            context.set_session_id(_SESSION_ID)  # without one no session is ever resumed
             if config.client_ca is not None:
                 for certificate in _trust(context, config.client_ca, "client_ca"):
                     context.add_client_ca(certificate)
-                required = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if config.require_client_certificate else 0
+                required = 0 if config.require_client_certificate is False else SSL.VERIFY_FAIL_IF_NO_PEER_CERT
                 context.set_verify(SSL.VERIFY_PEER | required, _certificate_checked)
+            elif config.require_client_certificate is not None:
+                raise TLSConfigError("require_client_certificate says nothing without client_ca: give that as well")
         else:
             if config.ca is not None:
                 _trust(context, config.ca, "ca")
             else:
                 context.set_default_verify_paths()
-            if config.insecure_skip_verification:
-                log.warning("TLS: insecure_skip_verification is on: whoever answers is believed")
-            else:
+            if not config.insecure_skip_verification:
                 context.set_verify(SSL.VERIFY_PEER, _certificate_checked)
         if config.revoked is not None:
             _use_revoked(context, config.revoked)
@@ -163,17 +164,37 @@ class ContextSource:
         self._config = config
         self._seen = self._signature()
         self.current = TLSContext(config)
+        self._generation = 1
+        self.failure: TLSConfigError | None = None
+        """Why the last reload has failed; None: it has not."""
+        if isinstance(config, TLSClientConfig) and config.insecure_skip_verification:
+            log.warning("TLS: insecure_skip_verification is on: whoever answers is believed")
 
     def reload(self) -> None:
         """Build a new context from what the files hold now.  Raises TLSConfigError, and then the old one stays."""
         if self._config.context is not None:
             raise TLSConfigError("a ready-made context cannot be reloaded: make a new configuration")
         self._seen = self._signature()
-        self.current = TLSContext(self._config)
+        try:
+            self.current = TLSContext(self._config)
+        except TLSConfigError as error:
+            self.failure = error
+            raise
+        self._generation += 1
+        self.failure = None
 
-    def has_changed(self) -> bool:
-        """Whether a file is another one than at the last look, so that ``reload`` is worth a try."""
-        return self._signature() != self._seen
+    @property
+    def news(self) -> tuple[int, str]:
+        """How often a context was built, and why the last reload has failed, in words."""
+        return self._generation, str(self.failure or "")
+
+    def look(self) -> None:
+        """Reload if a file has changed, or after a failure, which may be over without that; ``news`` tells how it went."""
+        if self.failure is not None or self._signature() != self._seen:
+            try:
+                self.reload()
+            except TLSConfigError:
+                pass
 
     def _signature(self) -> tuple[object, ...]:
         config = self._config
@@ -211,9 +232,18 @@ def _ready_made(config: TLSServerConfig | TLSClientConfig) -> SSL.Context:
     ]
     if set_twice:
         raise TLSConfigError(f"a ready-made context leaves no room for {', '.join(set_twice)}: set that on the context itself")
+    try:
+        if isinstance(config, TLSServerConfig):
+            context.set_session_id(_SESSION_ID)  # without one, a client with a certificate that wants to resume is an error
+        if not config.session_reuse:
+            context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+            context.set_options(SSL.OP_NO_TICKET)
+    except ValueError as error:
+        raise TLSConfigError("the ready-made context was used before: make a new one") from error
     return context
 
 
+_SESSION_ID: Final = b"trio-sp"
 _ABOUT_CONTEXT: Final = {
     "certificate", "private_key", "password", "revoked", "max_chain_depth", "minimum_version", "maximum_version",
     "ciphers", "ciphersuites", "group", "key_log_file", "watch_files", "ca", "client_ca", "require_client_certificate",
@@ -234,9 +264,13 @@ def _certificates(pem: _Pem) -> list[x509.Certificate]:
     if b"-----BEGIN CERTIFICATE-----" not in pem.data:
         raise TLSConfigError(f"{pem.name} has no certificate in it: expected PEM, with a line -----BEGIN CERTIFICATE-----")
     try:
-        return x509.load_pem_x509_certificates(pem.data)
+        found = x509.load_pem_x509_certificates(pem.data)
     except ValueError as error:
         raise TLSConfigError(f"{pem.name} has a broken certificate in it: {error}") from error
+    begun = pem.data.count(b"-----BEGIN CERTIFICATE-----")
+    if len(found) != begun:
+        raise TLSConfigError(f"{pem.name} is cut off: {len(found)} of {begun} certificates are whole")
+    return found
 
 
 def _key(pem: _Pem, password: str | bytes | None) -> PrivateKeyTypes:
@@ -245,8 +279,10 @@ def _key(pem: _Pem, password: str | bytes | None) -> PrivateKeyTypes:
     begin = re.search(rb"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----", pem.data)
     if begin is None:
         raise TLSConfigError(f"{pem.name} has a broken private key in it")
-    secret = password.encode() if isinstance(password, str) else password
-    encrypted = b"ENCRYPTED" in pem.data[begin.start() :]
+    if begin[1] == b"OPENSSH ":
+        raise TLSConfigError(f"{pem.name} has a key in OpenSSH's own format: convert it with ssh-keygen -p -m PEM")
+    secret = password.encode("utf-8", "surrogateescape") if isinstance(password, str) else password
+    encrypted = b"ENCRYPTED" in pem.data[begin.start() :].partition(b"-----END")[0]
     if encrypted and secret is None:
         raise TLSConfigError(f"{pem.name} is encrypted: give password=")
     try:
@@ -266,6 +302,8 @@ def _use_certificate(context: SSL.Context, config: TLSServerConfig | TLSClientCo
     if config.private_key is None and b"PRIVATE KEY-----" not in pem.data:
         raise TLSConfigError(f"{pem.name} has no private key beside it: give private_key=")
     key = _key(key_pem, config.password)
+    if any(_public(key.public_key()) == _public(other.public_key()) for other in intermediates):
+        raise TLSConfigError(f"{pem.name}: the certificate of the private key has to come first, before its issuers")
     if _public(key.public_key()) != _public(own.public_key()):
         raise TLSConfigError(f"the private key in {key_pem.name} is not that of the certificate in {pem.name}")
     now = datetime.datetime.now(datetime.UTC)
@@ -313,6 +351,8 @@ def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certif
 def _use_revoked(context: SSL.Context, source: Source) -> None:
     pem = _read(source, "revoked")
     blocks = _CRL.findall(pem.data)
+    if len(blocks) != pem.data.count(b"-----BEGIN X509 CRL-----"):
+        raise TLSConfigError(f"{pem.name} is cut off: its last revocation list has no end")
     if not blocks:
         raise TLSConfigError(f"{pem.name} has no revocation list in it: expected PEM, with a line -----BEGIN X509 CRL-----")
     store = context.get_cert_store()
@@ -327,7 +367,7 @@ def _use_revoked(context: SSL.Context, source: Source) -> None:
                 f"{pem.name}: the list of {crl.issuer.rfc4514_string()} was to be replaced by {crl.next_update_utc:%Y-%m-%d %H:%M} UTC"
             )
         store.add_crl(crl)
-    store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
+    store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
 
 
 def _set_ciphers(context: SSL.Context, config: TLSServerConfig | TLSClientConfig) -> None:

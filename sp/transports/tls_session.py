@@ -255,7 +255,8 @@ class TLSSession:
             return AuthenticationError(self._say(f"the {side}'s certificate was refused: {verification_of(self._connection)}{expected}"))
         if "alert" in reason:
             if any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason):
-                return AuthenticationError(self._say(f"the {side} has refused our certificate, or wants one: {reason}"))
+                wants = "" if self._context.is_server else ", or wants one"
+                return AuthenticationError(self._say(f"the {side} has refused our certificate{wants}: {reason}"))
             return TLSError(self._say(f"the {side} has ended it: {reason}"))
         if "bad record mac" in reason and self.established and not (self._context.is_server or self._heard):
             # libnng (mbedTLS) encrypts the alert of a refusal with the keys of the handshake, which are no longer in use.

@@ -138,10 +138,57 @@ def test_ciphers_are_text(kind: Any, field: str, value: object, good: bytes) -> 
         kind(certificate=good, **{field: value})
 
 
-@pytest.mark.parametrize("value", ["", "b\N{LATIN SMALL LETTER U WITH DIAERESIS}ro.example", b"localhost", 5])
+@pytest.mark.parametrize("value", [b"localhost", 5])
 def test_a_server_name_is_text(value: object) -> None:
-    with pytest.raises(TypeError, match="server_name must be an ASCII str, not "):
+    with pytest.raises(TypeError, match="server_name must be a str, not "):
         sp.TLSClientConfig(server_name=value)  # type: ignore[arg-type]
+
+
+NO_NAMES = [
+    "",
+    "b\N{LATIN SMALL LETTER U WITH DIAERESIS}ro.example",
+    "localhost:3",
+    "tls+tcp://localhost",
+    "[::1]",
+    "*.example.org",
+    "a\0b",
+    "a" * 300,
+]
+
+
+@pytest.mark.parametrize("value", NO_NAMES)
+def test_a_server_name_is_a_name_or_an_address_and_nothing_else(value: str) -> None:
+    with pytest.raises(sp.TLSConfigError, match="server_name must be a host name or an IP address, without scheme, port or brackets"):
+        sp.TLSClientConfig(server_name=value)
+
+
+@pytest.mark.parametrize("value", ["localhost", "a.example.", "my_host", "10.0.0.1", "::1", "fe80::1%eth0"])
+def test_a_server_name_may_be(value: str) -> None:
+    assert sp.TLSClientConfig(server_name=value).server_name == value
+
+
+@BOTH
+@pytest.mark.parametrize("field", ["certificate", "private_key", "revoked"])
+@pytest.mark.parametrize("value", ["", b""])
+def test_an_empty_source_is_no_source(kind: Any, field: str, value: str | bytes, good: bytes) -> None:
+    with pytest.raises(sp.TLSConfigError, match=f"{field} is empty"):
+        kind(**{"certificate": good, field: value})
+
+
+@pytest.mark.parametrize(("kind", "field"), [(sp.TLSServerConfig, "client_ca"), (sp.TLSClientConfig, "ca")])
+def test_an_empty_authority_is_not_the_current_directory(kind: Any, field: str, good: bytes) -> None:
+    with pytest.raises(sp.TLSConfigError, match=f"{field} is empty"):
+        kind(certificate=good, **{field: ""})
+
+
+@BOTH
+def test_pem_in_a_str_is_told_and_not_shown(kind: Any, good: bytes) -> None:
+    with pytest.raises(sp.TLSConfigError, match="private_key is PEM text in a str, which would be a path: give it as bytes") as caught:
+        kind(certificate=good, private_key=split(good)[0].decode())
+    assert "BEGIN" not in str(caught.value)
+    with pytest.raises(TypeError) as wrong:
+        sp.Req0(tls=split(good)[0].decode())
+    assert "BEGIN" not in str(wrong.value)
 
 
 @pytest.mark.parametrize("field", ["session_reuse", "insecure_skip_verification"])
@@ -151,8 +198,9 @@ def test_a_switch_of_a_client_is_true_or_false(field: str, value: object) -> Non
         sp.TLSClientConfig(**{field: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", ["session_reuse", "require_client_certificate"])
-@pytest.mark.parametrize("value", [None, 0, 1, "no"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("session_reuse", None), *((f, v) for f in ("session_reuse", "require_client_certificate") for v in (0, 1, "no"))]
+)
 def test_a_switch_of_a_server_is_true_or_false(field: str, value: object, good: bytes) -> None:
     with pytest.raises(TypeError, match=f"{field} must be True or False, not {value!r}"):
         sp.TLSServerConfig(certificate=good, **{field: value})  # type: ignore[arg-type]
@@ -330,6 +378,48 @@ def test_a_certificate_without_its_key_asks_for_it(kind: Any, good: bytes, write
 def test_a_key_without_a_certificate_is_told(kind: Any, good: bytes) -> None:
     with pytest.raises(sp.TLSConfigError, match="private_key was given without a certificate"):
         kind(private_key=split(good)[0])
+    with pytest.raises(sp.TLSConfigError, match="password was given without a certificate"):
+        kind(password="open sesame")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_to_require_client_certificates_takes_their_authority(value: bool, good: bytes) -> None:
+    with pytest.raises(sp.TLSConfigError, match="require_client_certificate says nothing without client_ca"):
+        sp.TLSServerConfig(certificate=good, require_client_certificate=value)
+
+
+@BOTH
+def test_a_file_that_is_cut_off_in_its_second_certificate_is_told(kind: Any, authority: Authority, good: bytes) -> None:
+    chain = good + authority.pem
+    kind(certificate=chain)
+    with pytest.raises(sp.TLSConfigError, match=r"is cut off: 1 of 2 certificates are whole"):
+        kind(certificate=chain[:-40])
+
+
+def test_a_list_that_is_cut_off_is_told(authority: Authority, good: bytes) -> None:
+    with pytest.raises(sp.TLSConfigError, match="is cut off: its last revocation list has no end"):
+        sp.TLSServerConfig(certificate=good, client_ca=authority.pem, revoked=authority.revoke() + authority.revoke()[:-40])
+
+
+@BOTH
+def test_the_certificate_of_the_key_comes_first(kind: Any, authority: Authority, good: bytes) -> None:
+    key, certificate = split(good)
+    with pytest.raises(sp.TLSConfigError, match="the certificate of the private key has to come first"):
+        kind(certificate=authority.pem + certificate, private_key=key)
+
+
+@BOTH
+def test_a_key_of_openssh_is_told_as_one(kind: Any, good: bytes) -> None:
+    key = serialization.load_pem_private_key(split(good)[0], None)
+    ssh = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    with pytest.raises(sp.TLSConfigError, match="OpenSSH's own format: convert it with ssh-keygen -p -m PEM"):
+        kind(certificate=good, private_key=ssh)
+
+
+@BOTH
+def test_what_stands_behind_a_plain_key_does_not_make_it_an_encrypted_one(kind: Any, good: bytes) -> None:
+    key, certificate = split(good)
+    kind(certificate=certificate, private_key=key + b"# the ENCRYPTED one is elsewhere\n")
 
 
 @BOTH
