@@ -223,14 +223,20 @@ class TLSInfo:
 
     @cached_property
     def peer_certificate(self) -> x509.Certificate | None:
-        """The peer's certificate; None: it has shown none."""
-        return self._connection.get_peer_certificate(as_cryptography=True)
+        """The peer's certificate; None: it has shown none, or, to who verifies nobody, one that cannot be read."""
+        try:
+            return self._connection.get_peer_certificate(as_cryptography=True)
+        except Exception:
+            return None
 
     @cached_property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The peer's certificate and its issuers, as verified, or as it sent them; a resumed session may know the first one only."""
-        chain = self._connection.get_verified_chain(as_cryptography=True) if self._verifies else None
-        chain = chain or self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        try:
+            chain = self._connection.get_verified_chain(as_cryptography=True) if self._verifies else None
+            chain = chain or self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        except Exception:
+            chain = []
         first = self.peer_certificate
         if first is None:
             return ()

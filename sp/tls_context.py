@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import re
+import threading
 from collections import OrderedDict, deque
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
     from sp.tls import Source
+    from sp.transports.tls_session import TLSSession
 
 log = logging.getLogger("sp")
 
@@ -51,6 +53,7 @@ class SessionCache:
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._lock = threading.Lock()  # a configuration may be shared by several trio runs
         self._sessions: OrderedDict[str, deque[SSL.Session]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -58,21 +61,23 @@ class SessionCache:
 
     def take(self, server: str) -> SSL.Session | None:
         """Return the newest session with *server*, which nobody else gets; None: there is none."""
-        sessions = self._sessions.get(server)
-        if sessions is None:
-            return None
-        self._sessions.move_to_end(server)
-        session = sessions.pop()
-        if not sessions:
-            del self._sessions[server]
-        return session
+        with self._lock:
+            sessions = self._sessions.get(server)
+            if sessions is None:
+                return None
+            self._sessions.move_to_end(server)
+            session = sessions.pop()
+            if not sessions:
+                del self._sessions[server]
+            return session
 
     def put(self, server: str, session: SSL.Session) -> None:
         """Remember *session*."""
-        self._sessions.setdefault(server, deque(maxlen=_SESSIONS_PER_SERVER)).append(session)
-        self._sessions.move_to_end(server)
-        if len(self._sessions) > self._size:
-            self._sessions.popitem(last=False)
+        with self._lock:
+            self._sessions.setdefault(server, deque(maxlen=_SESSIONS_PER_SERVER)).append(session)
+            self._sessions.move_to_end(server)
+            if len(self._sessions) > self._size:
+                self._sessions.popitem(last=False)
 
 
 class TLSContext:
@@ -81,8 +86,6 @@ class TLSContext:
     def __init__(self, config: TLSServerConfig | TLSClientConfig) -> None:
         self.is_server = isinstance(config, TLSServerConfig)
         self.ready_made = config.context is not None
-        self.problems: list[Exception] = []
-        """What went wrong in a callback, where OpenSSL lets no exception through; raised by whoever made the call."""
         self.sessions: SessionCache | None = None
         if isinstance(config, TLSClientConfig) and config.session_reuse:
             self.sessions = SessionCache(config.session_cache_size)
@@ -141,12 +144,12 @@ class TLSContext:
         return context
 
     def _log_keys(self, context: SSL.Context, path: Path) -> None:
-        def append(_: SSL.Connection, line: bytes) -> None:
+        def append(connection: SSL.Connection, line: bytes) -> None:
             try:
                 with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
                     file.write(line + b"\n")
             except OSError as error:
-                self.problems.append(TLSConfigError(f"key_log_file: cannot write {str(path)!r}: {error.strerror}"))
+                connection.get_app_data().problem = TLSConfigError(f"key_log_file: cannot write {str(path)!r}: {error.strerror}")
 
         try:
             with open(path, "ab", opener=partial(os.open, mode=0o600)):
@@ -387,8 +390,8 @@ def _set_ciphers(context: SSL.Context, config: TLSServerConfig | TLSClientConfig
 
 def _certificate_checked(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
     """Called by OpenSSL for each certificate of the peer's chain, the root first."""
-    checker = connection.get_app_data()
-    return bool(checker(certificate, error, depth, bool(ok)))
+    session: TLSSession = connection.get_app_data()
+    return session.certificate_checked(certificate, error, depth, bool(ok))
 
 
 def explain(error: Exception) -> str:
@@ -404,7 +407,7 @@ def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
     """Return the subject alternative names with their kinds."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except Exception:  # there is none, or one with a kind of name that cryptography does not know
         return ()
     kinds = ((x509.DNSName, "DNS"), (x509.IPAddress, "IP"), (x509.UniformResourceIdentifier, "URI"), (x509.RFC822Name, "email"))
     return tuple(f"{kind}:{name.value}" for name in extension for known, kind in kinds if isinstance(name, known))

@@ -24,6 +24,8 @@ from sp.transports.tls_session import TLSSession
 
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
 """A fatal alert, "protocol version", in plain text: for a peer that began without TLS, so that it learns what it has dialed."""
+_HANDSHAKE: Final = 0x16
+_RECORD_HEADER: Final = 5
 _LARGE_READ_SIZE: Final = 128 * 1024
 """Twice as much costs more than it saves: what is decrypted no longer finds what is read in the cache."""
 _WRITE_SIZE: Final = 128 * 1024
@@ -56,14 +58,19 @@ class _Turnstile:
         self._usher: trio.lowlevel.Task | None = None  # while there is nothing for it to do
         trio.lowlevel.spawn_system_task(self._run)
 
-    async def wait_for_turn(self) -> None:
-        if self._free:
-            self._free = False
-            usher, self._usher = self._usher, None
-            if usher is not None:
-                trio.lowlevel.reschedule(usher)
-        else:
-            await self._waiting.park()
+    def pass_nowait(self) -> bool:
+        """Pass, if it is free."""
+        if not self._free:
+            return False
+        self._free = False
+        usher, self._usher = self._usher, None
+        if usher is not None:
+            trio.lowlevel.reschedule(usher)
+        return True
+
+    async def wait(self) -> None:
+        """Wait for a turn."""
+        await self._waiting.park()
 
     async def _run(self) -> None:
         """Let the next one through, at its turn."""
@@ -85,13 +92,13 @@ class _Turnstile:
 _turnstile: trio.lowlevel.RunVar[_Turnstile] = trio.lowlevel.RunVar("sp.transports.tls")
 
 
-async def _wait_for_turn() -> None:
+def _the_turnstile() -> _Turnstile:
     try:
-        turnstile = _turnstile.get()
+        return _turnstile.get()
     except LookupError:
         turnstile = _Turnstile()
         _turnstile.set(turnstile)
-    await turnstile.wait_for_turn()
+        return turnstile
 
 
 class TLSLink:
@@ -112,6 +119,8 @@ class TLSLink:
         self._was_full = False  # the last read, so that the next may be larger
         self._finishing = False
         self._closed = False
+        self._queueing: trio.CancelScope | None = None  # at the turnstile
+        self._error: TLSError | None = None  # after which nothing can be read
         self._writable: trio.Event | None = None  # set when the task that waits for the kernel to take more is done with it
 
     @property
@@ -124,26 +133,41 @@ class TLSLink:
 
     async def open(self, greeting: bytes) -> None:
         """Do the handshake, and send *greeting* as early as can be."""
-        data = b""
+        data = b"" if isinstance(self._config, TLSClientConfig) else await self._first_record()
         while (session := await self._step(data, greeting)) is None:
-            await self.wait_readable()
-            self._check_open()
-            try:
-                data = self._inner.recv(READ_SIZE)
-            except BlockingIOError:
-                data = b""
-                continue
-            if not data:
-                raise PeerClosed("the peer closed the connection during the TLS handshake")
+            data = await self._receive()
         if not greeting:
             self._flush_quietly()
         elif not session.greeted:
             # Not flushed: the first message may follow at once, and whoever waits for the peer flushes.
             session.write(greeting)
 
+    async def _first_record(self) -> bytes:
+        """Return what the client begins with, once it is a record or something else: who says less is given no turn."""
+        data = bytearray()
+        while (not data or data[0] == _HANDSHAKE) and len(data) < _RECORD_HEADER + int.from_bytes(data[3:_RECORD_HEADER], "big"):
+            data += await self._receive()
+        return bytes(data)
+
+    async def _receive(self) -> bytes:
+        while True:
+            self._check_open()
+            await self.wait_readable()
+            self._check_open()
+            try:
+                data = self._inner.recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise PeerClosed("the peer closed the connection during the TLS handshake")
+            return data
+
     async def _step(self, data: bytes, greeting: bytes) -> TLSSession | None:
         """Go on with the handshake; return the session once it is established."""
-        await _wait_for_turn()
+        turnstile = _the_turnstile()
+        if not turnstile.pass_nowait():
+            with trio.CancelScope() as self._queueing:
+                await turnstile.wait()
         self._check_open()
         if self._session is None:
             self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
@@ -163,6 +187,8 @@ class TLSLink:
     def recv(self, size: int) -> bytes:
         session = self._session
         assert session is not None
+        if self._error is not None:
+            raise self._error  # who saw it first may have been somebody who read in the pipe's stead
         try:
             if session.bytes.has_more:
                 data = session.read(size)
@@ -179,7 +205,8 @@ class TLSLink:
                 self._answer(session.bytes.output)
             if data or session.bytes.ended:
                 return data
-        except TLSError:
+        except TLSError as error:
+            self._error = error
             self._unflushed = True
             self._flush_quietly()  # the alert
             raise
@@ -253,7 +280,7 @@ class TLSLink:
 
     def wait_readable(self) -> Awaitable[None]:
         session = self._session
-        if session is not None and session.bytes.has_more:
+        if session is not None and (session.bytes.has_more or self._error is not None):
             return trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the caller awaits it
         if not self._unflushed or self._flush_quietly() or self._writable is not None:
             return self._inner.wait_readable()
@@ -304,6 +331,9 @@ class TLSLink:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._error = None
+            if self._queueing is not None:
+                self._queueing.cancel()
             if self._session is not None:
                 self._session.close()
                 self._unflushed = True

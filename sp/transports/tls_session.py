@@ -47,6 +47,8 @@ class TLSSession:
         self._peer = peer
         self._first = b""  # of the peer's bytes, until the handshake is complete
         self._refusal = ""
+        self.problem: Exception | None = None
+        """What went wrong in a callback, where OpenSSL lets no exception through."""
         self.is_stranger = False
         """Whether the peer has shown that it does not speak TLS; OpenSSL then says nothing to it."""
         self._failed = False
@@ -70,7 +72,7 @@ class TLSSession:
         self._reads_watched = 0
         self._heard = False  # something of the peer, so that it has not refused us
         if not context.ready_made:
-            connection.set_app_data(self._certificate_checked)
+            connection.set_app_data(self)  # for callbacks
         if context.is_server:
             connection.set_accept_state()
             if EarlyGreeting.possible and not context.ready_made:
@@ -148,7 +150,9 @@ class TLSSession:
             early, self._early = self._early, None
             # A client that was asked for a certificate hears nothing before it is known who it is, which a resumed session tells.
             # So a greeting from us always means that the client was accepted.
-            may_greet = connection.get_protocol_version() == SSL.TLS1_3_VERSION and (not self._context.verifies or self._resumed_validly())
+            # There is no cipher yet when the client was asked for another hello: then a greeting would leave in plain text.
+            has_keys = connection.get_protocol_version() == SSL.TLS1_3_VERSION and connection.get_cipher_name() is not None
+            may_greet = has_keys and (not self._context.verifies or self._resumed_validly())
             if may_greet and greeting:
                 early.write(greeting)
                 self.greeted = True
@@ -189,7 +193,7 @@ class TLSSession:
         if certificate is not None and not certificate.not_valid_before_utc <= _now() <= certificate.not_valid_after_utc:
             raise AuthenticationError(self._say("the peer's certificate was refused: it has expired since the session that was resumed"))
 
-    def _certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
+    def certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
         """Decide about a certificate of the peer's chain; OpenSSL says *ok*, or the number of its *error*."""
         if ok and (depth or self._context.is_server):
             return True
@@ -201,7 +205,7 @@ class TLSSession:
                 reason = _wrong_name(readable, self._name) or reason
             if reason:
                 subject = readable.subject.rfc4514_string() or "one without a subject"
-        except ValueError as unreadable:  # OpenSSL is more tolerant than cryptography, but names have to be read
+        except Exception as unreadable:  # OpenSSL is more tolerant than cryptography, but names have to be read
             reason = reason or f"it cannot be read: {unreadable}"
         if reason and not self._refusal:
             expected = "" if self._context.is_server else f"; expected a certificate for {self._name!r}"
@@ -228,10 +232,11 @@ class TLSSession:
         return True
 
     def _raise_problem(self) -> None:
-        if self._context.problems:
-            problem = self._context.problems.pop()
+        if self.problem is not None:
             self._failed = True
-            raise TLSError(self._say(str(problem))) from problem
+            while self.bytes.drain():
+                pass  # OpenSSL sees nothing wrong, and the peer would take what it says for a success
+            raise TLSError(self._say(str(self.problem))) from self.problem
 
     def _say(self, reason: str) -> str:
         stage = "TLS" if self.established else "TLS handshake"
@@ -254,7 +259,9 @@ class TLSSession:
             expected = f"; expected a certificate for {self._name!r}" if self._name else ""
             return AuthenticationError(self._say(f"the {side}'s certificate was refused: {verification_of(self._connection)}{expected}"))
         if "alert" in reason:
-            if any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason):
+            about_certificates = any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason)
+            # Before the server's hello anybody on the way can say such a thing, and a dialer's next attempt would come late.
+            if about_certificates and (self._context.is_server or self._connection.get_cipher_name() is not None):
                 wants = "" if self._context.is_server else ", or wants one"
                 return AuthenticationError(self._say(f"the {side} has refused our certificate{wants}: {reason}"))
             return TLSError(self._say(f"the {side} has ended it: {reason}"))
@@ -307,6 +314,6 @@ def _wrong_name(certificate: x509.Certificate, name: str) -> str:
             verify_certificate_hostname(certificate, name)
     except service_identity.VerificationError:
         return f"it is for {', '.join(alternative_names(certificate))}, not for {name!r}"
-    except service_identity.CertificateError as error:
+    except Exception as error:  # CertificateError, and what cryptography raises for extensions that it cannot read
         return f"its names cannot be used: {error}"
     return ""
