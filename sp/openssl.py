@@ -98,11 +98,25 @@ class _Buffer(threading.local):
 
 
 class DirectBytes:
-    """The same without pyOpenSSL's frames: many records a call, into a buffer that is kept."""
+    """The same without pyOpenSSL's frames: many records a call, into the buffer of the thread that it is made in, and stays in."""
 
-    __slots__ = ("_connection", "_failed", "_from_ssl", "_into_ssl", "_ssl", "ended", "failure", "has_more", "output")
+    __slots__ = (
+        "_cdata",
+        "_connection",
+        "_failed",
+        "_from_ssl",
+        "_into_ssl",
+        "_ssl",
+        "_start",
+        "_view",
+        "ended",
+        "failure",
+        "has_more",
+        "output",
+    )
 
     def __init__(self, connection: SSL.Connection, failure: Failure) -> None:
+        self._cdata, self._view, self._start = _buffer.cdata, _buffer.view, _buffer.start
         inside: Any = connection
         self._connection: Any = connection
         self.failure = failure
@@ -116,31 +130,33 @@ class DirectBytes:
 
     def feed(self, ciphertext: bytes) -> None:
         size = len(ciphertext)
-        if size and _lib.BIO_write(self._into_ssl, ciphertext, size) != size:
+        if size and _BIO_write(self._into_ssl, ciphertext, size) != size:
             raise MemoryError("OpenSSL has no memory for what was received")  # nothing else makes it say no
 
     def drain(self) -> bytes | memoryview:
-        size = _lib.BIO_read(self._from_ssl, _buffer.cdata, BUFFER_SIZE)
-        return _buffer.view[:size] if size > 0 else b""
+        size = _BIO_read(self._from_ssl, self._cdata, BUFFER_SIZE)
+        return self._view[:size] if size > 0 else b""
 
     def read(self, size: int) -> bytes:
         if self._failed is not None:
             raise self.failure(self._failed) from self._failed
-        ssl, buffer = self._ssl, _buffer
-        start: Any = buffer.cdata
-        size = min(size, BUFFER_SIZE)
+        into, start, at = self._into_ssl, self._start, self._cdata
+        if size > BUFFER_SIZE:  # noqa: PLR1730  # min() costs five times as much
+            size = BUFFER_SIZE
         done = 0
         while done < size:
-            result = _lib.SSL_read(ssl, start + done, size - done)
+            result = _SSL_read(self._ssl, at, size - done)
             if result <= 0:
                 self._stopped(result, done)
                 break
             done += result
-            if _lib.BIO_get_mem_data(self._into_ssl, buffer.start) <= 0:
+            if _BIO_get_mem_data(into, start) <= 0:
                 break  # that was the last record: asking for another one costs as much as this one did
-        self.output = _lib.BIO_get_mem_data(self._from_ssl, buffer.start)
+            at += result
+        self.output = _BIO_get_mem_data(self._from_ssl, start)
         self.has_more = done == size or self.ended or self._failed is not None
-        return buffer.view[:done].tobytes()
+        data: bytes = _unpack(self._cdata, done)
+        return data
 
     def _stopped(self, result: int, done: int) -> None:
         """Find out why no more can be read.  A failure is raised, once what was read before it has been returned."""
@@ -158,7 +174,7 @@ class DirectBytes:
     def write(self, plaintext: bytes | memoryview) -> None:
         left = len(plaintext)
         while left:  # once, unless a ready-made context lets it stop after each record
-            result = _lib.SSL_write(self._ssl, plaintext if type(plaintext) is bytes else _ffi.from_buffer(plaintext), left)
+            result = _SSL_write(self._ssl, plaintext if type(plaintext) is bytes else _ffi.from_buffer(plaintext), left)
             if result <= 0:
                 try:
                     self._connection._raise_ssl_error(self._ssl, result)
@@ -176,6 +192,14 @@ class DirectBytes:
 Bytes = PlainBytes | DirectBytes
 
 if _is_capable():
+    _SSL_read, _SSL_write, _BIO_read, _BIO_write, _BIO_get_mem_data = (
+        _lib.SSL_read,
+        _lib.SSL_write,
+        _lib.BIO_read,
+        _lib.BIO_write,
+        _lib.BIO_get_mem_data,
+    )
+    _unpack = _ffi.unpack
     _buffer = _Buffer()
     bytes_of: type[Bytes] = DirectBytes
 else:

@@ -168,7 +168,7 @@ class TLSClientConfig(_TLSConfig):
     session_cache_size: int = attrs.field(default=256, validator=count(1))
     """Servers of which a session is remembered; one more forgets the one unused for longest."""
     insecure_skip_verification: bool = attrs.field(default=False, validator=_flag)
-    """True: talk to anybody who answers.  Encrypted, but to whom?  ``ca`` and ``revoked`` are then not looked at."""
+    """True: talk to anybody who answers.  Encrypted, but to whom?  ``ca`` is then not looked at."""
     contexts: ContextSource = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

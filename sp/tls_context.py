@@ -89,7 +89,6 @@ class TLSContext:
         self.sessions: SessionCache | None = None
         if isinstance(config, TLSClientConfig) and config.session_reuse:
             self.sessions = SessionCache(config.session_cache_size)
-        self.reuses = config.session_reuse
         self.server_name = config.server_name if isinstance(config, TLSClientConfig) else None
         self.context = _ready_made(config) if config.context is not None else self._build(config)
         mode = self.context.get_verify_mode()
@@ -137,6 +136,8 @@ class TLSContext:
                 context.set_verify(SSL.VERIFY_PEER, _certificate_checked)
         if config.revoked is not None:
             _use_revoked(context, config.revoked)
+            if isinstance(config, TLSClientConfig) and config.insecure_skip_verification:
+                raise TLSConfigError("revoked says nothing beside insecure_skip_verification: nobody is verified")
             if isinstance(config, TLSServerConfig) and config.client_ca is None:
                 raise TLSConfigError("revoked is about clients' certificates: give client_ca as well")
         if config.key_log_file is not None:

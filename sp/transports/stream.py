@@ -113,13 +113,15 @@ class LinkStream(trio.abc.HalfCloseableStream):
     def __init__(self, link: Link) -> None:
         """Take over *link*, which is open."""
         self._link = link
-        self._sending = self._receiving = self._finished = self._closed = False
+        self._sending = self._receiving = self._finished = self._torn = self._closed = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of *data*.  Cancelled, a part of it may have been sent, and nothing more can be."""
         with self._alone("_sending", "sending"):
             if self._finished:
                 raise trio.ClosedResourceError("send_eof was called")
+            if self._torn:
+                raise trio.BrokenResourceError("an earlier send was cancelled, and nobody knows how far it came")
             await trio.lowlevel.checkpoint()
             rest = memoryview(data)
             while rest:
@@ -127,7 +129,9 @@ class LinkStream(trio.abc.HalfCloseableStream):
                 try:
                     rest = rest[self._link.send(rest) :]
                 except BlockingIOError:
+                    self._torn = True
                     await self._link.wait_writable()
+                    self._torn = False
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the link may take something."""

@@ -109,6 +109,7 @@ class TLSLink:
         self.local_address = inner.local_address
         self.remote_address = inner.remote_address
         self._inner = inner
+        self._recv, self._send = inner.recv, inner.send
         self._config = config
         self._host = host
         self._port = port
@@ -187,23 +188,24 @@ class TLSLink:
     def recv(self, size: int) -> bytes:
         session = self._session
         assert session is not None
+        moved = session.bytes
         if self._error is not None:
             raise self._error  # who saw it first may have been somebody who read in the pipe's stead
         try:
-            if session.bytes.has_more:
+            if moved.has_more:
                 data = session.read(size)
-                if data or session.bytes.ended:
+                if data or moved.ended:
                     return data
             most = _LARGE_READ_SIZE if self._was_full else READ_SIZE
-            received = self._inner.recv(most)
+            received = self._recv(most)
             self._was_full = len(received) == most
             if not received:
                 raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing")
-            session.receive_data(received)
+            moved.feed(received)
             data = session.read(size)
-            if session.bytes.output:
-                self._answer(session.bytes.output)
-            if data or session.bytes.ended:
+            if moved.output:
+                self._answer(moved.output)
+            if data or moved.ended:
                 return data
         except TLSError as error:
             self._error = error
@@ -260,13 +262,13 @@ class TLSLink:
         while self._unflushed and session is not None:
             data = self._left or session.data_to_send()
             try:
-                sent = self._inner.send(data) if data else 0
+                sent = self._send(data) if data else 0
             except BlockingIOError:
                 sent = 0
             if sent < len(data):
                 self._left = bytes(data[sent:])  # the session reuses its buffer
                 return False
-            self._unflushed = bool(self._left) or sent == BUFFER_SIZE
+            self._unflushed = bool(self._left) or sent == BUFFER_SIZE  # behind what was left, or a full buffer, there may be more
             self._left = b""
         if self._finishing:
             self._inner.finish()

@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -557,3 +558,30 @@ async def test_no_log_has_what_is_secret_in_it(authority: Authority, caplog: pyt
 def test_a_hello_is_what_the_tests_take_it_for() -> None:
     assert _HELLO[0] == 22
     assert len(_HELLO) == 5 + int.from_bytes(_HELLO[3:5], "big") > 200
+
+
+@pytest.mark.parametrize("group", ["P-256", "P-384", "P-521"])
+async def test_a_client_that_has_to_say_hello_again_is_greeted_all_the_same(authority: Authority, group: str) -> None:
+    """Its first key is for X25519MLKEM768, which this server does not take."""
+    with trio.fail_after(10):
+        async with sp.Rep0(listen=URL, tls=authority.server(group=group)) as rep:
+            for _ in range(2):
+                await check(rep, authority)
+
+
+@pytest.mark.parametrize("alert", [46, 48, 51, 116])
+async def test_an_alert_before_the_servers_hello_is_nobodys_refusal(authority: Authority, alert: int) -> None:
+    """Anybody on the way can say such a thing, and the dialer is to try again soon."""
+
+    async def say_no(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"\x15\x03\x03\x00\x02\x02" + bytes([alert]))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery, sp.Req0(tls=authority.client()) as req:
+            (listening,) = await nursery.start(partial(trio.serve_tcp, say_no, 0, host="127.0.0.1"))
+            with pytest.raises(sp.DialError) as caught:
+                await req.dial(f"tls+tcp://127.0.0.1:{listening.socket.getsockname()[1]}")
+            assert isinstance(caught.value.__cause__, sp.TLSError)
+            assert not caught.value.__cause__.permanent
+            nursery.cancel_scope.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,42 @@ def test_a_reload_that_has_failed_is_tried_again_although_no_file_has_changed(
     tls.contexts.look()
     assert tls.contexts.news == (2, "")
     assert tls.contexts.current is not old
+
+
+async def test_a_key_log_that_works_again_fails_nobody(authority: Authority, tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    client = authority.client(key_log_file=folder / "log")
+    async with sp.Rep0(listen=URL, tls=authority.server()) as rep:
+        with trio.fail_after(10):
+            events = rep.events()
+            (folder / "log").unlink()
+            folder.rmdir()
+            async with sp.Req0(tls=client) as req:
+                with pytest.raises(sp.DialError, match="key_log_file: cannot write"):
+                    await req.dial(rep.listeners[0].url)
+            assert (await anext(events)).kind is sp.EventKind.REFUSED
+            folder.mkdir()
+            for _ in range(3):
+                async with sp.Req0(tls=client) as req:
+                    await req.dial(rep.listeners[0].url)
+
+
+def test_revocation_lists_beside_no_verification_are_refused(authority: Authority) -> None:
+    with pytest.raises(sp.TLSConfigError, match="revoked says nothing beside insecure_skip_verification"):
+        authority.client(insecure_skip_verification=True, revoked=authority.revoke())
+
+
+def test_a_file_of_the_same_size_and_a_revocation_list_are_seen_to_change(authority: Authority, tmp_path: Path) -> None:
+    ca, revoked = tmp_path / "ca.pem", tmp_path / "revoked.pem"
+    ca.write_bytes(authority.pem)
+    revoked.write_bytes(authority.revoke())
+    tls = sp.TLSServerConfig(certificate=authority.issue("localhost"), client_ca=ca, revoked=revoked)
+    tls.contexts.look()
+    assert tls.contexts.news == (1, "")
+    os.utime(ca, ns=(0, ca.stat().st_mtime_ns + 1))
+    tls.contexts.look()
+    assert tls.contexts.news == (2, "")
+    revoked.write_bytes(authority.revoke(authority.issue("somebody")))
+    tls.contexts.look()
+    assert tls.contexts.news == (3, "")

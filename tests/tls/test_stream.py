@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import check_half_closeable_stream, check_two_way_stream
 
 import sp
@@ -52,3 +53,34 @@ async def test_an_encrypted_link_makes_a_two_way_stream(authority: Authority, ve
 async def test_an_encrypted_link_can_be_closed_in_one_direction(authority: Authority) -> None:
     server, client = authority.server(), authority.client()
     await check_half_closeable_stream(partial(encrypted, server, client), None)
+
+
+async def test_after_a_cancelled_send_nothing_more_can_be_sent(authority: Authority) -> None:
+    one, other = await encrypted(authority.server(), authority.client())
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.send_all, bytes(2_000_000))
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    with pytest.raises(trio.BrokenResourceError, match="an earlier send was cancelled"):
+        await one.send_all(b"new words")
+    await one.aclose()
+    await other.aclose()
+
+
+async def test_a_record_that_is_not_genuine_is_told_to_everyone_who_reads(authority: Authority) -> None:
+    """A task that reads in a pipe's stead meets it first, and the pipe's own task has to meet it as well."""
+    inner, wire = links()
+    one, other = TLSLink(inner, authority.server()), TLSLink(wire, authority.client(), host="localhost", port=1)
+    async with trio.open_nursery() as nursery:
+        for end in (one, other):
+            nursery.start_soon(end.open, b"")
+    wire.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+    with trio.fail_after(5):
+        await one.wait_readable()
+        for _ in range(2):
+            with pytest.raises(sp.TLSError, match="bad record mac"):
+                one.recv(100)
+            await one.wait_readable()
+    one.close()
+    other.close()
