@@ -112,6 +112,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         address = Address.parse(url)
         address.check_dialable()
         terms = self._terms(address, tls, TLSClientConfig)
+        self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
         await trio.lowlevel.checkpoint()
         self._core.check_open()
         dialer = Dialer(self._core, address, terms, once=wait)
@@ -175,6 +176,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     async def wait_for_peers(self, n: int = 1) -> None:
         """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
+        self._core.check_open()
         await trio.lowlevel.checkpoint()
         self._core.check_open()
         while len(self._core.pipes) < n:

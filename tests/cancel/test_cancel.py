@@ -9,7 +9,8 @@ import trio
 
 import sp
 from tests.sockets.conftest import connect, name, url
-from tests.transports.ends import dial, server_tls
+from tests.transports import wire
+from tests.transports.ends import dial, network_only, server_tls
 
 __all__ = ["name", "url"]
 COUNT = 2000
@@ -128,37 +129,39 @@ async def test_a_cancelled_receive_of_a_service_leaves_the_request_for_the_next(
             assert await req.receive() == b"x"
 
 
-async def test_a_cancelled_reply_was_not_sent_and_can_be_repeated() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", outbox_limit=1) as rep:
-        host, port = rep.listeners[0].url.removeprefix("tcp://").split(":")
-        async with await trio.open_tcp_stream(host, int(port)) as stuck:
-            await stuck.send_all(b"\0SP\0\0\x30\0\0" + (b"\0" * 7 + b"\4" + b"\x80\0\0\1") * 40)
-            requests = [await anext(rep.requests()) for _ in range(40)]
-            blocked = None
-            for request in requests:
-                with trio.CancelScope() as scope:
-                    async with trio.open_nursery() as nursery:
+@network_only
+async def test_a_cancelled_reply_was_not_sent_and_can_be_repeated(url: str) -> None:
+    async with (
+        sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=1) as rep,
+        await wire.connect_as(rep.listeners[0].url, wire.REQ) as stuck,
+    ):
+        await stuck.send_all(wire.frame(b"\x80\0\0\1") * 40)
+        requests = [await anext(rep.requests()) for _ in range(40)]
+        blocked = None
+        for request in requests:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
 
-                        async def reply(request: sp.Request = request, nursery: trio.Nursery = nursery) -> None:
-                            await request.reply(bytes(1 << 20))
-                            nursery.cancel_scope.cancel()
+                    async def reply(request: sp.Request = request, nursery: trio.Nursery = nursery) -> None:
+                        await request.reply(bytes(1 << 20))
+                        nursery.cancel_scope.cancel()
 
-                        nursery.start_soon(reply)
-                        await trio.testing.wait_all_tasks_blocked(0.01)
-                        scope.cancel()
-                if scope.cancelled_caught:
-                    blocked = request
-                    break
-            assert blocked is not None
-            received = 0
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(blocked.reply, b"short")
-                while rep.statistics().messages_sent < requests.index(blocked) + 1:
-                    received += len(await stuck.receive_some(1 << 20))
-            expected = 8 + requests.index(blocked) * (12 + (1 << 20)) + 12 + 5
-            while received < expected:
+                    nursery.start_soon(reply)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    scope.cancel()
+            if scope.cancelled_caught:
+                blocked = request
+                break
+        assert blocked is not None
+        received = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(blocked.reply, b"short")
+            while rep.statistics().messages_sent < requests.index(blocked) + 1:
                 received += len(await stuck.receive_some(1 << 20))
-            assert received == expected
+        expected = requests.index(blocked) * (12 + (1 << 20)) + 12 + 5
+        while received < expected:
+            received += len(await stuck.receive_some(1 << 20))
+        assert received == expected
 
 
 @pytest.mark.parametrize("call", ["wait_for_peers", "events", "listen", "request"])

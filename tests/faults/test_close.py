@@ -13,7 +13,8 @@ import trio
 from trio.testing import MockClock
 
 import sp
-from tests.transports.wire import BUS, REQ, SUB, at_most, connect_as, expect, frame, receive_end, receive_frame
+from tests.transports.ends import client_tls, dial, network_only, server_tls
+from tests.transports.wire import BUS, REQ, SUB, at_most, connect_as, expect, frame, receive_end, receive_frame, reset, socket_of
 
 _names = itertools.count(1)
 
@@ -151,8 +152,8 @@ async def one_life(seed: int, url: str) -> None:
 
     try:
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            listening = await stack.enter_async_context(make_listening(listen=url, **options()))
-            dialing = await stack.enter_async_context(make_dialing(dial=listening.listeners[0].url, **options()))
+            listening = await stack.enter_async_context(make_listening(listen=url, tls=server_tls(url), **options()))
+            dialing = await stack.enter_async_context(make_dialing(dial=listening.listeners[0].url, tls=client_tls(url), **options()))
             for sock, works in ((listening, listening_works), (dialing, dialing_works)):
                 for work in rng.choices(works + _ANYBODY, weights=[3] * len(works) + [1] * len(_ANYBODY), k=rng.randrange(4)):
                     nursery.start_soon(_until_closed, work, sock, rng)
@@ -171,6 +172,9 @@ async def one_life(seed: int, url: str) -> None:
 
 async def lives(count: int, new_url: Callable[[], str]) -> None:
     first = random.randrange(1 << 32)
+    url = new_url()
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
+        await dial(req, rep.listeners[0].url)  # the task that lets handshakes through one by one lives as long as the run
     tasks = trio.lowlevel.current_statistics().tasks_living
     for seed in range(first, first + count):
         try:
@@ -186,14 +190,15 @@ async def test_closed_at_any_of_two_thousand_moments_everything_ends_within_the_
     await lives(2_000, lambda: f"inproc://life-{next(_names)}")
 
 
-async def test_over_tcp_too_closing_at_any_moment_ends_within_the_deadline() -> None:
-    await lives(300, lambda: "tcp://127.0.0.1:0")
+@network_only
+async def test_over_a_network_too_closing_at_any_moment_ends_within_the_deadline(url: str) -> None:
+    await lives(300, lambda: url)
 
 
 # Particular moments.
 
 
-@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "inproc://close"])
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "tls+tcp://127.0.0.1:0", "inproc://close"])
 async def test_whoever_waits_is_told_when_the_socket_is_closed(url: str) -> None:
     told: list[str] = []
 
@@ -202,7 +207,7 @@ async def test_whoever_waits_is_told_when_the_socket_is_closed(url: str) -> None
             await call()
         told.append(name)
 
-    async with sp.Req0() as req, sp.Rep0(listen=url) as rep, sp.Sub0() as sub:
+    async with sp.Req0() as req, sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Sub0() as sub:
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 context = req.context()
@@ -239,9 +244,10 @@ async def test_a_dial_that_waits_is_told_when_the_socket_is_closed() -> None:
             await stream.aclose()
 
 
-async def test_a_peer_that_never_reads_cannot_hold_up_closing_for_longer_than_linger(mock_clock: MockClock) -> None:
+@network_only
+async def test_a_peer_that_never_reads_cannot_hold_up_closing_for_longer_than_linger(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Pub0(listen="tcp://127.0.0.1:0", linger=3, outbox_limit=1_000, outbox_bytes=1 << 30) as pub:
+        async with sp.Pub0(listen=url, tls=server_tls(url), linger=3, outbox_limit=1_000, outbox_bytes=1 << 30) as pub:
             stream = await connect_as(pub.listeners[0].url, SUB)
             await pub.wait_for_peers()
             for _ in range(500):
@@ -266,13 +272,14 @@ async def test_a_peer_that_never_reads_cannot_hold_up_closing_for_longer_than_li
             await stream.aclose()
 
 
-async def test_a_pipe_that_is_closed_in_the_moment_in_which_its_peers_buffer_is_full_ends_alone() -> None:
-    async with sp.Pub0(listen="tcp://127.0.0.1:0", outbox_limit=1) as pub:
+@network_only
+async def test_a_pipe_that_is_closed_in_the_moment_in_which_its_peers_buffer_is_full_ends_alone(url: str) -> None:
+    async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=1) as pub:
         url = pub.listeners[0].url
         with trio.fail_after(5):
             async with await connect_as(url, SUB) as deaf, await connect_as(url, SUB) as good:
                 await pub.wait_for_peers(2)
-                (pipe,) = (each for each in pub.pipes if each.remote_address.endswith(f":{deaf.socket.getsockname()[1]}"))
+                (pipe,) = (each for each in pub.pipes if each.remote_address.endswith(f":{socket_of(deaf).getsockname()[1]}"))
                 for _ in range(100):  # none of which gives other tasks a turn
                     pub.send_nowait(bytes(1 << 20))
                 pipe.close()
@@ -281,9 +288,10 @@ async def test_a_pipe_that_is_closed_in_the_moment_in_which_its_peers_buffer_is_
                 assert await good.receive_some(9)
 
 
-async def test_a_peer_that_never_stops_sending_cannot_hold_up_closing(mock_clock: MockClock) -> None:
+@network_only
+async def test_a_peer_that_never_stops_sending_cannot_hold_up_closing(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=3) as bus:
+        async with sp.Bus0(listen=url, tls=server_tls(url), linger=3) as bus:
             stream = await connect_as(bus.listeners[0].url, BUS)
             await bus.wait_for_peers()
             async with trio.open_nursery() as nursery:
@@ -310,11 +318,12 @@ async def test_a_peer_that_never_stops_sending_cannot_hold_up_closing(mock_clock
             await stream.aclose()
 
 
-async def test_what_was_accepted_is_delivered_before_a_close_in_order_returns() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0", inbox_limit=10_000, inbox_bytes=1 << 30) as receiver:
+@network_only
+async def test_what_was_accepted_is_delivered_before_a_close_in_order_returns(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), inbox_limit=10_000, inbox_bytes=1 << 30) as receiver:
         with trio.fail_after(10):
             async with sp.Bus0(linger=5) as sender:
-                await sender.dial(receiver.listeners[0].url)
+                await dial(sender, receiver.listeners[0].url)
                 await sender.wait_for_peers()
                 for number in range(100):
                     await sender.send(b"%d" % number + bytes(100_000))
@@ -324,9 +333,10 @@ async def test_what_was_accepted_is_delivered_before_a_close_in_order_returns() 
                 await receiver.receive()
 
 
-async def test_a_reply_arrives_whole_even_when_its_socket_is_closed_with_requests_unread() -> None:
+@network_only
+async def test_a_reply_arrives_whole_even_when_its_socket_is_closed_with_requests_unread(url: str) -> None:
     # Closing a TCP socket that has something unread resets the connection, and what is on its way is lost.
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", inbox_limit=1, linger=5, outbox_bytes=1 << 30) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=1, linger=5, outbox_bytes=1 << 30) as rep:
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery, await connect_as(rep.listeners[0].url, REQ) as stream:
                 # A read takes 64 KiB at most and is not followed by another, for the inbox is full.
@@ -340,8 +350,9 @@ async def test_a_reply_arrives_whole_even_when_its_socket_is_closed_with_request
                 assert await receive_end(stream) == b""
 
 
-async def test_closing_twice_or_from_two_tasks_or_cancelled_is_no_trouble() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep:
+@network_only
+async def test_closing_twice_or_from_two_tasks_or_cancelled_is_no_trouble(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         with trio.fail_after(5):
             with trio.CancelScope() as scope:
                 scope.cancel()
@@ -370,23 +381,24 @@ async def test_a_socket_that_is_opened_and_closed_in_either_order_of_its_peer_le
         assert trio.lowlevel.current_statistics().tasks_living == tasks
 
 
-async def test_an_error_in_the_block_comes_out_as_itself() -> None:
+@network_only
+async def test_an_error_in_the_block_comes_out_as_itself(url: str) -> None:
     with trio.fail_after(5):
         with pytest.raises(DeliberateError):
-            async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(dial=rep.listeners[0].url) as req:
+            async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(dial=rep.listeners[0].url, tls=client_tls(url)) as req:
                 await req.wait_for_peers()
                 raise DeliberateError
 
 
-async def test_a_failing_peer_neither_fails_the_socket_nor_the_listener() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
+@network_only
+async def test_a_failing_peer_neither_fails_the_socket_nor_the_listener(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         with trio.fail_after(5):
             for _ in range(20):
                 stream = await connect_as(bus.listeners[0].url, BUS)
                 await expect(events, sp.EventKind.ATTACHED)
                 bus.send_nowait(bytes(100_000))
-                stream.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                await stream.aclose()
+                reset(stream)
                 await expect(events, sp.EventKind.DETACHED)
         assert len(bus.listeners) == 1

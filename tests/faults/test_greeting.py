@@ -10,15 +10,35 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
-from tests.transports.wire import BUS, REP, REQ, at_most, connect, connect_as, expect, frame, greeting, receive_end, receive_exactly, until
+from tests.transports.ends import dial, server_tls
+from tests.transports.wire import (
+    BUS,
+    REP,
+    REQ,
+    Stream,
+    at_most,
+    connect,
+    connect_as,
+    end,
+    expect,
+    frame,
+    greeting,
+    receive_end,
+    receive_exactly,
+    socket_of,
+    until,
+)
 
-ANYWHERE = "tcp://127.0.0.1:0"
+
+@pytest.fixture(params=["tcp", "tls+tcp"])
+def url(request: pytest.FixtureRequest) -> str:
+    return f"{request.param}://127.0.0.1:0"
 
 
 async def check(rep: sp.Rep0, url: str) -> None:
     """A good client is served."""
     async with sp.Req0() as req:
-        await req.dial(url)
+        await dial(req, url)
         await req.send(b"hello")
         assert await rep.receive() == b"hello"
         await rep.send(b"hello yourself")
@@ -28,9 +48,9 @@ async def check(rep: sp.Rep0, url: str) -> None:
 # Silence.
 
 
-async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(mock_clock: MockClock) -> None:
+async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(url: str, mock_clock: MockClock) -> None:
     with at_most(20):
-        async with sp.Rep0(listen=ANYWHERE, greeting_timeout=10) as rep:
+        async with sp.Rep0(listen=url, tls=server_tls(url), greeting_timeout=10) as rep:
             (listener,) = rep.listeners
             silent = [await connect(listener.url) for _ in range(200)]
             await until(lambda: listener.statistics().greeting == 200)
@@ -73,9 +93,9 @@ async def test_a_silent_listener_fails_a_dial_at_the_deadline(mock_clock: MockCl
                 await stream.aclose()
 
 
-async def test_every_byte_of_a_slow_greeting_counts_against_the_same_deadline(mock_clock: MockClock) -> None:
+async def test_every_byte_of_a_slow_greeting_counts_against_the_same_deadline(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=ANYWHERE, greeting_timeout=10) as rep, await connect(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=url, tls=server_tls(url), greeting_timeout=10) as rep, await connect(rep.listeners[0].url) as stream:
             events = rep.events()
             for byte in greeting(REQ)[:5]:
                 await stream.send_all(bytes([byte]))
@@ -85,9 +105,9 @@ async def test_every_byte_of_a_slow_greeting_counts_against_the_same_deadline(mo
             assert isinstance(event.error, sp.GreetingError)
 
 
-async def test_a_greeting_and_messages_may_come_byte_by_byte(mock_clock: MockClock) -> None:
+async def test_a_greeting_and_messages_may_come_byte_by_byte(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=ANYWHERE) as rep, await connect(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, await connect(rep.listeners[0].url) as stream:
             request = b"\x80\0\0\1slow"
             for byte in greeting(REQ) + frame(request) + frame(request):
                 await stream.send_all(bytes([byte]))
@@ -98,9 +118,9 @@ async def test_a_greeting_and_messages_may_come_byte_by_byte(mock_clock: MockClo
             assert await rep.receive() == b"slow"
 
 
-async def test_a_greeting_and_messages_may_come_in_one_piece() -> None:
+async def test_a_greeting_and_messages_may_come_in_one_piece(url: str) -> None:
     with trio.fail_after(5):
-        async with sp.Bus0(listen=ANYWHERE) as bus, await connect(bus.listeners[0].url) as stream:
+        async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, await connect(bus.listeners[0].url) as stream:
             await stream.send_all(greeting(BUS) + b"".join(frame(b"%d" % number) for number in range(100)))
             assert [await bus.receive() for _ in range(100)] == [b"%d" % number for number in range(100)]
 
@@ -108,7 +128,7 @@ async def test_a_greeting_and_messages_may_come_in_one_piece() -> None:
 # authorize.
 
 
-async def test_the_deadline_covers_a_slow_authorize(mock_clock: MockClock) -> None:
+async def test_the_deadline_covers_a_slow_authorize(url: str, mock_clock: MockClock) -> None:
     asked: list[sp.Pipe] = []
 
     async def authorize(pipe: sp.Pipe) -> bool:
@@ -117,7 +137,7 @@ async def test_the_deadline_covers_a_slow_authorize(mock_clock: MockClock) -> No
         raise AssertionError
 
     with at_most(10):
-        async with sp.Bus0(listen=ANYWHERE, greeting_timeout=10, authorize=authorize) as bus:
+        async with sp.Bus0(listen=url, tls=server_tls(url), greeting_timeout=10, authorize=authorize) as bus:
             events = bus.events()
             async with await connect_as(bus.listeners[0].url, BUS) as stream:
                 await stream.send_all(frame(b"too early"))
@@ -152,8 +172,8 @@ async def test_while_authorize_thinks_about_one_peer_others_are_served(autojump_
             assert trio.current_time() == began + 5
 
 
-async def test_nothing_of_a_refused_peer_is_delivered() -> None:
-    async with sp.Bus0(listen=ANYWHERE, authorize=lambda _: False) as bus:
+async def test_nothing_of_a_refused_peer_is_delivered(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), authorize=lambda _: False) as bus:
         events = bus.events()
         with trio.fail_after(5):
             async with await connect(bus.listeners[0].url) as stream:
@@ -168,12 +188,12 @@ async def test_nothing_of_a_refused_peer_is_delivered() -> None:
 # Too many at once.
 
 
-async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest() -> None:
-    async with sp.Rep0(listen=ANYWHERE, max_greetings=5) as rep:
+async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=5) as rep:
         (listener,) = rep.listeners
         events = rep.events()
         with trio.fail_after(5):
-            streams: list[trio.SocketStream] = []
+            streams: list[Stream] = []
             for number in range(1, 8):
                 streams.append(await connect(listener.url))
                 await until(lambda number=number: listener.statistics().accepted == number)
@@ -181,7 +201,7 @@ async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest() -> 
                 assert await receive_end(stream) in (b"", greeting(REP))
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert "more than 5" in event.reason
-                assert stream.socket.getsockname()[1] == int(event.reason.partition(": ")[0].rpartition(":")[2])
+                assert socket_of(stream).getsockname()[1] == int(event.reason.partition(": ")[0].rpartition(":")[2])
             assert listener.statistics().greeting == 5
             for stream in streams[2:]:  # the others still may
                 await stream.send_all(greeting(REQ))
@@ -190,8 +210,8 @@ async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest() -> 
                 await stream.aclose()
 
 
-async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out() -> None:
-    async with sp.Rep0(listen=ANYWHERE, max_greetings=5) as rep:
+async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=5) as rep:
         (listener,) = rep.listeners
         with trio.fail_after(5):
             streams = [await connect(listener.url) for _ in range(50)]
@@ -216,8 +236,10 @@ async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out() -> 
     ],
     ids=["http", "tls", "version", "reserved", "unknown protocol", "our own protocol"],
 )
-async def test_who_greets_wrongly_is_told_off_at_once_and_the_listener_goes_on(said: bytes, kind: type[sp.Error], words: str) -> None:
-    async with sp.Rep0(listen=ANYWHERE) as rep:
+async def test_who_greets_wrongly_is_told_off_at_once_and_the_listener_goes_on(
+    url: str, said: bytes, kind: type[sp.Error], words: str
+) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
             async with await connect(rep.listeners[0].url) as stream:
@@ -225,31 +247,32 @@ async def test_who_greets_wrongly_is_told_off_at_once_and_the_listener_goes_on(s
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, kind)
                 assert words in event.reason
-                port = stream.socket.getsockname()[1]
+                port = socket_of(stream).getsockname()[1]
                 assert f"127.0.0.1:{port}" in event.reason
                 assert await receive_end(stream) in (b"", greeting(REP))
             await check(rep, rep.listeners[0].url)
 
 
 @pytest.mark.parametrize("size", range(8))
-async def test_a_peer_that_ends_within_its_greeting_is_refused_with_the_reason(size: int) -> None:
-    async with sp.Rep0(listen=ANYWHERE) as rep:
+async def test_a_peer_that_ends_within_its_greeting_is_refused_with_the_reason(url: str, size: int) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
             stream = await connect(rep.listeners[0].url)
             await stream.send_all(greeting(REQ)[:size])
-            await stream.send_eof()
+            assert await receive_exactly(stream, 8) == greeting(REP)
+            await end(stream)
             event = await expect(events, sp.EventKind.REFUSED)
             assert isinstance(event.error, sp.PeerClosed)
             assert f"after {size} of 8 bytes" in event.reason
             await stream.aclose()
 
 
-async def test_garbage_after_the_greeting_ends_the_pipe_and_the_listener_goes_on() -> None:
+async def test_garbage_after_the_greeting_ends_the_pipe_and_the_listener_goes_on(url: str) -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rng = random.Random(seed)
-    async with sp.Rep0(listen=ANYWHERE) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         (listener,) = rep.listeners
         with trio.fail_after(20):
             for _ in range(200):
@@ -265,13 +288,13 @@ async def test_garbage_after_the_greeting_ends_the_pipe_and_the_listener_goes_on
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 9, 12, 15])
-async def test_a_message_that_is_cut_off_ends_the_pipe_and_is_not_delivered(cut: int) -> None:
-    async with sp.Bus0(listen=ANYWHERE) as bus:
+async def test_a_message_that_is_cut_off_ends_the_pipe_and_is_not_delivered(url: str, cut: int) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         with trio.fail_after(5):
             stream = await connect_as(bus.listeners[0].url, BUS)
             await stream.send_all(frame(b"whole") + frame(b"half of")[: cut if cut < 15 else 14])
-            await stream.send_eof()
+            await end(stream)
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.PeerClosed)
             assert "in the middle of a message" in event.reason
@@ -281,8 +304,8 @@ async def test_a_message_that_is_cut_off_ends_the_pipe_and_is_not_delivered(cut:
             await stream.aclose()
 
 
-async def test_a_request_without_the_end_of_its_header_ends_the_pipe() -> None:
-    async with sp.Rep0(listen=ANYWHERE) as rep:
+async def test_a_request_without_the_end_of_its_header_ends_the_pipe(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
             async with await connect_as(rep.listeners[0].url, REQ) as stream:
@@ -296,8 +319,8 @@ async def test_a_request_without_the_end_of_its_header_ends_the_pipe() -> None:
 
 
 @pytest.mark.parametrize("size", [1 << 63, (1 << 64) - 1, 1 << 40, (1 << 20) + 1])
-async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(size: int) -> None:
-    async with sp.Bus0(listen=ANYWHERE) as bus:
+async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(url: str, size: int) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         with trio.fail_after(5):
             bad = await connect_as(bus.listeners[0].url, BUS)
@@ -322,8 +345,8 @@ async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(size: 
             await good.aclose()
 
 
-async def test_without_a_limit_memory_grows_with_what_has_arrived_and_not_with_what_was_announced() -> None:
-    async with sp.Bus0(listen=ANYWHERE, max_message_size=None) as bus:
+async def test_without_a_limit_memory_grows_with_what_has_arrived_and_not_with_what_was_announced(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), max_message_size=None) as bus:
         with trio.fail_after(5):
             async with await connect_as(bus.listeners[0].url, BUS) as stream:
                 await bus.wait_for_peers()

@@ -12,7 +12,8 @@ import trio
 
 import sp
 from sp.framing import FrameDecoder, frame_prefix
-from tests.transports.wire import REQ, connect_as, frame
+from tests.transports.ends import dial, network_only, server_tls
+from tests.transports.wire import REQ, connect_as, frame, reset
 
 
 async def echo(rep: sp.Rep0) -> None:
@@ -20,17 +21,17 @@ async def echo(rep: sp.Rep0) -> None:
         await rep.send(await rep.receive())
 
 
-async def test_clients_that_ask_much_and_leave_do_not_hang_a_service_that_answers_one_after_the_other() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as honest, trio.open_nursery() as nursery:
+@network_only
+async def test_clients_that_ask_much_and_leave_do_not_hang_a_service_that_answers_one_after_the_other(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as honest, trio.open_nursery() as nursery:
         with trio.fail_after(20):
             hostile = await connect_as(rep.listeners[0].url, REQ)
             await hostile.send_all(frame(b"\x80\0\0\1x") * 300)
             while rep.statistics().inbox < 128:
                 await trio.lowlevel.checkpoint()
-            hostile.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            await hostile.aclose()
+            reset(hostile)
             nursery.start_soon(echo, rep)
-            await honest.dial(rep.listeners[0].url)
+            await dial(honest, rep.listeners[0].url)
             assert await honest.request(b"still there?") == b"still there?"
             nursery.cancel_scope.cancel()
 
@@ -51,8 +52,9 @@ async def test_a_client_that_cannot_be_written_to_does_not_hang_a_service(tmp_pa
             nursery.cancel_scope.cancel()
 
 
-async def test_a_quiet_requester_is_served_beside_those_that_flood() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as quiet, trio.open_nursery() as nursery:
+@network_only
+async def test_a_quiet_requester_is_served_beside_those_that_flood(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as quiet, trio.open_nursery() as nursery:
         served = 0
 
         async def serve() -> None:
@@ -78,7 +80,7 @@ async def test_a_quiet_requester_is_served_beside_those_that_flood() -> None:
         with trio.fail_after(20):
             while served < 1000:
                 await trio.lowlevel.checkpoint()
-            await quiet.dial(rep.listeners[0].url)
+            await dial(quiet, rep.listeners[0].url)
             for _ in range(3):
                 before = served
                 await quiet.request(b"me too")
@@ -97,8 +99,9 @@ def test_a_message_that_trickles_in_costs_little_more_than_its_bytes() -> None:
     assert held < 200_000
 
 
-async def test_a_pipe_that_has_ended_keeps_nothing_of_a_message_that_was_cut_off() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep:
+@network_only
+async def test_a_pipe_that_has_ended_keeps_nothing_of_a_message_that_was_cut_off(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()  # nobody takes them, and each refers to its pipe
         tracemalloc.start()
         for _ in range(20):
@@ -113,14 +116,15 @@ async def test_a_pipe_that_has_ended_keeps_nothing_of_a_message_that_was_cut_off
         assert events.missed == 0
 
 
-async def test_a_newcomer_evicted_while_it_is_authorized_never_becomes_a_pipe() -> None:
+@network_only
+async def test_a_newcomer_evicted_while_it_is_authorized_never_becomes_a_pipe(url: str) -> None:
     gate = trio.Event()
 
     async def wait(pipe: sp.Pipe) -> bool:
         await gate.wait()
         return True
 
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", max_greetings=1, authorize=wait) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=1, authorize=wait) as rep:
         events = rep.events()
         with trio.fail_after(10):
             first = await connect_as(rep.listeners[0].url, REQ)
@@ -165,8 +169,9 @@ async def test_a_dial_that_fails_in_an_unexpected_way_costs_its_attempt_and_noth
         raise RuntimeError("can't start new thread")
 
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
+        url = rep.listeners[0].url.replace("127.0.0.1", "localhost")  # a name needs a thread, an address none
         monkeypatch.setattr(trio, "open_tcp_stream", no_thread)
         with pytest.raises(sp.DialError, match="can't start new thread"):
-            await req.dial(rep.listeners[0].url)
+            await req.dial(url)
         monkeypatch.undo()
-        await req.dial(rep.listeners[0].url)
+        await req.dial(url)

@@ -17,18 +17,18 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
+from tests.transports.ends import client_tls, dial, network_only, server_tls
 from tests.transports.wire import PUB, REQ, SUB, connect_as, frame, receive_frame, until
-
-ANYWHERE = "tcp://127.0.0.1:0"
 
 _names = itertools.count(1)
 
 
-@pytest.fixture(params=["tcp", "ipc", "abstract", "inproc"])
+@pytest.fixture(params=["tcp", "tls+tcp", "ipc", "abstract", "inproc"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     name = f"{os.getpid()}-{next(_names)}"
     return {
-        "tcp": ANYWHERE,
+        "tcp": "tcp://127.0.0.1:0",
+        "tls+tcp": "tls+tcp://127.0.0.1:0",
         "ipc": f"ipc://{tmp_path}/s",
         "abstract": f"abstract://sp-resources-{name}",
         "inproc": f"inproc://resources-{name}",
@@ -51,8 +51,9 @@ def growth_below(limit: int) -> Iterator[None]:
 # Memory.
 
 
-async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses_is_counted() -> None:
-    async with sp.Pub0(listen=ANYWHERE, outbox_limit=10) as pub:
+@network_only
+async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses_is_counted(url: str) -> None:
+    async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10) as pub:
         with trio.fail_after(20):
             deaf = await connect_as(pub.listeners[0].url, SUB)
             await pub.wait_for_peers()
@@ -67,9 +68,10 @@ async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses
             await deaf.aclose()
 
 
+@network_only
 @pytest.mark.parametrize("drops", ["oldest", "newest"])
-async def test_the_policy_says_which_messages_a_slow_subscriber_misses(drops: str) -> None:
-    async with sp.Pub0(listen=ANYWHERE, outbox_limit=10, outbox_drops=drops) as pub:
+async def test_the_policy_says_which_messages_a_slow_subscriber_misses(url: str, drops: str) -> None:
+    async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10, outbox_drops=drops) as pub:
         with trio.fail_after(10):
             slow = await connect_as(pub.listeners[0].url, SUB)
             await pub.wait_for_peers()
@@ -84,11 +86,12 @@ async def test_the_policy_says_which_messages_a_slow_subscriber_misses(drops: st
             await slow.aclose()
 
 
-async def test_one_slow_subscriber_does_not_cost_the_others_a_message() -> None:
-    async with sp.Pub0(listen=ANYWHERE, outbox_limit=10) as pub, sp.Sub0(topics=b"") as good:
+@network_only
+async def test_one_slow_subscriber_does_not_cost_the_others_a_message(url: str) -> None:
+    async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10) as pub, sp.Sub0(topics=b"") as good:
         with trio.fail_after(20):
             deaf = await connect_as(pub.listeners[0].url, SUB)
-            await good.dial(pub.listeners[0].url)
+            await dial(good, pub.listeners[0].url)
             await pub.wait_for_peers(2)
             for number in range(300):
                 await pub.send(b"%d" % number + bytes(100_000))
@@ -98,9 +101,9 @@ async def test_one_slow_subscriber_does_not_cost_the_others_a_message() -> None:
 
 
 async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_misses_is_counted(url: str) -> None:
-    async with sp.Pub0(listen=url) as pub, sp.Sub0(topics=b"", inbox_limit=10) as sub:
+    async with sp.Pub0(listen=url, tls=server_tls(url)) as pub, sp.Sub0(topics=b"", inbox_limit=10) as sub:
         with trio.fail_after(30):
-            await sub.dial(pub.listeners[0].url)
+            await dial(sub, pub.listeners[0].url)
             await pub.wait_for_peers()
             count = 3_000
             with growth_below(16 << 20):  # two queues of a few MB between inproc sockets
@@ -114,8 +117,9 @@ async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_mi
             assert sub.statistics().dropped["inbox full"] > 0
 
 
-async def test_a_byte_bound_holds_where_a_bound_in_messages_would_not() -> None:
-    async with sp.Rep0(listen=ANYWHERE, inbox_limit=10_000, inbox_bytes=300_000) as rep:
+@network_only
+async def test_a_byte_bound_holds_where_a_bound_in_messages_would_not(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=10_000, inbox_bytes=300_000) as rep:
         with trio.fail_after(10), growth_below(3 << 20):
             async with await connect_as(rep.listeners[0].url, REQ) as stream, trio.open_nursery() as nursery:
 
@@ -131,8 +135,9 @@ async def test_a_byte_bound_holds_where_a_bound_in_messages_would_not() -> None:
                 nursery.cancel_scope.cancel()
 
 
-async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else() -> None:
-    async with sp.Rep0(listen=ANYWHERE, outbox_limit=2) as rep, sp.Req0() as good:
+@network_only
+async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=2) as rep, sp.Req0() as good:
         with trio.fail_after(20):
             deaf = await connect_as(rep.listeners[0].url, REQ)
             await rep.wait_for_peers()
@@ -146,7 +151,7 @@ async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else()
                 with growth_below(160 << 20):
                     for number in range(100):
                         await deaf.send_all(frame((0x8000_0000 + number).to_bytes(4, "big")))
-                    await good.dial(rep.listeners[0].url)
+                    await dial(good, rep.listeners[0].url)
                     for _ in range(10):
                         assert len(await good.request(b"")) == 1_000_000
                 nursery.cancel_scope.cancel()
@@ -154,9 +159,9 @@ async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else()
 
 
 async def test_a_delivered_message_is_held_by_nobody_but_its_receiver(url: str) -> None:
-    async with sp.Bus0(listen=url) as bus, sp.Bus0() as peer:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, sp.Bus0() as peer:
         with trio.fail_after(5):
-            await peer.dial(bus.listeners[0].url)
+            await dial(peer, bus.listeners[0].url)
             await bus.wait_for_peers()
             for size in (10, 100_000):
                 await peer.send(bytes([size % 251]) * size)
@@ -187,9 +192,9 @@ async def count_turns(stop: trio.Event, sample: Callable[[], int]) -> list[int]:
 async def test_a_flood_of_small_messages_leaves_a_turn_to_others_every_few_of_them(url: str) -> None:
     received = 0
     steps: list[int] = []
-    async with sp.Bus0(listen=url) as receiver, sp.Bus0() as flooder:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as receiver, sp.Bus0() as flooder:
         with trio.fail_after(30):
-            await flooder.dial(receiver.listeners[0].url)
+            await dial(flooder, receiver.listeners[0].url)
             await receiver.wait_for_peers()
             stop = trio.Event()
             async with trio.open_nursery() as nursery:
@@ -216,10 +221,11 @@ async def test_a_flood_of_small_messages_leaves_a_turn_to_others_every_few_of_th
     assert max(steps) <= 32
 
 
-async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_read() -> None:
+@network_only
+async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_read(url: str) -> None:
     steps: list[int] = []
     block = frame(b"f") * 30_000
-    async with sp.Sub0(listen=ANYWHERE) as sub:  # subscribed to nothing, so it discards as fast as it can
+    async with sp.Sub0(listen=url, tls=server_tls(url)) as sub:  # subscribed to nothing, so it discards as fast as it can
         with trio.fail_after(30):
             stream = await connect_as(sub.listeners[0].url, PUB)
             await sub.wait_for_peers()
@@ -245,10 +251,10 @@ async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_rea
 
 
 async def test_a_flooding_peer_does_not_keep_others_waiting(url: str) -> None:
-    async with sp.Rep0(listen=url, linger=0) as rep, sp.Req0(linger=0) as flooder, sp.Req0() as good:
+    async with sp.Rep0(listen=url, tls=server_tls(url), linger=0) as rep, sp.Req0(linger=0) as flooder, sp.Req0() as good:
         with trio.fail_after(30):
-            await flooder.dial(rep.listeners[0].url)
-            await good.dial(rep.listeners[0].url)
+            await dial(flooder, rep.listeners[0].url)
+            await dial(good, rep.listeners[0].url)
             await rep.wait_for_peers(2)
             served: list[bytes] = []
             async with trio.open_nursery() as nursery:
@@ -276,12 +282,13 @@ async def test_a_flooding_peer_does_not_keep_others_waiting(url: str) -> None:
         assert max(later - earlier for earlier, later in itertools.pairwise(places)) <= 1_000
 
 
-async def test_a_flood_of_connections_leaves_turns_to_others_and_to_good_clients() -> None:
-    async with sp.Rep0(listen=ANYWHERE) as rep, sp.Req0() as good:
+@network_only
+async def test_a_flood_of_connections_leaves_turns_to_others_and_to_good_clients(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as good:
         (listener,) = rep.listeners
-        host, _, port = listener.url.removeprefix("tcp://").rpartition(":")
+        host, _, port = listener.url.partition("://")[2].rpartition(":")
         with trio.fail_after(30):
-            await good.dial(listener.url)
+            await dial(good, listener.url)
             stop = trio.Event()
             async with trio.open_nursery() as nursery:
 
@@ -329,7 +336,7 @@ def _inventory() -> tuple[int, int, int]:
 async def test_hundreds_of_connections_that_came_and_went_leave_nothing(url: str, closing: str) -> None:
     cycles = 200
     with trio.fail_after(30):
-        async with sp.Rep0(listen=url) as rep, sp.Req0(redial_min=1e-4, redial_max=1e-4) as lasting:
+        async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(redial_min=1e-4, redial_max=1e-4) as lasting:
             (listener,) = rep.listeners
 
             async def ask(req: sp.Req0) -> None:
@@ -340,7 +347,7 @@ async def test_hundreds_of_connections_that_came_and_went_leave_nothing(url: str
 
             async def cycle() -> None:
                 if closing == "dialing socket":
-                    async with sp.Req0(dial=listener.url) as req:
+                    async with sp.Req0(dial=listener.url, tls=client_tls(url)) as req:
                         await ask(req)
                 else:
                     await ask(lasting)
@@ -352,7 +359,7 @@ async def test_hundreds_of_connections_that_came_and_went_leave_nothing(url: str
                     await trio.lowlevel.checkpoint()
 
             if closing != "dialing socket":
-                await lasting.dial(listener.url)
+                await dial(lasting, listener.url)
             for _ in range(50):
                 await cycle()
             await wait_all_tasks_blocked(0.01)

@@ -12,7 +12,8 @@ from sp.message import Message
 from sp.options import SocketOptions
 from sp.transports import Terms
 from sp.transports.stream import StreamConnection
-from tests.transports.ends import server_tls
+from tests.transports.ends import network_only, server_tls
+from tests.transports.wire import BUS, connect_as
 
 from .conftest import Background, connect
 
@@ -54,12 +55,10 @@ def test_a_write_that_was_refused_is_kept_and_tried_again(size: int) -> None:
     assert len(link.written) == 10 * frame
 
 
-async def test_a_large_message_whose_write_fails_is_dropped_once() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=0) as bus:
-        host, port = bus.listeners[0].url.removeprefix("tcp://").split(":")
-        peer = await trio.open_tcp_stream(host, int(port))
-        await peer.send_all(b"\0SP\0\0\x70\0\0")
-        await peer.receive_some(8)
+@network_only
+async def test_a_large_message_whose_write_fails_is_dropped_once(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), linger=0) as bus:
+        peer = await connect_as(bus.listeners[0].url, BUS)
         await bus.wait_for_peers()
         for _ in range(20):
             await bus.send(bytes(1 << 20))
@@ -170,8 +169,9 @@ async def test_who_waits_to_send_is_not_overtaken_by_who_comes_later(name: str) 
         await waiting.done()
 
 
-async def test_the_first_to_receive_gets_the_first_message_also_when_it_reads_for_itself() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0") as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+@network_only
+async def test_the_first_to_receive_gets_the_first_message_also_when_it_reads_for_itself(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
         await connect(one, two)
         for _ in range(20):
             await two.send(b"x")

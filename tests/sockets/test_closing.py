@@ -7,7 +7,8 @@ import pytest
 import trio
 
 import sp
-from tests.transports.ends import dial, server_tls
+from tests.transports.ends import dial, network_only, server_tls
+from tests.transports.wire import BUS, REQ, connect_as, frame
 
 from .conftest import Background, connect
 
@@ -49,19 +50,12 @@ async def test_messages_of_a_peer_that_has_gone_are_still_received(url: str) -> 
         assert [await bus.receive() for _ in range(100)] == [b"%d" % number for number in range(100)]
 
 
-async def stuck_peer(url: str) -> trio.SocketStream:
-    host, port = url.removeprefix("tcp://").split(":")
-    stream = await trio.open_tcp_stream(host, int(port))
-    await stream.send_all(b"\0SP\0\0\x70\0\0")
-    await stream.receive_some(8)
-    return stream
-
-
+@network_only
 @pytest.mark.parametrize("linger", [0.0, 0.05])
 async def test_a_peer_that_does_not_read_delays_the_end_no_longer_than_the_linger_time(
-    linger: float, caplog: pytest.LogCaptureFixture
+    url: str, linger: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=linger) as bus, await stuck_peer(bus.listeners[0].url):
+    async with sp.Bus0(listen=url, tls=server_tls(url), linger=linger) as bus, await connect_as(bus.listeners[0].url, BUS):
         await bus.wait_for_peers()
         for _ in range(100):
             await bus.send(bytes(100_000))
@@ -75,8 +69,9 @@ async def test_a_peer_that_does_not_read_delays_the_end_no_longer_than_the_linge
     assert caplog.records[-1].levelno == logging.WARNING
 
 
-async def test_an_immediate_close_drops_and_counts() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=1000) as bus, await stuck_peer(bus.listeners[0].url):
+@network_only
+async def test_an_immediate_close_drops_and_counts(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), linger=1000) as bus, await connect_as(bus.listeners[0].url, BUS):
         await bus.wait_for_peers()
         for _ in range(100):
             await bus.send(bytes(100_000))
@@ -104,8 +99,9 @@ async def test_calls_that_wait_are_told_that_the_socket_was_closed(url: str) -> 
         await silent[0].aclose()
 
 
-async def test_a_cancelled_close_still_closes() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0", linger=1000) as bus, await stuck_peer(bus.listeners[0].url):
+@network_only
+async def test_a_cancelled_close_still_closes(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), linger=1000) as bus, await connect_as(bus.listeners[0].url, BUS):
         await bus.wait_for_peers()
         for _ in range(100):
             await bus.send(bytes(100_000))
@@ -186,11 +182,11 @@ async def test_two_hundred_peers_are_written_to_in_turns_with_other_tasks(name: 
             nursery.cancel_scope.cancel()
 
 
-async def test_a_reply_to_a_pipe_that_dies_meanwhile_ends_its_wait() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", outbox_limit=1, linger=0) as rep, trio.open_nursery() as nursery:
-        host, port = rep.listeners[0].url.removeprefix("tcp://").split(":")
-        peer = await trio.open_tcp_stream(host, int(port))
-        await peer.send_all(b"\0SP\0\0\x30\0\0" + (b"\0" * 7 + b"\4" + b"\x80\0\0\1") * 30)
+@network_only
+async def test_a_reply_to_a_pipe_that_dies_meanwhile_ends_its_wait(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=1, linger=0) as rep, trio.open_nursery() as nursery:
+        peer = await connect_as(rep.listeners[0].url, REQ)
+        await peer.send_all(frame(b"\x80\0\0\1") * 30)
         requests = [await anext(rep.requests()) for _ in range(30)]
         replies = [Background(nursery, partial(request.reply, bytes(1 << 20))) for request in requests]
         await trio.testing.wait_all_tasks_blocked()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 import sp
+from tests.transports.ends import dial, server_tls
 
 from .conftest import Background, connect
 
-TCP = "tcp://127.0.0.1:0"
+
+@pytest.fixture(params=["tcp", "tls+tcp"])
+def url(request: pytest.FixtureRequest) -> str:
+    return f"{request.param}://127.0.0.1:0"
 
 
 async def talk(one: sp.Bus0, two: sp.Bus0, rounds: int = 50) -> None:
@@ -25,8 +30,8 @@ async def talk(one: sp.Bus0, two: sp.Bus0, rounds: int = 50) -> None:
             assert await one.receive() == b"%d" % number
 
 
-async def test_a_read_larger_than_the_inbox_loses_nothing() -> None:
-    async with sp.Bus0(listen=TCP, inbox_limit=3) as one, sp.Bus0(outbox_limit=10_000) as two:
+async def test_a_read_larger_than_the_inbox_loses_nothing(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), inbox_limit=3) as one, sp.Bus0(outbox_limit=10_000) as two:
         await connect(one, two)
         await talk(one, two)
         async with trio.open_nursery() as nursery:
@@ -37,21 +42,21 @@ async def test_a_read_larger_than_the_inbox_loses_nothing() -> None:
         assert received == [b"%d" % number for number in range(3000)]
 
 
-async def test_a_second_pipe_is_heard_while_a_task_reads_the_first() -> None:
-    async with sp.Bus0(listen=TCP) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+async def test_a_second_pipe_is_heard_while_a_task_reads_the_first(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
         await connect(one, two)
         await talk(one, two)
         waiting = Background(nursery, one.receive)
         await trio.testing.wait_all_tasks_blocked()
-        await three.dial(one.listeners[0].url)
+        await dial(three, one.listeners[0].url)
         await three.send(b"hello")
         assert await waiting.done() == b"hello"
         await two.send(b"still there")
         assert await one.receive() == b"still there"
 
 
-async def test_a_cancelled_reader_hands_back() -> None:
-    async with sp.Bus0(listen=TCP) as one, sp.Bus0() as two:
+async def test_a_cancelled_reader_hands_back(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two:
         await connect(one, two)
         for _ in range(20):
             await talk(one, two, 3)
@@ -66,8 +71,8 @@ async def test_a_cancelled_reader_hands_back() -> None:
             assert one.receive_nowait() == b"kept"
 
 
-async def test_the_end_of_the_peer_is_noticed_while_a_task_reads() -> None:
-    async with sp.Bus0(listen=TCP) as one, trio.open_nursery() as nursery:
+async def test_the_end_of_the_peer_is_noticed_while_a_task_reads(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, trio.open_nursery() as nursery:
         async with sp.Bus0() as two:
             await connect(one, two)
             await talk(one, two)
@@ -81,8 +86,8 @@ async def test_the_end_of_the_peer_is_noticed_while_a_task_reads() -> None:
             assert await waiting.done() == b"another one"
 
 
-async def test_the_end_of_the_peer_is_noticed_when_nobody_comes_back_to_read() -> None:
-    async with sp.Bus0(listen=TCP) as one:
+async def test_the_end_of_the_peer_is_noticed_when_nobody_comes_back_to_read(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one:
         async with sp.Bus0() as two:
             await connect(one, two)
             await talk(one, two)
@@ -90,8 +95,8 @@ async def test_the_end_of_the_peer_is_noticed_when_nobody_comes_back_to_read() -
             await trio.lowlevel.checkpoint()
 
 
-async def test_a_malformed_message_ends_the_pipe_while_a_task_reads() -> None:
-    async with sp.Bus0(listen=TCP, max_message_size=10) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+async def test_a_malformed_message_ends_the_pipe_while_a_task_reads(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), max_message_size=10) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
         await connect(one, two)
         await talk(one, two)
         pipe = one.pipes[0]
@@ -105,8 +110,8 @@ async def test_a_malformed_message_ends_the_pipe_while_a_task_reads() -> None:
         assert isinstance(pipe.error, sp.MessageTooLarge)
 
 
-async def test_other_waiters_are_served_by_who_reads() -> None:
-    async with sp.Rep0(listen=TCP) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+async def test_other_waiters_are_served_by_who_reads(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
         await connect(rep, req)
         for _ in range(20):
             await req.send(b"x")
@@ -126,8 +131,8 @@ async def test_other_waiters_are_served_by_who_reads() -> None:
         assert await first.done() == b"slow"
 
 
-async def test_two_tasks_that_receive_share_the_messages() -> None:
-    async with sp.Bus0(listen=TCP) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+async def test_two_tasks_that_receive_share_the_messages(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
         await connect(one, two)
         await talk(one, two)
         received: list[bytes] = []
@@ -146,9 +151,9 @@ async def test_two_tasks_that_receive_share_the_messages() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_blocked_writing_goes_on_when_a_reader_is_interrupted() -> None:
+async def test_blocked_writing_goes_on_when_a_reader_is_interrupted(url: str) -> None:
     async with (
-        sp.Bus0(listen=TCP, outbox_limit=1000) as one,
+        sp.Bus0(listen=url, tls=server_tls(url), outbox_limit=1000) as one,
         sp.Bus0(inbox_limit=1) as two,
         sp.Bus0() as three,
         trio.open_nursery() as nursery,
@@ -159,7 +164,7 @@ async def test_blocked_writing_goes_on_when_a_reader_is_interrupted() -> None:
             await one.send(bytes(200_000))  # more than the kernel takes at once
         waiting = Background(nursery, one.receive)
         await trio.testing.wait_all_tasks_blocked()
-        await three.dial(one.listeners[0].url)  # interrupts the reader of the first pipe, whose writer waits as well
+        await dial(three, one.listeners[0].url)  # interrupts the reader of the first pipe, whose writer waits as well
         for _ in range(60 - one.statistics().dropped.get("peer full", 0)):
             assert len(await two.receive()) == 200_000
         await three.send(b"done")

@@ -4,7 +4,9 @@ import pytest
 import trio
 
 import sp
-from tests.transports.ends import dial, server_tls
+from tests.transports import wire
+from tests.transports.ends import dial, network_only, server_tls
+from tests.transports.wire import PUB, SUB, connect_as, frame, greeting, receive_exactly
 
 from .conftest import connect
 
@@ -125,31 +127,32 @@ async def test_a_burst_is_no_loss_for_an_application_that_receives(name: str, au
         assert sub.statistics().dropped == pub.statistics().dropped == {}
 
 
+@network_only
 @pytest.mark.parametrize("policy", ["oldest", "newest"])
-async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_counted(policy: str) -> None:
-    async with sp.Pub0(listen="tcp://127.0.0.1:0", outbox_drops=policy, outbox_limit=16) as pub, sp.Sub0(topics=b"") as good:  # type: ignore[arg-type]
-        host, port = pub.listeners[0].url.removeprefix("tcp://").split(":")
-        async with await trio.open_tcp_stream(host, int(port)) as stuck:
-            await stuck.send_all(b"\0SP\0\0\x21\0\0")
-            await stuck.receive_some(8)
-            await connect(pub, good)
-            await pub.wait_for_peers(2)
-            body = bytes(100_000)
-            for number in range(300):
-                await pub.send(b"%03d" % number + body)
-                assert (await good.receive())[:3] == b"%03d" % number  # nobody else notices
-            dropped = pub.statistics().dropped["peer full"]
-            assert dropped > 0
-            assert sum(pipe.outbox for pipe in pub.statistics().pipes) <= 16 + 1
-            received = b""
-            numbers = []
-            while len(numbers) < 300 - dropped:
-                while len(received) < 8 + 3 + len(body):
-                    received += await stuck.receive_some(1 << 20)
-                numbers.append(int(received[8:11]))
-                received = received[8 + 3 + len(body) :]
-            assert numbers == sorted(set(numbers))
-            assert (299 in numbers) == (policy == "oldest")
+async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_counted(url: str, policy: str) -> None:
+    async with (
+        sp.Pub0(listen=url, tls=server_tls(url), outbox_drops=policy, outbox_limit=16) as pub,  # type: ignore[arg-type]
+        sp.Sub0(topics=b"") as good,
+        await connect_as(pub.listeners[0].url, SUB) as stuck,
+    ):
+        await connect(pub, good)
+        await pub.wait_for_peers(2)
+        body = bytes(100_000)
+        for number in range(300):
+            await pub.send(b"%03d" % number + body)
+            assert (await good.receive())[:3] == b"%03d" % number  # nobody else notices
+        dropped = pub.statistics().dropped["peer full"]
+        assert dropped > 0
+        assert sum(pipe.outbox for pipe in pub.statistics().pipes) <= 16 + 1
+        received = b""
+        numbers = []
+        while len(numbers) < 300 - dropped:
+            while len(received) < 8 + 3 + len(body):
+                received += await stuck.receive_some(1 << 20)
+            numbers.append(int(received[8:11]))
+            received = received[8 + 3 + len(body) :]
+        assert numbers == sorted(set(numbers))
+        assert (299 in numbers) == (policy == "oldest")
 
 
 async def test_messages_to_nobody_are_counted(name: str) -> None:
@@ -159,13 +162,13 @@ async def test_messages_to_nobody_are_counted(name: str) -> None:
         assert pub.statistics().dropped == {"no peer": 4}
 
 
-async def test_a_subscriber_that_sends_is_hung_up_on() -> None:
-    async with sp.Pub0(listen="tcp://127.0.0.1:0") as pub:
-        host, port = pub.listeners[0].url.removeprefix("tcp://").split(":")
+@network_only
+async def test_a_subscriber_that_sends_is_hung_up_on(url: str) -> None:
+    async with sp.Pub0(listen=url, tls=server_tls(url)) as pub:
         events = pub.events()
-        async with await trio.open_tcp_stream(host, int(port)) as peer:
-            await peer.send_all(b"\0SP\0\0\x21\0\0" + b"\0" * 7 + b"\1x")
-            assert await peer.receive_some(8)
+        async with await wire.connect(pub.listeners[0].url) as peer:
+            await peer.send_all(greeting(SUB) + frame(b"x"))
+            assert await receive_exactly(peer, 8) == greeting(PUB)
             assert await peer.receive_some(1) == b""
         kinds = [(await anext(events)) for _ in range(2)]
         assert [event.kind for event in kinds] == [sp.EventKind.ATTACHED, sp.EventKind.DETACHED]

@@ -6,7 +6,8 @@ import pytest
 import trio
 
 import sp
-from tests.transports.ends import server_tls
+from tests.transports.ends import dial, network_only, server_tls
+from tests.transports.wire import REP, REQ, connect_as, frame
 
 from .conftest import Background, connect
 
@@ -239,24 +240,12 @@ async def test_a_reply_that_is_too_large_each_time_does_not_become_a_storm(name:
         nursery.cancel_scope.cancel()
 
 
-async def raw(url: str, number: int) -> trio.SocketStream:
-    """Connect and greet as protocol *number*, by hand."""
-    host, port = url.removeprefix("tcp://").split(":")
-    stream = await trio.open_tcp_stream(host, int(port))
-    await stream.send_all(b"\0SP\0" + struct.pack(">HH", number, 0))
-    assert len(await stream.receive_some(8)) == 8
-    return stream
-
-
-def frame(payload: bytes) -> bytes:
-    return struct.pack(">Q", len(payload)) + payload
-
-
+@network_only
 @pytest.mark.parametrize(("words", "answered"), [(0, True), (1, True), (7, True), (8, False)])
-async def test_a_reply_goes_back_through_any_number_of_hops_up_to_the_ttl(words: int, answered: bool) -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", ttl=8) as rep, trio.open_nursery() as nursery:
+async def test_a_reply_goes_back_through_any_number_of_hops_up_to_the_ttl(url: str, words: int, answered: bool) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), ttl=8) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(echo, rep)
-        async with await raw(rep.listeners[0].url, 0x30) as stream:
+        async with await connect_as(rep.listeners[0].url, REQ) as stream:
             header = b"".join(struct.pack(">I", 7 + word) for word in range(words)) + b"\x80\0\0\1"
             last = b"\x80\0\0\2last"
             await stream.send_all(frame(header + b"body") + frame(last))
@@ -269,11 +258,12 @@ async def test_a_reply_goes_back_through_any_number_of_hops_up_to_the_ttl(words:
         nursery.cancel_scope.cancel()
 
 
+@network_only
 @pytest.mark.parametrize("payload", [b"", b"\x80\0\0", b"\0\0\0\1" * 3, b"\0\0\0\1\x80"])
-async def test_a_request_without_the_end_of_its_header_ends_the_pipe(payload: bytes) -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep:
+async def test_a_request_without_the_end_of_its_header_ends_the_pipe(url: str, payload: bytes) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
-        async with await raw(rep.listeners[0].url, 0x30) as stream:
+        async with await connect_as(rep.listeners[0].url, REQ) as stream:
             await stream.send_all(frame(payload))
             assert await stream.receive_some() == b""
         async for event in events:
@@ -282,10 +272,11 @@ async def test_a_request_without_the_end_of_its_header_ends_the_pipe(payload: by
                 break
 
 
-async def test_a_reply_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_dropped() -> None:
-    async with sp.Req0(listen="tcp://127.0.0.1:0") as req:
+@network_only
+async def test_a_reply_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_dropped(url: str) -> None:
+    async with sp.Req0(listen=url, tls=server_tls(url)) as req:
         events = req.events()
-        async with await raw(req.listeners[0].url, 0x31) as stream:
+        async with await connect_as(req.listeners[0].url, REP) as stream:
             await req.send(b"x")
             asked = b""
             while len(asked) < 13:
@@ -302,9 +293,10 @@ async def test_a_reply_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_d
                 break
 
 
-async def test_a_reply_waits_for_a_requester_that_does_not_read() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", outbox_limit=2) as rep, sp.Req0() as quick, trio.open_nursery() as nursery:
-        async with await raw(rep.listeners[0].url, 0x30) as stream:
+@network_only
+async def test_a_reply_waits_for_a_requester_that_does_not_read(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=2) as rep, sp.Req0() as quick, trio.open_nursery() as nursery:
+        async with await connect_as(rep.listeners[0].url, REQ) as stream:
             big = bytes(1 << 20)
 
             async def answer() -> None:
@@ -316,7 +308,7 @@ async def test_a_reply_waits_for_a_requester_that_does_not_read() -> None:
 
             nursery.start_soon(answer)
             await stream.send_all(b"".join(frame(struct.pack(">I", 0x8000_0000 + number) + b"big") for number in range(32)))
-            await quick.dial(rep.listeners[0].url)
+            await dial(quick, rep.listeners[0].url)
             while rep.statistics().messages_received < 32:
                 await trio.lowlevel.checkpoint()
             assert await quick.request(b"others go on") == b"others go on"

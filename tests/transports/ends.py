@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+import pytest
+
 import sp
 from tests.tls.authority import Authority
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from sp.dialer import Dialer
     from sp.listener import Listener
     from sp.socket_base import Socket
+
+network_only = pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "tls+tcp://127.0.0.1:0"], ids=["tcp", "tls+tcp"])
+"""For tests whose peer speaks the format of tcp by hand, or looks at the network."""
 
 
 @cache

@@ -15,7 +15,8 @@ import pytest
 import trio
 
 import sp
-from tests.transports.wire import BUS, REQ, connect, connect_as, expect, receive_exactly, receive_frame
+from tests.transports.ends import dial, network_only, server_tls
+from tests.transports.wire import BUS, REQ, connect, connect_as, expect, receive_exactly, receive_frame, reset
 
 Found = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]]
 
@@ -261,10 +262,11 @@ def kernel_socket(pipe: sp.Pipe) -> Iterator[socket.socket]:
 
 
 @linux_only
-async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_asked_for() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", keepalive=20) as rep, sp.Req0() as req:
+@network_only
+async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_asked_for(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url), keepalive=20) as rep, sp.Req0() as req:
         with trio.fail_after(5):
-            await req.dial(rep.listeners[0].url)
+            await dial(req, rep.listeners[0].url)
             await rep.wait_for_peers()
         for pipe, seconds in ((rep.pipes[0], 20), (req.pipes[0], 60)):
             with kernel_socket(pipe) as sock:
@@ -343,14 +345,14 @@ async def test_a_peer_that_is_gone_without_a_fin_is_noticed_within_the_keepalive
         assert rep.pipes == ()
 
 
-async def test_a_peer_that_resets_the_connection_ends_its_pipe_with_the_reason() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep:
+@network_only
+async def test_a_peer_that_resets_the_connection_ends_its_pipe_with_the_reason(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
             stream = await connect_as(rep.listeners[0].url, REQ)
             await expect(events, sp.EventKind.ATTACHED)
-            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            await stream.aclose()
+            reset(stream)
             event = await expect(events, sp.EventKind.DETACHED)
         assert isinstance(event.error, ConnectionResetError)
         assert "reset" in event.reason.lower()
@@ -359,8 +361,9 @@ async def test_a_peer_that_resets_the_connection_ends_its_pipe_with_the_reason()
 # The wire.
 
 
-async def test_a_message_on_the_wire_is_its_length_and_its_body() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
+@network_only
+async def test_a_message_on_the_wire_is_its_length_and_its_body(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         with trio.fail_after(5):
             stream = await connect(bus.listeners[0].url)
             async with stream:
@@ -375,8 +378,9 @@ async def test_a_message_on_the_wire_is_its_length_and_its_body() -> None:
                 assert [await bus.receive(), await bus.receive()] == [b"", b"abc"]
 
 
-async def test_our_greeting_does_not_wait_for_the_peers() -> None:
-    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
+@network_only
+async def test_our_greeting_does_not_wait_for_the_peers(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         with trio.fail_after(5):
             async with await connect(bus.listeners[0].url) as stream:
                 assert await receive_exactly(stream, 8) == b"\0SP\0\0\x70\0\0"

@@ -57,11 +57,19 @@ def socket_of(stream: Stream) -> trio.socket.SocketType:
 
 
 async def end(stream: Stream) -> None:
-    """Say that nothing more will be sent.  Over TLS, what was received has to be read before, and then it waits for the peer's word."""
+    """Say that nothing more will be sent.  Over TLS, what was received has to be read before, and this waits for the peer's end as well."""
     if isinstance(stream, trio.SSLStream):
-        await stream.unwrap()
+        transport, _ = await stream.unwrap()
+        await transport.aclose()
     else:
         await stream.send_eof()
+
+
+def reset(stream: Stream) -> None:
+    """Break the connection off, without a word of farewell."""
+    sock = socket_of(stream)
+    sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 async def greet(stream: Stream, number: int) -> bytes:

@@ -8,7 +8,7 @@ from sp.address import MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "tcp4", "tcp6"])
+@pytest.mark.parametrize("scheme", ["tcp", "tcp4", "tcp6", "tls+tcp", "tls+tcp4", "tls+tcp6"])
 @pytest.mark.parametrize(
     ("rest", "host", "port"),
     [
@@ -61,6 +61,11 @@ def test_an_inproc_url_has_a_name_as_it_stands(name: str) -> None:
         ("tcp://localhost", "has no port, expected tcp://HOST:PORT"),
         ("tcp4://localhost", "expected tcp4://HOST:PORT"),
         ("tcp6://localhost", "expected tcp6://HOST:PORT"),
+        ("tls+tcp://localhost", "has no port, expected tls+tcp://HOST:PORT"),
+        ("tls+tcp4://localhost:x", "'x' is no port from 0 to 65535, expected tls+tcp4://HOST:PORT"),
+        ("tls+tcp6://::1:80", "in brackets, as in tls+tcp6://[::1]:80"),
+        ("tls://localhost:80", "unknown scheme 'tls', expected one of"),
+        ("tls+ipc:///tmp/s", "unknown scheme 'tls+ipc', expected one of"),
         ("tcp://[::1]", "has no port"),
         ("tcp://[::1", "has no port"),
         ("tcp://::1]:80", "has no port"),
