@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import attrs
 
@@ -119,6 +119,19 @@ class _TLSConfig:
     context: SSL.Context | None = attrs.field(default=None)
     """A ready-made context, for what cannot be said here; it takes the place of all other fields that are about certificates and
     ciphers, and must not have been used before.  What it allows is allowed, older versions included."""
+    contexts: ContextSource = attrs.field(init=False, repr=False)
+    """What the library makes of it."""
+
+    def __attrs_post_init__(self) -> None:
+        # Not a default: attrs runs the validators after those.
+        object.__setattr__(self, "contexts", _context_source(cast("TLSServerConfig | TLSClientConfig", self)))
+
+    def reload(self) -> None:
+        """Read all files again: new connections get what is there now, existing ones live on, and no older session is resumed.
+
+        Raises TLSConfigError when something is wrong; then what was in use stays in use.
+        """
+        self.contexts.reload()
 
 
 def _context_source(config: TLSServerConfig | TLSClientConfig) -> ContextSource:
@@ -139,18 +152,6 @@ class TLSServerConfig(_TLSConfig):
     """Who signs clients' certificates: a file, a directory, or PEM bytes.  None: clients are not asked for one."""
     require_client_certificate: bool | None = attrs.field(default=None, validator=optional(_flag))
     """With ``client_ca``: whether a client without a certificate is refused.  None: it is."""
-    contexts: ContextSource = attrs.field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        # Not a default: attrs runs the validators after those.
-        object.__setattr__(self, "contexts", _context_source(self))
-
-    def reload(self) -> None:
-        """Read all files again: new connections get what is there now, existing ones live on, and no older session is resumed.
-
-        Raises TLSConfigError when something is wrong; then what was in use stays in use.
-        """
-        self.contexts.reload()
 
 
 @final
@@ -169,18 +170,6 @@ class TLSClientConfig(_TLSConfig):
     """Servers of which a session is remembered; one more forgets the one unused for longest."""
     insecure_skip_verification: bool = attrs.field(default=False, validator=_flag)
     """True: talk to anybody who answers.  Encrypted, but to whom?  ``ca`` is then not looked at."""
-    contexts: ContextSource = attrs.field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        # Not a default: attrs runs the validators after those.
-        object.__setattr__(self, "contexts", _context_source(self))
-
-    def reload(self) -> None:
-        """Read all files again, for connections to come; forgets all sessions.
-
-        Raises TLSConfigError when something is wrong; then what was in use stays in use.
-        """
-        self.contexts.reload()
 
 
 @cache

@@ -113,7 +113,8 @@ def rewrite(session: SSL.Session, change: Callable[[bytes], bytes]) -> SSL.Sessi
     size = lib.i2d_SSL_SESSION(old._session, ffi.new("unsigned char **", room))
     der = ffi.from_buffer(change(bytes(ffi.buffer(room, size))))
     made: Any = SSL.Session.__new__(SSL.Session)
-    made._context = old._context
+    if hasattr(old, "_context"):  # pyOpenSSL 26.3 and newer
+        made._context = old._context
     made._session = ffi.gc(lib.d2i_SSL_SESSION(ffi.NULL, ffi.new("const unsigned char **", der), size), lib.SSL_SESSION_free)
     assert made._session
     return cast("SSL.Session", made)
