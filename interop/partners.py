@@ -161,6 +161,24 @@ async def connect(ours: Any, theirs: pynng.Socket, transport: str, listener: str
 # Programs.
 
 
+async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body: bytes) -> None:
+    """Let each side that may send do so, and see that *body* arrives."""
+    for turn in turns:
+        if turn == OURS:
+            await ours.send(body)
+            received = await theirs.arecv()
+        else:
+            await theirs.asend(body)
+            received = await ours.receive()
+        assert len(received) == len(body)
+        assert received == body
+
+
+def body_of(size: int) -> bytes:
+    """Return *size* bytes without a short period, so that a slip is seen."""
+    return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
+
+
 @asynccontextmanager
 async def running(*command: str, **options: Any) -> AsyncIterator[trio.Process]:
     """Run *command* for as long as the block lasts; *options* are those of ``open_process``."""

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pynng
 import pytest
 import trio
 
@@ -20,9 +19,11 @@ from interop.partners import (
     Arrivals,
     Pair,
     address,
+    body_of,
     connect,
     each_listener,
     each_transport,
+    exchange,
     listen_partner,
     next_event,
     open_partner,
@@ -31,24 +32,6 @@ from interop.partners import (
 MESSAGES = 10_000
 WINDOW = 64
 """Messages that may be under way at once: fewer than any queue on the way holds."""
-
-
-async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body: bytes) -> None:
-    """Let each side that may send do so, and see that *body* arrives."""
-    for turn in turns:
-        if turn == OURS:
-            await ours.send(body)
-            received = await theirs.arecv()
-        else:
-            await theirs.asend(body)
-            received = await ours.receive()
-        assert len(received) == len(body)
-        assert received == body
-
-
-def body_of(size: int) -> bytes:
-    """Return *size* bytes without a short period, so that a slip is seen."""
-    return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
 
 
 @each_listener

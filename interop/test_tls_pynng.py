@@ -21,8 +21,10 @@ from interop.partners import (
     THEIRS,
     Arrivals,
     Pair,
+    body_of,
     connect,
     each_listener,
+    exchange,
     listen_partner,
     next_event,
     open_partner,
@@ -86,24 +88,6 @@ async def connected(
     async with pair.open(tls=tls) as ours:
         with pair.open_partner(tls_config=tls_config) as theirs:
             yield ours, theirs, await connect(ours, theirs, "tls+tcp", listener, Path())
-
-
-async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body: bytes) -> None:
-    """Let each side that may send do so, and see that *body* arrives."""
-    for turn in turns:
-        if turn == OURS:
-            await ours.send(body)
-            received = await theirs.arecv()
-        else:
-            await theirs.asend(body)
-            received = await ours.receive()
-        assert len(received) == len(body)
-        assert received == body
-
-
-def body_of(size: int) -> bytes:
-    """Return *size* bytes without a short period, so that a slip is seen."""
-    return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
 
 
 @each_identification
