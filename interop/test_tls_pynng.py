@@ -183,15 +183,17 @@ async def test_a_hundred_of_ours_that_dial_at_once_are_all_answered(mutual: bool
 
         async def ask(n: int) -> None:
             async with sp.Req0(tls=tls, **REDIAL) as ours:
-                dialer = await ours.dial(url)
+                # libnng drops a connection now and then when many come at once, whoever dials: only that may have failed.
+                dialer = await ours.dial(url, wait=False)
                 assert await ours.request(b"question %d" % n) == b"QUESTION %d" % n
                 waiting.discard(n)
                 if not waiting:
                     all_answered.set()
                 await all_answered.wait()  # so that all are connected at the same time
                 statistics = dialer.statistics()
-                assert (statistics.attempts, statistics.attached) == (1, 1)
-                assert (statistics.failures, statistics.handshakes) == ({}, {"full": 1})
+                assert set(statistics.failures) <= {"PeerClosed"}
+                assert statistics.attempts == 1 + statistics.failures.get("PeerClosed", 0)
+                assert statistics.handshakes == {"full": statistics.attached}
 
         waiting = set(range(CROWD))
         all_answered = trio.Event()
