@@ -266,9 +266,9 @@ class TLSSession:
                 return AuthenticationError(self._say(f"the {side} has refused our certificate{wants}: {reason}"))
             return TLSError(self._say(f"the {side} has ended it: {reason}"))
         if "bad record mac" in reason and self.established and not (self._context.is_server or self._heard):
-            # libnng (mbedTLS) encrypts the alert of a refusal with the keys of the handshake, which are no longer in use.
-            reason = f"its first words cannot be read, as is the case with libnng: {reason}"
-            return AuthenticationError(self._say(f"the server has refused our certificate, or wants one, it seems: {reason}"))
+            # libnng (mbedTLS) encrypts its alerts with the keys of the handshake, which are no longer in use.  It may have refused our
+            # certificate or only given up: a dialer tries again as after any error.
+            return TLSError(self._say(f"the server has refused us, or given up: its first words cannot be read, as with libnng ({reason})"))
         if "did not return a certificate" in reason:
             return AuthenticationError(self._say("the client has shown no certificate, and one is required"))
         if self._first and self._first[0] not in (_ALERT, _HANDSHAKE):
