@@ -222,7 +222,8 @@ class TLSLink:
 
     def send(self, data: bytes | memoryview) -> int:
         """Encrypt *data*, or a part of it.  BlockingIOError: call again with the same, of which a part may be encrypted already."""
-        if self._unflushed and not self._flush():
+        # What the kernel has not seen yet, such as the end of a handshake, leaves together with this.
+        if self._left and not self._flush():
             raise BlockingIOError
         if self._owed:
             sent, self._owed = self._owed, 0

@@ -56,12 +56,12 @@ class TLSSession:
         connection = SSL.Connection(context.context)
         self._connection = connection
         self.bytes = bytes_of(connection, self._failure)
-        """What moves them."""
+        """What moves them: it knows whether the peer has ``ended``, and whether there ``has_more`` to be read."""
         # Each message goes this way, so there is no frame of ours in between.
         self.receive_data = self.bytes.feed
         """Takes what came from the network, after the handshake."""
         self.read = self.bytes.read
-        """Returns at most so many bytes that were decrypted; empty: more must be received first, or ``peer_finished``.  Raises TLSError."""
+        """Returns at most so many bytes that were decrypted; empty: more must be received first, or it has ended.  Raises TLSError."""
         self.write = self.bytes.write
         """Encrypts all that it is given.  Raises TLSError."""
         self.data_to_send = self.bytes.drain
@@ -112,16 +112,6 @@ class TLSSession:
             raise self._failure(error) from error
         self._raise_problem()
         return True
-
-    @property
-    def peer_finished(self) -> bool:
-        """Whether the peer has said that it will send no more, and all before that was read."""
-        return self.bytes.ended
-
-    @property
-    def has_more(self) -> bool:
-        """Whether ``read`` is worth another try before anything else was received."""
-        return self.bytes.has_more
 
     def finish(self) -> None:
         """Tell the peer that nothing more will be sent.

@@ -84,3 +84,31 @@ async def test_a_record_that_is_not_genuine_is_told_to_everyone_who_reads(author
             await one.wait_readable()
     one.close()
     other.close()
+
+
+async def test_the_last_of_the_handshake_the_greeting_and_the_first_message_of_a_client_leave_in_one_write(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = links()
+    client, server = TLSLink(near, authority.client(), host="localhost", port=1), TLSLink(far, authority.server())
+    writes: list[int] = []
+    send = client._send
+
+    def count(data: bytes | memoryview) -> int:
+        writes.append(len(data))
+        return send(data)
+
+    monkeypatch.setattr(client, "_send", count)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.open, b"greeting")
+            await client.open(b"reply to")
+            await client.wait_readable()
+            assert client.recv(8) == b"greeting", "it has come with the server's first flight"
+            assert len(writes) == 1, "nothing but the hello"
+            assert client.send(b"request") == 7
+            assert len(writes) == 2
+        await server.wait_readable()
+        assert server.recv(100) == b"reply torequest"
+    client.close()
+    server.close()
