@@ -166,9 +166,10 @@ async def test_a_hundred_that_dial_us_at_once_are_all_answered(mutual: bool, aut
             statistics = listener.statistics()
             assert len(ours.pipes) == CROWD
             assert (statistics.attached, statistics.handshakes) == (CROWD, {"full": CROWD})
-            # On a busy machine libnng gives up one in thousands of its own handshakes, whoever the server is, and dials again.
-            assert set(statistics.failures) <= {"PeerClosed"}
-            assert statistics.accepted == CROWD + statistics.failures.get("PeerClosed", 0)
+            # On a busy machine libnng gives up some of its own handshakes, whoever the server is, with an alert ("handshake failure") or
+            # without, and dials again.
+            assert set(statistics.failures) <= {"PeerClosed", "TLSError"}
+            assert statistics.accepted == CROWD + sum(statistics.failures.values())
 
 
 @each_identification
