@@ -15,18 +15,22 @@ from sp.errors import (
     MessageTooLarge,
     PeerClosed,
     PeerError,
+    PeerSilent,
     PipeRefused,
     RequestLost,
     RequestReplaced,
     StateError,
     TLSConfigError,
     TLSError,
+    UpgradeRefused,
     WrongProtocol,
 )
 from sp.events import Event, EventKind, EventStream
+from sp.http import HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPResponse, HTTPServerConfig
 from sp.listener import Listener
 from sp.message import Message
 from sp.pipe import Pipe
+from sp.proxy_protocol import ProxyInfo, SSLInfo
 from sp.sockets import Bus0, Pub0, Rep0, Req0, Sub0
 from sp.statistics import DialerStatistics, ListenerStatistics, PipeStatistics, SocketStatistics
 from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
@@ -45,6 +49,11 @@ __all__ = [
     "EventKind",
     "EventStream",
     "GreetingError",
+    "HTTPClientConfig",
+    "HTTPHeaders",
+    "HTTPInfo",
+    "HTTPResponse",
+    "HTTPServerConfig",
     "Listener",
     "ListenerStatistics",
     "MalformedMessage",
@@ -52,9 +61,11 @@ __all__ = [
     "MessageTooLarge",
     "PeerClosed",
     "PeerError",
+    "PeerSilent",
     "Pipe",
     "PipeRefused",
     "PipeStatistics",
+    "ProxyInfo",
     "Pub0",
     "Rep0",
     "Rep0Context",
@@ -63,6 +74,7 @@ __all__ = [
     "Request",
     "RequestLost",
     "RequestReplaced",
+    "SSLInfo",
     "SocketStatistics",
     "StateError",
     "Sub0",
@@ -72,5 +84,6 @@ __all__ = [
     "TLSError",
     "TLSInfo",
     "TLSServerConfig",
+    "UpgradeRefused",
     "WrongProtocol",
 ]

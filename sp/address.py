@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 import attrs
 
 from sp.errors import AddressError
+from sp.http import is_path
 
 _EXPECTED: Final = {
     "tcp": "tcp://HOST:PORT",
@@ -21,8 +22,16 @@ _EXPECTED: Final = {
     "ipc": "ipc://PATH",
     "abstract": "abstract://NAME",
     "inproc": "inproc://NAME",
+    "ws": "ws://HOST[:PORT][/PATH]",
+    "ws4": "ws4://HOST[:PORT][/PATH]",
+    "ws6": "ws6://HOST[:PORT][/PATH]",
+    "wss": "wss://HOST[:PORT][/PATH]",
+    "wss4": "wss4://HOST[:PORT][/PATH]",
+    "wss6": "wss6://HOST[:PORT][/PATH]",
+    "ws+unix": "ws+unix://FILE[:/PATH]",
 }
-_WITH_PORT: Final = frozenset(scheme for scheme, form in _EXPECTED.items() if form.endswith(":PORT"))
+_WITH_PORT: Final = frozenset(scheme for scheme, form in _EXPECTED.items() if ":PORT" in form)
+_WITH_TARGET: Final = frozenset(scheme for scheme in _EXPECTED if scheme.startswith("ws"))
 _LABEL: Final = r"[A-Za-z0-9_\-]{1,63}"
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _MAX_HOST_NAME: Final = 253
@@ -35,8 +44,9 @@ MAX_SOCKET_PATH: Final = 107
 class Address:
     """A parsed URL.
 
-    ``tcp`` and ``tls+tcp`` have *host* (``""`` for all interfaces, IPv6 without its brackets) and *port*; ``ipc``, ``abstract`` and
-    ``inproc`` have *path*: a file path, the bytes of an abstract name, a name.
+    ``tcp``, ``tls+tcp``, ``ws`` and ``wss`` have *host* (``""`` for all interfaces, IPv6 without its brackets) and *port*; ``ipc``,
+    ``ws+unix``, ``abstract`` and ``inproc`` have *path*: a file path, the bytes of an abstract name, a name.
+    ``ws``, ``wss`` and ``ws+unix`` have *target* as well: the path of the HTTP request, and its query.
     """
 
     url: str
@@ -44,6 +54,7 @@ class Address:
     host: str = ""
     port: int = 0
     path: str | bytes = ""
+    target: str = ""
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -55,6 +66,16 @@ class Address:
             raise AddressError(f"{url!r} is no URL: expected SCHEME://..., for example {_EXPECTED['tcp']}")
         if scheme not in _EXPECTED:
             raise AddressError(f"{url!r}: unknown scheme {scheme!r}, expected one of {', '.join(sorted(_EXPECTED))}")
+        if scheme == "ws+unix":
+            # A colon ends the file, since both parts have slashes.
+            file, colon, target = rest.partition(":")
+            if not file:
+                raise AddressError(f"{url!r}: no file follows the scheme, expected {_EXPECTED[scheme]}")
+            return cls(url, scheme, path=_socket_path(url, file), target=_target(url, target) if colon else "/")
+        if scheme in _WITH_TARGET:
+            authority, target = _authority(url, scheme, rest)
+            host, port = _host_and_port(url, scheme, authority)
+            return cls(url, scheme, host=host, port=port, target=target)
         if scheme in _WITH_PORT:
             host, port = _host_and_port(url, scheme, rest)
             return cls(url, scheme, host=host, port=port)
@@ -69,7 +90,12 @@ class Address:
     @property
     def is_encrypted(self) -> bool:
         """Whether the scheme has TLS."""
-        return self.scheme.startswith("tls")
+        return self.scheme.startswith(("tls", "wss"))
+
+    @property
+    def is_http(self) -> bool:
+        """Whether a connection begins as HTTP."""
+        return self.scheme in _WITH_TARGET
 
     @property
     def is_network(self) -> bool:
@@ -81,10 +107,24 @@ class Address:
         if self.scheme in _WITH_PORT and not (self.host and self.port):
             raise AddressError(f"{self.url!r} can be listened on but not dialed: expected {_EXPECTED[self.scheme]}, with a port above 0")
 
+    def check_listenable(self) -> None:
+        """Raise AddressError when this can be dialed but not listened on."""
+        if "?" in self.target:
+            raise AddressError(f"{self.url!r} can be dialed but not listened on: a query belongs to a request")
+
+    @property
+    def host_header(self) -> str:
+        """What a request calls the host: with its port, unless that is the scheme's own (RFC 9110, 7.2)."""
+        if not self.host:
+            return "localhost"
+        host = f"[{self.host.partition('%')[0]}]" if ":" in self.host else self.host
+        return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
+
     def with_port(self, port: int) -> Address:
         """Return the same address with the port that was really bound."""
         host = f"[{self.host}]" if ":" in self.host else self.host or "*"
-        return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}", port=port)
+        target = "" if self.target == "/" else self.target
+        return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}{target}", port=port)
 
 
 def is_host(text: str) -> bool:
@@ -110,6 +150,31 @@ def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
     elif host and not (_HOST_NAME.fullmatch(host) and len(host) <= _MAX_HOST_NAME):
         raise AddressError(f"{url!r}: {host!r} is no host name or address, {expected}")
     return host, int(port)
+
+
+def _default_port(scheme: str) -> int:
+    return 443 if scheme.startswith("wss") else 80
+
+
+def _authority(url: str, scheme: str, rest: str) -> tuple[str, str]:
+    """Return host and port, and path and query."""
+    end = min((place for place in map(rest.find, "/?#") if place >= 0), default=len(rest))
+    authority, target = rest[:end], rest[end:]
+    if "@" in authority:
+        shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
+        raise AddressError(f"{shown!r}: a URL ends up in logs, so it takes no credentials: give them as a header in http=")
+    if not authority.endswith("]") and ":" in authority:
+        return authority, _target(url, target)
+    return f"{authority}:{_default_port(scheme)}", _target(url, target)
+
+
+def _target(url: str, target: str) -> str:
+    if "#" in target:
+        raise AddressError(f"{url!r}: a fragment (#) has no meaning here")
+    target = target if target.startswith("/") else f"/{target}"
+    if not is_path(target):
+        raise AddressError(f"{url!r}: {target!r} is no path of a URL, expected ASCII with %XX for anything else")
+    return target
 
 
 def _socket_path(url: str, path: str) -> str:

@@ -19,8 +19,19 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 import outcome
 import trio
 
-from sp.errors import Error, GreetingError, MalformedMessage, MessageTooLarge, PipeRefused, StateError, TLSConfigError, WrongProtocol
+from sp.errors import (
+    Error,
+    GreetingError,
+    MalformedMessage,
+    MessageTooLarge,
+    PeerClosed,
+    PipeRefused,
+    StateError,
+    TLSConfigError,
+    WrongProtocol,
+)
 from sp.events import Event, EventKind, EventStream
+from sp.http import HTTPResponse, refusal
 from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
 from sp.receivers import Receivers
@@ -220,12 +231,25 @@ class Core:
                 expected = protocol_name(self.engine.peer_number)
                 raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
             pipe = Pipe(self, connection, url, number)
-            await self._authorize(pipe)
-            if connection.closed and pipe.error is None:
+            try:
+                await self._authorize(pipe)
+                if pipe.error is not None:
+                    raise PipeRefused("refused: authorize closed the pipe")
+            except PipeRefused as refused:
+                await connection.refuse(refused.response or refusal(403, "refused"))
+                raise
+            if connection.closed:
                 raise trio.ClosedResourceError("the connection was closed while it was greeting")
+            if not self.open:
+                raise trio.ClosedResourceError("the socket is closed")
+            connection.admit()
             self._attach(pipe)
+            if connection.keep_alive is not None:
+                self.spawn(connection.keep_alive)
             return pipe
-        raise GreetingError(f"the {connection.stage} was not complete within {seconds:g} s")
+        error = GreetingError(f"the {connection.stage} was not complete within {seconds:g} s")
+        connection.close(error)
+        raise error
 
     async def _authorize(self, pipe: Pipe) -> None:
         if self.options.authorize is None:
@@ -236,14 +260,12 @@ class Core:
                 answer = await answer
         except Exception as error:
             raise PipeRefused(f"refused: authorize raised {error!r}") from error
+        if isinstance(answer, HTTPResponse):
+            raise PipeRefused(f"refused: authorize said {answer.status}", answer)
         if not answer:
             raise PipeRefused("refused: authorize said no")
 
     def _attach(self, pipe: Pipe) -> None:
-        if not self.open:
-            raise trio.ClosedResourceError("the socket is closed")
-        if pipe.error is not None:
-            raise PipeRefused("refused: authorize closed the pipe")
         if self.lender is not None:
             self.lender.recall()  # from now on messages may come by any pipe
         self.pipes[pipe.id] = pipe
@@ -301,8 +323,11 @@ class Core:
 
     def emit(self, event: Event) -> None:
         """Log *event*, give it to those who listen, and wake those who wait for a change."""
-        # A message that one side sent and the other does not accept would come again and again without a word.
-        level = logging.WARNING if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)) else logging.INFO
+        level = logging.INFO
+        if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)):
+            level = logging.WARNING  # a message that one side sent and the other does not accept would come again and again without a word
+        elif event.kind is EventKind.REFUSED and isinstance(event.error, PeerClosed) and event.error.wordless:
+            level = logging.DEBUG  # balancers do that every few seconds
         if log.isEnabledFor(level):
             pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
             log.log(level, "%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")

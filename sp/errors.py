@@ -6,13 +6,16 @@ one REQ context), ``WouldBlock`` (the ``_nowait`` calls) and ``EndOfChannel``.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sp.http import HTTPResponse
 
 
 class Error(Exception):
     """The base of everything that this library raises of its own."""
 
-    permanent: ClassVar[bool] = False
+    permanent: bool = False
     """Whether trying again soon is pointless: a dialer then waits its longest delay before the next attempt."""
 
 
@@ -45,6 +48,11 @@ class PipeRefused(Error):
 
     permanent = True
 
+    def __init__(self, reason: str, response: HTTPResponse | None = None) -> None:
+        super().__init__(reason)
+        self.response = response
+        """What a peer that came by HTTP is answered, if ``authorize`` has chosen that."""
+
 
 class PeerError(Error):
     """What the other side did.  It ends one pipe and never comes out of ``send`` or ``receive``."""
@@ -53,9 +61,28 @@ class PeerError(Error):
 class PeerClosed(PeerError):
     """The peer ended the connection: the normal end of a pipe."""
 
+    def __init__(self, reason: str, *, wordless: bool = False) -> None:
+        super().__init__(reason)
+        self.wordless = wordless
+        """Whether it came and went without a byte, as balancers do to see whether somebody listens."""
+
 
 class GreetingError(PeerError):
     """The peer does not speak SP, not our version of it, or did not greet in time."""
+
+
+class UpgradeRefused(GreetingError):
+    """An HTTP server, or a proxy on the way to it, answered with something else than a WebSocket."""
+
+    def __init__(self, reason: str, response: HTTPResponse) -> None:
+        super().__init__(reason)
+        self.response = response
+        """The answer: ``status``, ``headers`` and the beginning of ``body``."""
+        self.permanent = response.status in (401, 403, 404)
+
+
+class PeerSilent(PeerError):
+    """The peer left a ping unanswered and said nothing else: it, or the way to it, is gone."""
 
 
 class TLSError(PeerError):

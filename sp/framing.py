@@ -12,11 +12,17 @@ from typing import Final
 from sp.engine import Split
 from sp.errors import GreetingError, MalformedMessage, MessageTooLarge, PeerError
 from sp.message import Message
+from sp.proxy_protocol import HINT as PROXY_HINT
+from sp.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
 
 GREETING_SIZE: Final = 8
 _MAGIC: Final = b"\0SP\0"
-_TLS_RECORDS: Final = (b"\x15", b"\x16")
-"""The first byte of an alert and of a handshake (RFC 8446, 5.1)."""
+_STRANGERS: Final = (
+    ("TLS", (b"\x15", b"\x16"), {"tcp": "tls+tcp", "ws": "wss"}),  # the first byte of an alert and of a handshake (RFC 8446, 5.1)
+    ("HTTP", (b"GET ", b"HTTP", b"HEAD", b"POST"), {"tcp": "ws", "tls+tcp": "ws", "wss": "ws"}),
+    ("SP without TLS", (b"\0SP",), {"tls+tcp": "tcp", "wss": "tcp"}),
+    ("SP without HTTP", (b"\0SP",), {"ws": "tcp"}),
+)
 _KEPT_TAIL: Final = 4096
 """A message cut off after fewer bytes than this is copied, so that waiting for its rest does not hold on to a whole read."""
 _MAX_BATCH: Final = 1024
@@ -33,6 +39,20 @@ def encode_greeting(number: int) -> bytes:
     return _MAGIC + struct.pack(">HH", number, 0)
 
 
+def stranger(data: bytes, expected: str) -> str:
+    """Return what a peer that should have spoken as at *expected*, a scheme, seems to speak instead; empty: nobody knows.
+
+    *data* is what it began with.
+    """
+    if data[:6] == b"PROXY " or data[:8] == PROXY_SIGNATURE[:8]:
+        return f"; {PROXY_HINT}"
+    for what, beginnings, other in _STRANGERS:
+        if data.startswith(beginnings) and expected in other:
+            one, another = sorted((expected, other[expected]), key=len)
+            return f"; that is {what}: one side says {one}://, the other {another}://"
+    return ""
+
+
 def decode_greeting(data: bytes) -> int | None:
     """Return the peer's protocol number, or None when *data* is the beginning of a greeting.
 
@@ -40,7 +60,7 @@ def decode_greeting(data: bytes) -> int | None:
     nanomsg does not look, but sends zeros.
     """
     if not _MAGIC.startswith(data[:4]):
-        hint = "; that is TLS: one side says tcp://, the other tls+tcp://" if data[:1] in _TLS_RECORDS else ""
+        hint = stranger(data, "tcp")
         raise GreetingError(f"the peer does not speak SP: it began with {data[:GREETING_SIZE]!r}, expected {_MAGIC!r}{hint}")
     if data[6:8].strip(b"\0"):
         raise GreetingError(f"the reserved bytes of the greeting must be zero, not {data[6:8].hex()}")

@@ -10,8 +10,10 @@ import trio
 
 from sp.errors import Error, StateError
 from sp.events import Event, EventKind
+from sp.options import check_seconds
 from sp.pipe import Pipe
 from sp.statistics import ListenerStatistics
+from sp.transports import Diverted
 
 if TYPE_CHECKING:
     from sp.core import Core
@@ -37,6 +39,7 @@ class Listener:
         self._greeting: dict[Connection, None] = {}  # the oldest first
         self._pipes: set[Pipe] = set()
         self._stopped = False
+        self._draining = False
         self._accepted = 0
         self._attached = 0
         self._failures: Counter[str] = Counter()
@@ -59,6 +62,31 @@ class Listener:
             if self in self._core.listeners:
                 self._core.listeners.remove(self)
             self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
+
+    async def drain(self, timeout: float = 30.0) -> None:
+        """Let the peers go elsewhere, then close: for a restart that loses nothing.
+
+        No newcomer is taken from now on: at ``ws`` and ``wss`` they, and health checks, get a 503 that says so; elsewhere the address is
+        freed.  What waits for a peer is still written, then it is told (a WebSocket by 1001, "going away"), and what it had sent before
+        is delivered.  A REQ at the other end asks somebody else then.  Returns when all are gone, or after *timeout* seconds at the
+        most.  Cancelled, it closes at once.
+        """
+        if check_seconds("timeout", timeout) is None:
+            raise TypeError("timeout must be a number of seconds, not None: who never leaves would never let it end")
+        self._draining = True
+        try:
+            for acceptor in self._acceptors:
+                acceptor.drain()
+            for connection in list(self._greeting):
+                connection.close()
+            for pipe in list(self._pipes):
+                pipe.leave()
+            with trio.move_on_after(timeout):
+                while self._pipes:
+                    await self._core.changed()
+        finally:
+            self.close()
+        await trio.lowlevel.checkpoint()
 
     def reload(self) -> None:
         """Read certificate, key and all other files of the TLS configuration again, for all listeners that share it.
@@ -134,6 +162,9 @@ class Listener:
         """Make a pipe of *connection* and keep it."""
         try:
             pipe = await self._core.welcome(connection, self.url)
+        except Diverted:
+            self._accepted -= 1
+            return
         except BaseException as error:
             connection.close()
             if isinstance(error, (Error, OSError, trio.ClosedResourceError)):
@@ -146,6 +177,8 @@ class Listener:
         if pipe.tls is not None:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._pipes.add(pipe)
+        if self._draining:
+            pipe.leave()  # it was attached in the tick in which the draining began
         del connection
         try:
             await pipe.run()

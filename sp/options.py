@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import attrs
 
 if TYPE_CHECKING:
+    from sp.http import HTTPClientConfig, HTTPResponse, HTTPServerConfig
     from sp.pipe import Pipe
     from sp.tls import TLSClientConfig, TLSServerConfig
 
     _Attribute = attrs.Attribute[Any]
 
-Authorize = Callable[["Pipe"], bool | Awaitable[bool]]
+Authorize = Callable[["Pipe"], "bool | HTTPResponse | Awaitable[bool | HTTPResponse]"]
 Redial = Callable[[Exception], bool]
 DropPolicy = Literal["oldest", "newest"]
 
@@ -84,12 +85,19 @@ def _tls(_: object, __: _Attribute, value: object) -> None:
         raise TypeError(f"tls must be a TLSServerConfig or a TLSClientConfig, not {type(value).__name__}")
 
 
+def _http(_: object, __: _Attribute, value: object) -> None:
+    if value is not None and type(value).__name__ not in ("HTTPServerConfig", "HTTPClientConfig"):
+        raise TypeError(f"http must be an HTTPServerConfig or an HTTPClientConfig, not {type(value).__name__}")
+
+
 class SocketKeywords(TypedDict, total=False):
     """The keyword arguments that every socket takes; :class:`SocketOptions` says what each one means."""
 
     dial: str | Sequence[str]
     listen: str | Sequence[str]
     tls: TLSServerConfig | TLSClientConfig | None
+    http: HTTPServerConfig | HTTPClientConfig | None
+    proxy_protocol: bool
     authorize: Authorize | None
     redial: Redial | None
     max_message_size: int | None
@@ -126,8 +134,14 @@ class SocketOptions:
     """One URL or several, listened on once the socket is entered."""
     tls: TLSServerConfig | TLSClientConfig | None = attrs.field(default=None, validator=_tls)
     """The configuration for URLs with TLS, a listener's or a dialer's; ``listen`` and ``dial`` take one of their own as well."""
+    http: HTTPServerConfig | HTTPClientConfig | None = attrs.field(default=None, validator=_http)
+    """For URLs that begin as HTTP (``ws``, ``wss``, ``ws+unix``), a listener's or a dialer's; ``listen`` and ``dial`` take their own."""
+    proxy_protocol: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    """Whether every connection to a listener begins with a PROXY protocol header.  ``listen`` takes one of its own."""
     authorize: Authorize | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
-    """Sees each pipe after the greeting and before any message; false or an exception ends the pipe.  May be async."""
+    """Sees each pipe after the greeting and before any message; false or an exception ends the pipe.  May be async.
+
+    Who has come by HTTP has not had its answer then: an ``HTTPResponse`` refuses it with that, anything false with a 403."""
     redial: Redial | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
     """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
     max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))

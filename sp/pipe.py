@@ -18,7 +18,9 @@ from sp.statistics import PipeStatistics
 if TYPE_CHECKING:
     from sp.core import Core
     from sp.engine import Receiver
+    from sp.http import HTTPInfo
     from sp.message import Message
+    from sp.proxy_protocol import ProxyInfo
     from sp.tls import TLSInfo
     from sp.transports import Connection
 
@@ -28,8 +30,10 @@ _ids = itertools.count(secrets.randbits(31))
 class _State(enum.Enum):
     GREETED = "greeted"
     ATTACHED = "attached"
+    LEAVING = "leaving"
+    """Writes what waits and reads to the end, and delivers what it reads."""
     FINISHING = "finishing"
-    """Writes what waits and reads to the end, delivering nothing."""
+    """The same, but the socket takes nothing any more."""
     ENDED = "ended"
 
 
@@ -58,7 +62,7 @@ class _Reading(enum.Enum):
 
 
 # Looking up an enum's member costs as much as the rest of a test; these are looked up for every message.
-_GREETED, _ATTACHED, _FINISHING, _ENDED = _State.GREETED, _State.ATTACHED, _State.FINISHING, _State.ENDED
+_GREETED, _ATTACHED, _LEAVING, _FINISHING, _ENDED = _State.GREETED, _State.ATTACHED, _State.LEAVING, _State.FINISHING, _State.ENDED
 _IDLE, _PROMPT, _DUE, _BLOCKED, _BROKEN = _Writing.IDLE, _Writing.PROMPT, _Writing.DUE, _Writing.BLOCKED, _Writing.BROKEN
 _OWN, _ON_OFFER, _LENT, _RECALLED = _Reading.OWN, _Reading.ON_OFFER, _Reading.LENT, _Reading.RECALLED
 
@@ -126,13 +130,31 @@ class Pipe:
 
     @property
     def remote_address(self) -> str:
-        """The peer's end: ``host:port`` for tcp, the URL for ipc and inproc."""
+        """The peer's end: ``host:port`` for tcp, the URL for ipc and inproc.
+
+        Behind a trusted proxy it is that of the proxy's client, as the proxy says: without ``:port`` where it does not tell that.
+        """
         return self._connection.remote_address
 
     @property
     def tls(self) -> TLSInfo | None:
         """Version, cipher, the peer's certificate and so on; None without TLS."""
         return self._connection.tls
+
+    @property
+    def http(self) -> HTTPInfo | None:
+        """The handshake of a ``ws`` or ``wss`` pipe: path, query and headers; None for others."""
+        return self._connection.http
+
+    @property
+    def proxy_address(self) -> str | None:
+        """The address of the proxy that is connected to us, when ``remote_address`` is that of its client; None: there is none."""
+        return self._connection.proxy_address
+
+    @property
+    def proxy(self) -> ProxyInfo | None:
+        """What the PROXY protocol header says, on a listener with ``proxy_protocol=True``; None elsewhere."""
+        return self._connection.proxy
 
     @property
     def reason(self) -> str:
@@ -225,7 +247,7 @@ class Pipe:
         if self.error is None:
             self.error = error
         self._state = _ENDED
-        self._connection.close()
+        self._connection.close(error)
         if self._grace is not None:
             self._grace.cancel()
         self.resume()
@@ -236,9 +258,21 @@ class Pipe:
 
     def finish(self) -> None:
         """Write what waits, tell the peer that this was all, and deliver nothing more.  The peer's end then ends the pipe."""
-        if self._state is _ATTACHED:
+        if self._state is _LEAVING:
             self._state = _FINISHING
             self.resume()
+        else:
+            self._leave(_FINISHING)
+
+    def leave(self) -> None:
+        """Do the same, but go on delivering what the peer has sent before its end."""
+        self._leave(_LEAVING)
+
+    def _leave(self, state: _State) -> None:
+        if self._state is _ATTACHED:
+            self._state = state
+            if state is _FINISHING:
+                self.resume()
             if self._writing not in (_BLOCKED, _BROKEN):
                 self._write()
 
@@ -290,7 +324,7 @@ class Pipe:
         message_received = self._core.engine.message_received
         taken = 0
         for message in batch:
-            if self._state is not _ATTACHED:
+            if self._state is not _ATTACHED and self._state is not _LEAVING:
                 self._core.dropped["undelivered"] += 1
             elif not message_received(self, message):
                 break
@@ -390,7 +424,7 @@ class Pipe:
                 with trio.move_on_after(engine.patience):
                     await self._until_taken(batch)
                     return
-                if self._state is _ATTACHED:
+                if self._state is _ATTACHED or self._state is _LEAVING:
                     if not engine.message_received(self, batch[0]):
                         engine.message_overdue(self, batch[0])
                     del batch[0]
@@ -401,7 +435,7 @@ class Pipe:
     async def _until_taken(self, batch: list[Message]) -> None:
         while True:
             await self._park()
-            if self._state is not _ATTACHED:
+            if self._state is not _ATTACHED and self._state is not _LEAVING:
                 return  # and _deliver counts what is lost
             if self._core.engine.message_received(self, batch[0]):
                 del batch[0]
@@ -437,7 +471,7 @@ class Pipe:
         self._count_written(waiting, waiting_bytes)
         if done:
             self._writing = _IDLE
-            if self._state is _FINISHING:
+            if self._state is _FINISHING or self._state is _LEAVING:
                 self._connection.finish()
         elif self._writing is not _BLOCKED:
             self._writing = _BLOCKED

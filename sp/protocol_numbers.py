@@ -34,6 +34,14 @@ _NAMES: Final = {
 }
 
 
+COUNTERPARTS: Final = {
+    one: other
+    for pair in ((PAIR0, PAIR0), (PAIR1, PAIR1), (PUB, SUB), (REQ, REP), (PUSH, PULL), (SURVEYOR, RESPONDENT), (BUS, BUS))
+    for one, other in (pair, pair[::-1])
+}
+"""Who talks to whom."""
+
+
 def protocol_name(number: int) -> str:
     """Return the name of a protocol number, with the number when it has none: ``REQ``, ``protocol 0x0999``."""
     return _NAMES.get(number) or f"protocol 0x{number:04x}"

@@ -15,8 +15,9 @@ from sp.address import Address
 from sp.core import Core
 from sp.dialer import Dialer
 from sp.engine import Engine
-from sp.errors import DialError, TLSConfigError
+from sp.errors import AddressError, DialError, TLSConfigError
 from sp.events import Event, EventKind, EventStream
+from sp.http import HTTPClientConfig, HTTPServerConfig
 from sp.listener import Listener
 from sp.options import SocketKeywords, SocketOptions
 from sp.pipe import Pipe
@@ -100,18 +101,21 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """Close the socket at once; what was accepted but not written is dropped and counted."""
         self._core.close()
 
-    async def dial(self, url: str, *, wait: bool = True, tls: TLSClientConfig | None = None) -> Dialer:
+    async def dial(
+        self, url: str, *, wait: bool = True, tls: TLSClientConfig | None = None, http: HTTPClientConfig | None = None
+    ) -> Dialer:
         """Connect to *url*, and again whenever the connection is lost.
 
         With *wait*, returns once a pipe is attached; when the first attempt fails, raises DialError with the reason as its cause,
         and nothing goes on.  Without it, keeps trying in the background; events and ``dialer.error`` tell how it goes.
-        *tls* is for URLs with TLS; None: that of the socket, or else one that trusts whom the system trusts.
+        *tls* is for URLs with TLS; None: that of the socket, or else one that trusts whom the system trusts.  *http* is for ``ws`` and
+        ``wss``; None: that of the socket, or else the defaults.
         Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError for one that *tls*
         does not fit.
         """
         address = Address.parse(url)
         address.check_dialable()
-        terms = self._terms(address, tls, TLSClientConfig)
+        terms = self._terms(address, tls, TLSClientConfig, http, HTTPClientConfig)
         self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
         await trio.lowlevel.checkpoint()
         self._core.check_open()
@@ -129,15 +133,21 @@ class Socket(Verbs, trio.abc.AsyncResource):
                 raise DialError(f"cannot dial {url!r}: {error}") from error
         return dialer
 
-    async def listen(self, url: str, *, tls: TLSServerConfig | None = None) -> Listener:
+    async def listen(
+        self, url: str, *, tls: TLSServerConfig | None = None, http: HTTPServerConfig | None = None, proxy_protocol: bool | None = None
+    ) -> Listener:
         """Bind *url* and accept whoever comes.  ``listener.url`` has the port that was really bound.
 
-        *tls* is for URLs with TLS; None: that of the socket.
+        *tls* is for URLs with TLS, *http* for ``ws`` and ``wss``; *proxy_protocol* says whether connections begin with a PROXY protocol
+        header, at any URL but ``ipc``, ``abstract`` and ``inproc``.  None: as the socket has it.
+        Several sockets of a trio run may share a host and port by different paths of ``ws`` or ``wss``.
         Cancelled, nothing is bound.  Raises AddressError for a URL that cannot be listened on, TLSConfigError for one that *tls*
         does not fit, and OSError when the system refuses, for example because the address is in use.
         """
         address = Address.parse(url)
-        terms = self._terms(address, tls, TLSServerConfig)
+        address.check_listenable()
+        terms = self._terms(address, tls, TLSServerConfig, http, HTTPServerConfig)
+        terms = attrs.evolve(terms, proxy_protocol=self._proxied(address, proxy_protocol))
         self._core.check_open()
         acceptors = await transport_for(address).listen(address, terms)
         if not self._core.open:
@@ -150,29 +160,61 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
         return listener
 
-    def _terms(self, address: Address, tls: object, kind: type[TLSServerConfig | TLSClientConfig]) -> Terms:
-        """Return the terms for *address*, with the TLS configuration of the call or else of the socket.
+    def _terms(
+        self,
+        address: Address,
+        tls: object,
+        tls_kind: type[TLSServerConfig | TLSClientConfig],
+        http: object,
+        http_kind: type[HTTPServerConfig | HTTPClientConfig],
+    ) -> Terms:
+        """Return the terms for *address*, with the configurations of the call or else of the socket.
 
-        One that would go unused is refused: who gives it means to be encrypted.
+        A TLS configuration that would go unused is refused: who gives it means to be encrypted.
         """
-        listening = kind is TLSServerConfig
-        verb = "listen on" if listening else "dial"
+        verb = "listen on" if tls_kind is TLSServerConfig else "dial"
+        return attrs.evolve(self._core.terms, tls=self._tls(address, verb, tls, tls_kind), http=self._http(address, verb, http, http_kind))
+
+    def _tls(
+        self, address: Address, verb: str, tls: object, kind: type[TLSServerConfig | TLSClientConfig]
+    ) -> TLSServerConfig | TLSClientConfig | None:
         if not address.is_encrypted:
+            expected = "expected wss://" if address.is_http else "expected tls+tcp://"
             if tls is not None:
-                raise TLSConfigError(f"tls= was given to {verb} {address.url!r}, which is not encrypted: expected tls+tcp://")
+                raise TLSConfigError(f"tls= was given to {verb} {address.url!r}, which is not encrypted: {expected}")
             if self._options.tls is not None and address.is_network:
-                raise TLSConfigError(
-                    f"the socket has tls=, but {address.url!r}, which it is to {verb}, is not encrypted: expected tls+tcp://"
-                )
-            return self._core.terms
+                raise TLSConfigError(f"the socket has tls=, but {address.url!r}, which it is to {verb}, is not encrypted: {expected}")
+            return None
         config = self._options.tls if tls is None else tls
         if config is None:
-            if listening:
+            if kind is TLSServerConfig:
                 raise TLSConfigError(f"{address.url!r} cannot be listened on without a certificate: give tls=sp.TLSServerConfig(...)")
             config = default_client_config()
         if not isinstance(config, kind):
             raise TLSConfigError(f"to {verb} {address.url!r} takes a {kind.__name__}, not a {type(config).__name__}")
-        return attrs.evolve(self._core.terms, tls=config)
+        return config
+
+    def _http(
+        self, address: Address, verb: str, http: object, kind: type[HTTPServerConfig | HTTPClientConfig]
+    ) -> HTTPServerConfig | HTTPClientConfig | None:
+        if http is not None and not isinstance(http, kind):
+            raise TypeError(f"to {verb} {address.url!r} takes http=sp.{kind.__name__}(...), not {type(http).__name__}")
+        if not address.is_http:
+            if http is not None:
+                raise AddressError(f"http= was given to {verb} {address.url!r}, which has no HTTP: expected ws:// or wss://")
+            return None
+        if http is not None:
+            return http
+        return self._options.http if isinstance(self._options.http, kind) else kind()
+
+    def _proxied(self, address: Address, proxied: object) -> bool:
+        """Return whether a listener at *address* is behind a proxy that says so.  Where no proxy is, the socket's option does not count."""
+        if proxied is not None and not isinstance(proxied, bool):
+            raise TypeError(f"proxy_protocol must be True, False or None, not {proxied!r}")
+        possible = address.is_network or address.is_http
+        if proxied and not possible:
+            raise AddressError(f"proxy_protocol was given to listen on {address.url!r}, which no proxy forwards to")
+        return possible and (self._options.proxy_protocol if proxied is None else proxied)
 
     async def wait_for_peers(self, n: int = 1) -> None:
         """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""

@@ -206,6 +206,11 @@ class TLSInfo:
             return ""
 
     @property
+    def alpn(self) -> str:
+        """The protocol that was agreed on in the handshake: ``http/1.1`` with wss; empty when there was none."""
+        return self._connection.get_alpn_proto_negotiated().decode(errors="replace")
+
+    @property
     def verified(self) -> bool:
         """Whether the peer has shown a certificate and it was verified."""
         return self._verifies and self.peer_certificate is not None

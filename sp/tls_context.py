@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 from cryptography import x509
@@ -32,6 +32,8 @@ log = logging.getLogger("sp")
 _VERSIONS: Final = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 _GROUPS: Final = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 _CRL: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+HTTP_1_1: Final = b"http/1.1"
+"""What wss says in ALPN, and nothing else: WebSocket over HTTP/2 is another protocol."""
 _SESSIONS_PER_SERVER: Final = 8
 """Tickets kept for one server: as many dialers can resume at once."""
 _RELEASE_BUFFERS: Final = 0x10
@@ -120,6 +122,7 @@ class TLSContext:
         context.set_verify_depth(config.max_chain_depth)
         if isinstance(config, TLSServerConfig):
             context.set_session_id(_SESSION_ID)  # without one no session is ever resumed
+            context.set_alpn_select_callback(_select_protocol)
             if config.client_ca is not None:
                 for certificate in _trust(context, config.client_ca, "client_ca"):
                     context.add_client_ca(certificate)
@@ -393,6 +396,12 @@ def _certificate_checked(connection: SSL.Connection, certificate: crypto.X509, e
     """Called by OpenSSL for each certificate of the peer's chain, the root first."""
     session: TLSSession = connection.get_app_data()
     return session.certificate_checked(certificate, error, depth, bool(ok))
+
+
+def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes | Any:
+    """Called by OpenSSL when a client offers protocols: a context may serve wss and tls+tcp."""
+    session: TLSSession = connection.get_app_data()
+    return HTTP_1_1 if session.http and HTTP_1_1 in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def explain(error: Exception) -> str:

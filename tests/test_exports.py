@@ -21,9 +21,12 @@ INTERNAL = {
         "read_for",
         "interrupt",
         "recall",
+        "leave",
     },
     "Dialer": {"stop", "decided", "run"},
     "Listener": {"stop", "run", "serve"},
+    "HTTPServerConfig": {"allows_origin", "trusts"},
+    "HTTPResponse": {"encode"},
     "EventStream": {"put", "end"},
 }
 """Methods for other modules of the package."""

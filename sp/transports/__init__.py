@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, cast
 
 import attrs
 
 from sp.address import Address
 from sp.engine import Split
+from sp.http import HTTPClientConfig, HTTPInfo, HTTPResponse, HTTPServerConfig
 from sp.message import Message
 from sp.options import SocketOptions
+from sp.proxy_protocol import ProxyInfo
 from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 
 
@@ -29,6 +32,14 @@ class Terms:
     options: SocketOptions
     tls: TLSServerConfig | TLSClientConfig | None = None
     """For a scheme with TLS: the side's configuration."""
+    http: HTTPServerConfig | HTTPClientConfig | None = None
+    """For a scheme that begins as HTTP: the side's configuration."""
+    proxy_protocol: bool = False
+    """For a listener: whether connections begin with a PROXY protocol header."""
+
+
+class Diverted(Exception):  # an answer to ``greet``, and no error
+    """The newcomer was not for a pipe of this listener: it was answered, or handed to another one."""
 
 
 class Connection(Protocol):
@@ -39,6 +50,21 @@ class Connection(Protocol):
 
     @property
     def remote_address(self) -> str: ...
+
+    @property
+    def proxy(self) -> ProxyInfo | None:
+        """What a PROXY protocol header says, once it is read; None without one."""
+        ...
+
+    @property
+    def proxy_address(self) -> str | None:
+        """The address of the proxy that is connected to us, when ``remote_address`` is its client's; None: the peer speaks for itself."""
+        ...
+
+    @property
+    def http(self) -> HTTPInfo | None:
+        """The handshake, where there is one, once it is read."""
+        ...
 
     @property
     def tls(self) -> TLSInfo | None:
@@ -61,7 +87,23 @@ class Connection(Protocol):
         ...
 
     async def greet(self) -> int:
-        """Exchange greetings; return the peer's protocol number.  Raises PeerError or OSError.  The caller sets the time limit."""
+        """Exchange greetings; return the peer's protocol number.  Raises PeerError, OSError or Diverted.  The caller sets the time limit.
+
+        Where the greeting is a question, its answer is left to ``admit`` or ``refuse``.
+        """
+        ...
+
+    def admit(self) -> None:
+        """The socket takes the peer: answer it, if it waits for that.  Raises OSError."""
+        ...
+
+    async def refuse(self, response: HTTPResponse) -> None:
+        """The socket does not take the peer: answer it, if it waits for that.  ``close`` follows."""
+        ...
+
+    @property
+    def keep_alive(self) -> Callable[[], Awaitable[None]] | None:
+        """What is to run beside the pipe as long as it is attached; None: nothing."""
         ...
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
@@ -95,8 +137,8 @@ class Connection(Protocol):
         """Tell the peer that nothing more will be sent."""
         ...
 
-    def close(self) -> None:
-        """End the connection now and wake who waits on it.  A second time does nothing."""
+    def close(self, error: Exception | None = None) -> None:
+        """End the connection now, for *error*, and wake who waits on it.  A second time does nothing."""
         ...
 
 
@@ -111,6 +153,10 @@ class Acceptor(Protocol):
 
         Raises ClosedResourceError when closed, and OSError, after which it may be called again.
         """
+        ...
+
+    def drain(self) -> None:
+        """Take no more newcomers: tell them so where that can be said, or else stop listening."""
         ...
 
     def close(self) -> None:
@@ -140,6 +186,13 @@ _MODULES: Final = {
     "ipc": "sp.transports.ipc",
     "abstract": "sp.transports.ipc",
     "inproc": "sp.transports.inproc",
+    "ws": "sp.transports.ws",
+    "ws4": "sp.transports.ws",
+    "ws6": "sp.transports.ws",
+    "wss": "sp.transports.ws",
+    "wss4": "sp.transports.ws",
+    "wss6": "sp.transports.ws",
+    "ws+unix": "sp.transports.ws",
 }
 
 

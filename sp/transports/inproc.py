@@ -14,6 +14,7 @@ import trio
 from sp.address import Address
 from sp.errors import PeerError
 from sp.framing import broken_header, too_large
+from sp.http import HTTPResponse
 from sp.message import Message
 from sp.transports import Acceptor, Connection, Terms
 
@@ -79,6 +80,9 @@ class InprocAcceptor:
         newcomers, self._newcomers = self._newcomers, []
         return newcomers
 
+    def drain(self) -> None:
+        self.close()
+
     def close(self) -> None:
         self.closed = True
         self._changed.set()
@@ -93,7 +97,7 @@ class InprocConnection:
     def __init__(self, url: str, terms: Terms) -> None:
         self.local_address = self.remote_address = url
         self.unsent = 0
-        self.tls = None
+        self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
         self.stage = "greeting"
         self.lendable = False  # a wake-up saved would be worth less than the wait of who no longer comes
         self._terms = terms
@@ -113,6 +117,12 @@ class InprocConnection:
     async def greet(self) -> int:
         await trio.lowlevel.checkpoint()
         return self._peer._terms.number
+
+    def admit(self) -> None:
+        pass
+
+    async def refuse(self, response: HTTPResponse) -> None:
+        pass
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
         peer = self._peer
@@ -168,7 +178,7 @@ class InprocConnection:
         self._peer._ended = True
         self._peer._readable.set()
 
-    def close(self) -> None:
+    def close(self, error: Exception | None = None) -> None:
         if not self.closed:
             self.closed = True
             self._queue.clear()

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import sys
+from collections.abc import Callable
 
 import trio
 
@@ -29,6 +30,11 @@ def _check_platform(address: Address) -> None:
 
 async def connect(address: Address, terms: Terms) -> Connection:
     """Connect to the listener at *address*."""
+    return StreamConnection(await connect_link(address), terms, typed=True)
+
+
+async def connect_link(address: Address) -> SocketLink:
+    """Do so, for ws+unix as well."""
     _check_platform(address)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -36,11 +42,16 @@ async def connect(address: Address, terms: Terms) -> Connection:
     except BaseException:
         sock.close()
         raise
-    return _connection(socket.socket(fileno=sock.detach()), address.url, terms)
+    return SocketLink(socket.socket(fileno=sock.detach()), address.url, address.url)
 
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*.  A socket file that nobody listens at any more is replaced, a live one is refused: address in use."""
+    return await listen_link(address, terms, lambda link: StreamConnection(link, terms, typed=True))
+
+
+async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
+    """Do so, for ws+unix as well: *make* makes a connection of each newcomer."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
     mode = terms.options.ipc_mode
@@ -50,7 +61,7 @@ async def listen(address: Address, terms: Terms) -> list[Acceptor]:
             os.chmod(address.path, mode)  # adds what the umask took away; nothing was ever open wider than asked
         sock.listen()
         sock.setblocking(False)
-        return [IPCAcceptor(sock, address, terms)]
+        return [IPCAcceptor(sock, address, terms, make)]
     except BaseException:
         sock.close()
         raise
@@ -98,17 +109,21 @@ def _remove_stale(path: str) -> bool:
 class IPCAcceptor:
     """One listening socket, and the file that it made."""
 
-    def __init__(self, sock: socket.socket, address: Address, terms: Terms) -> None:
+    def __init__(self, sock: socket.socket, address: Address, terms: Terms, make: Callable[[SocketLink], Connection]) -> None:
         self.url = address.url
         self._socket = sock
-        self._terms = terms
+        self._proxied = terms.proxy_protocol
+        self._make = make
         # The working directory and the file at the path may change before we close.
         self._file = os.path.abspath(address.path) if isinstance(address.path, str) else None
         self._identity = _identity(self._file)
 
     async def accept(self) -> list[Connection]:
         await trio.lowlevel.wait_readable(self._socket)
-        return [_connection(sock, self.url, self._terms) for sock in accept_pending(self._socket)]
+        return [self._make(SocketLink(sock, self.url, self.url, proxied=self._proxied)) for sock in accept_pending(self._socket)]
+
+    def drain(self) -> None:
+        self.close()
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -128,7 +143,3 @@ def _identity(path: str | None) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _connection(sock: socket.socket, url: str, terms: Terms) -> Connection:
-    return StreamConnection(SocketLink(sock, url, url), terms, typed=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
@@ -13,7 +14,9 @@ import trio
 
 from sp.errors import PeerClosed, PeerError
 from sp.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_greeting, frame_prefix
+from sp.http import HTTPResponse
 from sp.message import Message
+from sp.proxy_protocol import ProxyDecoder, ProxyInfo
 from sp.transports import Terms
 
 if TYPE_CHECKING:
@@ -22,9 +25,9 @@ if TYPE_CHECKING:
 READ_SIZE: Final = 64 * 1024
 LARGE_READ_SIZE: Final = 256 * 1024
 """How much is read at once while reads come back full."""
-_WRITE_SIZE: Final = 64 * 1024
+WRITE_SIZE: Final = 64 * 1024
 """Messages are joined up to this size; from here on the kernel gathers them, so that a large body is not copied."""
-_MAX_PARTS: Final = 1000
+MAX_PARTS: Final = 1000
 """Below Linux's IOV_MAX of 1024."""
 
 
@@ -36,6 +39,12 @@ class Link(Protocol):
 
     @property
     def remote_address(self) -> str: ...
+
+    @property
+    def proxy(self) -> ProxyInfo | None: ...
+
+    @property
+    def proxy_address(self) -> str | None: ...
 
     @property
     def tls(self) -> TLSInfo | None: ...
@@ -58,6 +67,12 @@ class Link(Protocol):
     def send_parts(self) -> Callable[[list[bytes | memoryview]], int]: ...
     def wait_readable(self) -> Awaitable[None]: ...
     async def wait_writable(self) -> None: ...
+
+    @property
+    def writer(self) -> trio.Event | None:
+        """While a task is in ``wait_writable``: set when it no longer is."""
+        ...
+
     def interrupt(self) -> None: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...
@@ -66,26 +81,72 @@ class Link(Protocol):
 class SocketLink:
     """A link that is a non-blocking socket, which it owns from now on."""
 
-    __slots__ = ("_socket", "local_address", "recv", "remote_address", "send", "send_parts", "wait_readable")
+    __slots__ = (
+        "_decoder",
+        "_socket",
+        "local_address",
+        "proxy",
+        "proxy_address",
+        "recv",
+        "remote_address",
+        "send",
+        "send_parts",
+        "wait_readable",
+        "writer",
+    )
 
     tls = None
     stage = "greeting"
 
-    def __init__(self, sock: socket.socket, local_address: str, remote_address: str) -> None:
+    def __init__(self, sock: socket.socket, local_address: str, remote_address: str, *, proxied: bool = False) -> None:
+        """*proxied*: a PROXY protocol header comes first."""
         sock.setblocking(False)
         self._socket = sock
+        self._decoder = ProxyDecoder() if proxied else None
         self.local_address = local_address
         self.remote_address = remote_address
+        self.proxy: ProxyInfo | None = None
+        self.proxy_address: str | None = None
         self.recv = sock.recv
         self.send = sock.send
         self.send_parts = sock.sendmsg
         self.wait_readable = partial(trio.lowlevel.wait_readable, sock)
+        self.writer: trio.Event | None = None
 
     async def open(self, greeting: bytes) -> None:
-        self.send(greeting)  # a fresh connection has room for 8 bytes
+        if self._decoder is not None:
+            await self._read_proxy_header(self._decoder)
+        if greeting:
+            self.send(greeting)  # a fresh connection has room for 8 bytes
+
+    async def _read_proxy_header(self, decoder: ProxyDecoder) -> None:
+        """Read the PROXY protocol header and not a byte more, since what follows may be TLS."""
+        begun = False
+        while decoder.info is None:
+            await self.wait_readable()
+            try:
+                received = self.recv(decoder.missing) if begun else receive_first(self, decoder.missing, "before its PROXY protocol header")
+            except BlockingIOError:
+                continue
+            if not received:
+                raise PeerClosed("the peer closed the connection in the middle of its PROXY protocol header")
+            begun = True
+            decoder.receive_data(received)
+        self._decoder = None
+        self.proxy = decoder.info
+        if self.proxy.source:
+            self.proxy_address, self.remote_address = self.remote_address, self.proxy.source
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._socket)
+        if self.writer is not None:  # trio lets one task wait; whoever comes later looks again when that one does
+            await self.writer.wait()
+            return
+        self.writer = done = trio.Event()
+        try:
+            await trio.lowlevel.wait_writable(self._socket)
+        finally:
+            self.writer = None
+            done.set()
 
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -105,6 +166,35 @@ class SocketLink:
             except OSError:
                 pass
             self._socket.close()
+
+
+def receive_first(link: Link, size: int, when: str) -> bytes:
+    """Return the first that comes by *link*.  Raises PeerClosed that says *when*, if the peer leaves without a word."""
+    try:
+        data = link.recv(size)
+    except ConnectionResetError as error:
+        raise PeerClosed(f"the peer reset the connection {when}", wordless=True) from error
+    if not data:
+        raise PeerClosed(f"the peer closed the connection {when}", wordless=True)
+    return data
+
+
+async def wait_for_either(link: Link, wait_readable: Callable[[], Awaitable[None]]) -> None:
+    """Wait until there is something to read, or room for what we have to say while nobody else writes.
+
+    Two sides that each wait for the other to read its last words would wait for ever.
+    """
+
+    async def until(wait: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await wait()
+        except trio.ClosedResourceError:
+            pass  # who called looks around anyway
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(until, link.wait_writable)
+        await until(wait_readable)
 
 
 class LinkStream(trio.abc.HalfCloseableStream):
@@ -188,56 +278,36 @@ class LinkStream(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("the stream is closed")
 
 
-class StreamConnection:
-    """A connection over a link: greeting, then framed messages."""
+class LinkConnection(abc.ABC):
+    """A connection over a link, whatever the messages look like there."""
 
     lendable = True
 
-    __slots__ = (
-        "_decoder",
-        "_interrupted",
-        "_link",
-        "_more",
-        "_sizes",
-        "_terms",
-        "_typed",
-        "_unwritten",
-        "closed",
-        "local_address",
-        "remote_address",
-    )
+    __slots__ = ("_interrupted", "_link", "_sizes", "_terms", "_unwritten", "closed")
 
-    def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:
-        self.local_address = link.local_address
-        self.remote_address = link.remote_address
+    def __init__(self, link: Link, terms: Terms) -> None:
         self._link = link
         self._terms = terms
-        self._typed = typed
-        self._decoder = FrameDecoder(terms.split, terms.options.max_message_size, typed=typed)
         self._unwritten: list[bytes | memoryview] = []
-        self._sizes: list[int] = []  # of the frames in the last write
+        self._sizes: list[int] = []  # of the messages in the last write
         self._interrupted = False
-        self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
         self.closed = False
 
-    async def greet(self) -> int:
-        # nanomsg gives its peer one second for this, so ours leaves at once.
-        await self._link.open(encode_greeting(self._terms.number))
-        data = b""
-        while True:
-            self._check_open()
-            await self._link.wait_readable()
-            try:
-                # Not a byte more: what follows belongs to the decoder.
-                received = self._link.recv(GREETING_SIZE - len(data))
-            except BlockingIOError:
-                continue
-            if not received:
-                raise PeerClosed(f"the peer closed the connection after {len(data)} of {GREETING_SIZE} bytes of its greeting")
-            data += received
-            number = decode_greeting(data)
-            if number is not None:
-                return number
+    @property
+    def local_address(self) -> str:
+        return self._link.local_address
+
+    @property
+    def remote_address(self) -> str:
+        return self._link.remote_address
+
+    @property
+    def proxy(self) -> ProxyInfo | None:
+        return self._link.proxy
+
+    @property
+    def proxy_address(self) -> str | None:
+        return self._link.proxy_address
 
     @property
     def tls(self) -> TLSInfo | None:
@@ -274,12 +344,72 @@ class StreamConnection:
             return False
         return True
 
+    @abc.abstractmethod
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
         """Take messages out of *outbox*, as many as one write should carry; return their frames, joined if they are small."""
+
+    async def wait_writable(self) -> None:
+        self._check_open()
+        await self._link.wait_writable()
+
+    def _check_open(self) -> None:
+        """Raise before trio is asked to wait for a closed socket, which it takes for a programming error."""
+        if self.closed:
+            raise trio.ClosedResourceError
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        self._link.interrupt()
+
+
+class StreamConnection(LinkConnection):
+    """Greeting, then framed messages."""
+
+    http = None
+    keep_alive = None
+
+    __slots__ = ("_decoder", "_more", "_typed")
+
+    def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:
+        super().__init__(link, terms)
+        self._typed = typed
+        self._decoder = FrameDecoder(terms.split, terms.options.max_message_size, typed=typed)
+        self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
+
+    async def greet(self) -> int:
+        # nanomsg gives its peer one second for this, so ours leaves at once.
+        await self._link.open(encode_greeting(self._terms.number))
+        data = b""
+        while True:
+            self._check_open()
+            await self._link.wait_readable()
+            try:
+                # Not a byte more: what follows belongs to the decoder.
+                received = (
+                    self._link.recv(GREETING_SIZE - len(data))
+                    if data
+                    else receive_first(self._link, GREETING_SIZE, f"after 0 of {GREETING_SIZE} bytes of its greeting")
+                )
+            except BlockingIOError:
+                continue
+            if not received:
+                raise PeerClosed(f"the peer closed the connection after {len(data)} of {GREETING_SIZE} bytes of its greeting")
+            data += received
+            number = decode_greeting(data)
+            if number is not None:
+                return number
+
+    def admit(self) -> None:
+        pass  # our greeting has left
+
+    async def refuse(self, response: HTTPResponse) -> None:
+        pass  # there is no way to say so
+
+    def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
         parts: list[bytes | memoryview] = []
         sizes: list[int] = []
         size = 0
-        while outbox and size < _WRITE_SIZE and len(parts) < _MAX_PARTS:
+        while outbox and size < WRITE_SIZE and len(parts) < MAX_PARTS:
             message = outbox.popleft()
             header, body = message.header, message.body
             length = len(header) + len(body)
@@ -289,11 +419,7 @@ class StreamConnection:
             sizes.append(length)
             size += length
         self._sizes = sizes
-        return parts if size >= _WRITE_SIZE else [b"".join(parts)]
-
-    async def wait_writable(self) -> None:
-        self._check_open()
-        await self._link.wait_writable()
+        return parts if size >= WRITE_SIZE else [b"".join(parts)]
 
     async def receive_batch(self) -> list[Message]:
         decoder = self._decoder
@@ -326,19 +452,10 @@ class StreamConnection:
                 return messages
         raise decoder.error
 
-    def _check_open(self) -> None:
-        """Raise before trio is asked to wait for a closed socket, which it takes for a programming error."""
-        if self.closed:
-            raise trio.ClosedResourceError
-
-    def interrupt(self) -> None:
-        self._interrupted = True
-        self._link.interrupt()
-
     def finish(self) -> None:
         self._link.finish()
 
-    def close(self) -> None:
+    def close(self, error: Exception | None = None) -> None:
         self.closed = True
         self._link.close()
         self._decoder.forget()

@@ -13,7 +13,7 @@ import trio
 
 from sp.address import Address
 from sp.transports import Acceptor, Connection, Terms
-from sp.transports.stream import Link, SocketLink, StreamConnection
+from sp.transports.stream import SocketLink, StreamConnection
 
 _ACCEPT_BATCH: Final = 64
 _BACKLOG: Final = 1024
@@ -93,32 +93,35 @@ async def _only_family(address: Address) -> list[str]:
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*.  A name is bound at all its addresses, no host at all interfaces of both families."""
-    return await listen_link(address, terms, lambda link: link)
+    return await listen_link(address, terms, lambda link: StreamConnection(link, terms))
 
 
-async def listen_link(address: Address, terms: Terms, wrap: Callable[[SocketLink], Link]) -> list[Acceptor]:
-    """Do so, for tls as well: *wrap* makes the link of each newcomer."""
+async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
+    """Do so, for others as well: *make* makes a connection of each newcomer."""
     try:
         sockets = await _bind(address)
     except OSError as error:
         raise type(error)(error.errno, f"cannot listen on {address.url!r}: {error.strerror or error}") from error
     port: int = sockets[0].getsockname()[1]
     url = address.with_port(port).url
-    return [TCPAcceptor(sock, url, terms, wrap) for sock in sockets]
+    return [TCPAcceptor(sock, url, terms, make) for sock in sockets]
 
 
 class TCPAcceptor:
     """A socket that listens."""
 
-    def __init__(self, sock: socket.socket, url: str, terms: Terms, wrap: Callable[[SocketLink], Link]) -> None:
+    def __init__(self, sock: socket.socket, url: str, terms: Terms, make: Callable[[SocketLink], Connection]) -> None:
         self.url = url
         self._socket = sock
         self._terms = terms
-        self._wrap = wrap
+        self._make = make
 
     async def accept(self) -> list[Connection]:
         await trio.lowlevel.wait_readable(self._socket)
-        return [StreamConnection(self._wrap(_link(sock, self._terms)), self._terms) for sock in accept_pending(self._socket)]
+        return [self._make(_link(sock, self._terms)) for sock in accept_pending(self._socket)]
+
+    def drain(self) -> None:
+        self.close()
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -146,10 +149,10 @@ def _link(sock: socket.socket, terms: Terms) -> SocketLink:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _set_keepalive(sock, terms.options.keepalive)
-        return SocketLink(sock, format_address(sock.getsockname()), format_address(sock.getpeername()))
+        return SocketLink(sock, format_address(sock.getsockname()), format_address(sock.getpeername()), proxied=terms.proxy_protocol)
     except OSError:
         # The peer is gone already; reading will find that out in the right place.
-        return SocketLink(sock, "", "")
+        return SocketLink(sock, "", "", proxied=terms.proxy_protocol)
 
 
 def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:

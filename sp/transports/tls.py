@@ -8,7 +8,7 @@ first message, since nothing is written before somebody has to wait for the peer
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Final
 
 import trio
@@ -16,9 +16,10 @@ import trio
 from sp.address import Address
 from sp.errors import PeerClosed, PeerError, TLSError
 from sp.openssl import BUFFER_SIZE
+from sp.proxy_protocol import ProxyInfo
 from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 from sp.transports import Acceptor, Connection, Terms
-from sp.transports.stream import READ_SIZE, SocketLink, StreamConnection
+from sp.transports.stream import READ_SIZE, SocketLink, StreamConnection, receive_first, wait_for_either
 from sp.transports.tcp import connect_link, listen_link
 from sp.transports.tls_session import TLSSession
 
@@ -43,7 +44,7 @@ async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*, as tcp does."""
     config = terms.tls
     assert isinstance(config, TLSServerConfig)
-    return await listen_link(address, terms, lambda link: TLSLink(link, config))
+    return await listen_link(address, terms, lambda link: StreamConnection(TLSLink(link, config), terms))
 
 
 class _Turnstile:
@@ -104,15 +105,16 @@ def _the_turnstile() -> _Turnstile:
 class TLSLink:
     """A link that encrypts on the way to another one."""
 
-    def __init__(self, inner: SocketLink, config: TLSServerConfig | TLSClientConfig, *, host: str = "", port: int = 0) -> None:
-        """*host* and *port* are where a client has connected."""
-        self.local_address = inner.local_address
-        self.remote_address = inner.remote_address
+    def __init__(
+        self, inner: SocketLink, config: TLSServerConfig | TLSClientConfig, *, host: str = "", port: int = 0, http: bool = False
+    ) -> None:
+        """*host* and *port* are where a client has connected; *http*: that is agreed on in the handshake (ALPN)."""
         self._inner = inner
         self._recv, self._send = inner.recv, inner.send
         self._config = config
         self._host = host
         self._port = port
+        self._http = http
         self._session: TLSSession | None = None  # made when its turn comes, so that a flood of newcomers is accepted cheaply
         self._unflushed = False  # something may be encrypted that the kernel has not taken
         self._left: bytes = b""  # the part of it that is no longer the session's
@@ -122,7 +124,22 @@ class TLSLink:
         self._closed = False
         self._queueing: trio.CancelScope | None = None  # at the turnstile
         self._error: TLSError | None = None  # after which nothing can be read
-        self._writable: trio.Event | None = None  # set when the task that waits for the kernel to take more is done with it
+
+    @property
+    def local_address(self) -> str:
+        return self._inner.local_address
+
+    @property
+    def remote_address(self) -> str:
+        return self._inner.remote_address
+
+    @property
+    def proxy(self) -> ProxyInfo | None:
+        return self._inner.proxy
+
+    @property
+    def proxy_address(self) -> str | None:
+        return self._inner.proxy_address
 
     @property
     def stage(self) -> str:
@@ -134,6 +151,7 @@ class TLSLink:
 
     async def open(self, greeting: bytes) -> None:
         """Do the handshake, and send *greeting* as early as can be."""
+        await self._inner.open(b"")
         data = b"" if isinstance(self._config, TLSClientConfig) else await self._first_record()
         while (session := await self._step(data, greeting)) is None:
             data = await self._receive()
@@ -147,16 +165,16 @@ class TLSLink:
         """Return what the client begins with, once it is a record or something else: who says less is given no turn."""
         data = bytearray()
         while (not data or data[0] == _HANDSHAKE) and len(data) < _RECORD_HEADER + int.from_bytes(data[3:_RECORD_HEADER], "big"):
-            data += await self._receive()
+            data += await self._receive(first=not data)
         return bytes(data)
 
-    async def _receive(self) -> bytes:
+    async def _receive(self, *, first: bool = False) -> bytes:
         while True:
             self._check_open()
             await self.wait_readable()
             self._check_open()
             try:
-                data = self._inner.recv(READ_SIZE)
+                data = receive_first(self._inner, READ_SIZE, "during the TLS handshake") if first else self._inner.recv(READ_SIZE)
             except BlockingIOError:
                 continue
             if not data:
@@ -171,7 +189,7 @@ class TLSLink:
                 await turnstile.wait()
         self._check_open()
         if self._session is None:
-            self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port)
+            self._session = TLSSession(self._config.contexts.current, peer=self._peer, host=self._host, port=self._port, http=self._http)
         self._unflushed = True
         try:
             return self._session if self._session.handshake(data, greeting) else None
@@ -285,42 +303,16 @@ class TLSLink:
         session = self._session
         if session is not None and (session.bytes.has_more or self._error is not None):
             return trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the caller awaits it
-        if not self._unflushed or self._flush_quietly() or self._writable is not None:
+        if not self._unflushed or self._flush_quietly() or self._inner.writer is not None:
             return self._inner.wait_readable()
-        return self._wait_for_either()
-
-    async def _wait_for_either(self) -> None:
-        """Wait until there is something to read, or room for what we have to say while nobody else writes.
-
-        Two sides that each wait for the other to read its last words would wait for ever.
-        """
-
-        async def writable() -> None:
-            await self._until(self.wait_writable)
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(writable)
-            await self._until(self._inner.wait_readable)
-            nursery.cancel_scope.cancel()
-
-    @staticmethod
-    async def _until(wait: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await wait()
-        except trio.ClosedResourceError:
-            pass  # who called looks around anyway
+        return wait_for_either(self, self._inner.wait_readable)
 
     async def wait_writable(self) -> None:
-        if self._writable is not None:
-            await self._writable.wait()
-            return
-        self._writable = done = trio.Event()
-        try:
-            await self._inner.wait_writable()
-        finally:
-            self._writable = None
-            done.set()
+        await self._inner.wait_writable()
+
+    @property
+    def writer(self) -> trio.Event | None:
+        return self._inner.writer
 
     def interrupt(self) -> None:
         self._inner.interrupt()

@@ -16,9 +16,10 @@ from OpenSSL import SSL
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
 from sp.errors import AuthenticationError, TLSError
+from sp.framing import stranger
 from sp.openssl import EarlyGreeting, bytes_of, expect_name, is_same_session, reason_of, verification_of, was_resumed
 from sp.tls import TLSInfo
-from sp.tls_context import TLSContext, alternative_names, explain
+from sp.tls_context import HTTP_1_1, TLSContext, alternative_names, explain
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -38,8 +39,12 @@ _ABOUT_CERTIFICATES: Final = ("certificate", "unknown ca", "access denied", "dec
 class TLSSession:
     """The state of one connection."""
 
-    def __init__(self, context: TLSContext, *, peer: str = "", host: str = "", port: int = 0) -> None:
-        """Begin.  *peer* is what errors call the other side; a client says where it has connected, and so whom it expects."""
+    def __init__(self, context: TLSContext, *, peer: str = "", host: str = "", port: int = 0, http: bool = False) -> None:
+        """Begin.  *peer* is what errors call the other side; a client says where it has connected, and so whom it expects.
+
+        *http*: what will be spoken, which is said in the handshake (ALPN, RFC 7301).  SP itself has no name there.
+        """
+        self.http = http
         self.established = False
         self.greeted = False
         """Whether the greeting has left with the handshake, so that it need not be written."""
@@ -78,17 +83,24 @@ class TLSSession:
             if EarlyGreeting.possible and not context.ready_made:
                 self._early = EarlyGreeting(connection)
         else:
-            connection.set_connect_state()
-            self._name = (context.server_name or host).rstrip(".").partition("%")[0]
-            address = _ip_address(self._name)
-            if address is None:
-                connection.set_tlsext_host_name(self._name.encode("ascii"))
-            if context.verifies:
-                expect_name(connection, self._name, address)
-            self._server = f"{self._name} {host}:{port}"
-            session = context.sessions.take(self._server) if context.sessions is not None else None
-            if session is not None:
-                connection.set_session(session)
+            self._begin_client(connection, host, port)
+
+    def _begin_client(self, connection: SSL.Connection, host: str, port: int) -> None:
+        """Say whom is expected, and resume a session with it if there is one."""
+        context = self._context
+        connection.set_connect_state()
+        if self.http:
+            connection.set_alpn_protos([HTTP_1_1])
+        self._name = (context.server_name or host).rstrip(".").partition("%")[0]
+        address = _ip_address(self._name)
+        if address is None:
+            connection.set_tlsext_host_name(self._name.encode("ascii"))
+        if context.verifies:
+            expect_name(connection, self._name, address)
+        self._server = f"{self._name} {host}:{port}"
+        session = context.sessions.take(self._server) if context.sessions is not None else None
+        if session is not None:
+            connection.set_session(session)
 
     @property
     def info(self) -> TLSInfo | None:
@@ -263,7 +275,7 @@ class TLSSession:
             return AuthenticationError(self._say("the client has shown no certificate, and one is required"))
         if self._first and self._first[0] not in (_ALERT, _HANDSHAKE):
             self.is_stranger = True
-            plain = ", which is SP without TLS: one side says tcp://, the other tls+tcp://" if self._first.startswith(b"\0SP") else ""
+            plain = stranger(self._first, "wss" if self.http else "tls+tcp")
             return TLSError(self._say(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))
         return TLSError(self._say(reason))
 

@@ -226,7 +226,7 @@ async def child(bus, rep):
     gc.collect()
 
 async def main():
-    tls = sp.TLSClientConfig(ca=sys.argv[3]) if sys.argv[1].startswith("tls") else None
+    tls = sp.TLSClientConfig(ca=sys.argv[3]) if sys.argv[1].startswith(("tls", "wss")) else None
     async with sp.Bus0(tls=tls) as bus, sp.Rep0(listen="tcp://127.0.0.1:0") as rep:
         await bus.dial(sys.argv[1])
         await bus.send(b"before")
@@ -264,7 +264,7 @@ trio.run(main)
 
 @posix_only
 @pytest.mark.parametrize("close", ["in order", "at once"])
-@pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc"])
+@pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc", "ws", "wss"])
 async def test_a_forked_child_cannot_use_what_it_inherited_and_its_parents_peers_notice_nothing(
     scheme: str, close: str, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from tests.transports.wire import PUB, REQ, SUB, connect_as, frame, receive_fram
 _names = itertools.count(1)
 
 
-@pytest.fixture(params=["tcp", "tls+tcp", "ipc", "abstract", "inproc"])
+@pytest.fixture(params=["tcp", "tls+tcp", "ipc", "abstract", "inproc", "ws", "wss"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     name = f"{os.getpid()}-{next(_names)}"
     return {
@@ -32,6 +32,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         "ipc": f"ipc://{tmp_path}/s",
         "abstract": f"abstract://sp-resources-{name}",
         "inproc": f"inproc://resources-{name}",
+        "ws": "ws://127.0.0.1:0",
+        "wss": "wss://127.0.0.1:0",
     }[request.param]
 
 

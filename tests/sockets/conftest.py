@@ -20,7 +20,7 @@ def name() -> str:
     return f"inproc://test-{next(_numbers)}"
 
 
-@pytest.fixture(params=["inproc", "tcp", "tls+tcp", "ipc"])
+@pytest.fixture(params=["inproc", "tcp", "tls+tcp", "ipc", "ws", "wss"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> str:
     """A URL to listen on, once for each transport."""
     return {
@@ -28,6 +28,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> str:
         "tcp": "tcp://127.0.0.1:0",
         "tls+tcp": "tls+tcp://127.0.0.1:0",
         "ipc": f"ipc://{tmp_path}/s",
+        "ws": "ws://127.0.0.1:0/s",
+        "wss": "wss://127.0.0.1:0/s",
     }[request.param]
 
 

@@ -168,7 +168,7 @@ async def test_an_authorize_that_closes_the_pipe_has_refused_it(url: str) -> Non
 
     async with sp.Rep0(listen=url, tls=server_tls(url), authorize=close) as rep, sp.Req0() as req:
         events = rep.events()
-        await dial(req, rep.listeners[0].url)
+        await dial(req, rep.listeners[0].url, wait=False)
         refused = await anext(events)
         assert refused.kind is K.REFUSED
         assert isinstance(refused.error, sp.PipeRefused)

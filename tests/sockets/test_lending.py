@@ -11,7 +11,7 @@ from tests.transports.ends import dial, server_tls
 from .conftest import Background, connect
 
 
-@pytest.fixture(params=["tcp", "tls+tcp"])
+@pytest.fixture(params=["tcp", "tls+tcp", "ws", "wss"])
 def url(request: pytest.FixtureRequest) -> str:
     return f"{request.param}://127.0.0.1:0"
 

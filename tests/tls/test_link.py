@@ -38,6 +38,7 @@ class Thin:
     """One end of a link in memory: takes *size* bytes, then none, in turns; gives one byte at a time."""
 
     local_address = remote_address = ""
+    writer = None
 
     def __init__(self, size: int) -> None:
         self.other: Thin = self
@@ -48,6 +49,9 @@ class Thin:
         self._arrived = bytearray()
         self._finished = False
         self._changed = trio.Event()
+
+    async def open(self, greeting: bytes) -> None:
+        assert not greeting
 
     def send(self, data: bytes | memoryview) -> int:
         self._takes = not self._takes

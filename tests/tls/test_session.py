@@ -406,7 +406,7 @@ def test_who_closes_in_the_handshake_says_nothing_and_raises_nothing(authority: 
     ("said", "words"),
     [
         (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "does not speak TLS: it began with b'GET / HT'"),
-        (greeting(REQ), "which is SP without TLS: one side says tcp://, the other tls+tcp://"),
+        (greeting(REQ), "that is SP without TLS: one side says tcp://, the other tls+tcp://"),
         (bytes(100), "does not speak TLS"),
         (b"\xff" * 100, "does not speak TLS"),
         (b"\x16\x03\x01\x00\x05hello", "TLS handshake"),

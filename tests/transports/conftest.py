@@ -12,7 +12,7 @@ import pytest
 _names = itertools.count(1)
 
 
-@pytest.fixture(params=["tcp", "tls+tcp", "ipc", "abstract", "inproc"])
+@pytest.fixture(params=["tcp", "tls+tcp", "ipc", "abstract", "inproc", "ws", "wss", "ws+unix"])
 def scheme(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -29,6 +29,9 @@ def new_url(scheme: str, tmp_path: Path) -> Callable[[], str]:
             "ipc": f"ipc://{tmp_path}/{name}",
             "abstract": f"abstract://sp-test-{name}",
             "inproc": f"inproc://{name}",
+            "ws": f"ws://127.0.0.1:0/{name}",
+            "wss": f"wss://127.0.0.1:0/{name}",
+            "ws+unix": f"ws+unix://{tmp_path}/{name}:/{name}",
         }[scheme]
 
     return make

@@ -37,12 +37,12 @@ def _client() -> sp.TLSClientConfig:
 
 def server_tls(url: str) -> sp.TLSServerConfig | None:
     """Return what is needed to listen on *url*; None: nothing."""
-    return _server() if url.startswith("tls") else None
+    return _server() if url.startswith(("tls", "wss")) else None
 
 
 def client_tls(url: str) -> sp.TLSClientConfig | None:
     """Return what is needed to dial *url*; None: nothing."""
-    return _client() if url.startswith("tls") else None
+    return _client() if url.startswith(("tls", "wss")) else None
 
 
 async def listen(sock: Socket, url: str) -> Listener:

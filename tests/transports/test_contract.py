@@ -15,7 +15,7 @@ from tests.transports.ends import client_tls, dial, listen, server_tls
 from tests.transports.wire import expect, until
 
 NewUrl = Callable[[], str]
-WITH_PORT = ("tcp", "tls+tcp")
+WITH_PORT = ("tcp", "tls+tcp", "ws", "wss")
 
 LIMIT = 1 << 20
 SIZES = [0, 1, 65_535, 65_536, LIMIT]
@@ -205,7 +205,7 @@ async def test_a_dial_to_nobody_fails_at_once_with_the_real_cause(scheme: str, n
                 with pytest.raises(sp.DialError) as caught:
                     await dial(req, url)
             assert url in str(caught.value)
-            assert type(caught.value.__cause__) is (FileNotFoundError if scheme == "ipc" else ConnectionRefusedError)
+            assert type(caught.value.__cause__) is (FileNotFoundError if scheme in ("ipc", "ws+unix") else ConnectionRefusedError)
             assert str(caught.value.__cause__) in str(caught.value)
             await trio.testing.wait_all_tasks_blocked()
             assert req.dialers == ()
@@ -303,7 +303,7 @@ async def test_a_pipe_says_who_is_at_the_other_end(scheme: str, new_url: NewUrl)
         (ours,), (theirs,) = req.pipes, rep.pipes
         assert (ours.peer_protocol, theirs.peer_protocol) == ("REP", "REQ")
         assert ours.url == theirs.url == url
-        assert ours.remote_address == theirs.local_address == (url.removeprefix(f"{scheme}://") if scheme in WITH_PORT else url)
+        assert ours.remote_address == theirs.local_address == (url.split("/")[2] if scheme in WITH_PORT else url)
         assert ours.local_address == theirs.remote_address
         assert (ours.local_address != url) == (scheme in WITH_PORT)
-        assert [pipe.tls is not None for pipe in (ours, theirs)] == [scheme == "tls+tcp"] * 2
+        assert [pipe.tls is not None for pipe in (ours, theirs)] == [scheme in ("tls+tcp", "wss")] * 2

@@ -1,0 +1,439 @@
+"""HTTP, as far as WebSocket needs it: how the two sides are configured, what a pipe shows of it, and who stands behind a proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final, Literal, cast, final
+from urllib.parse import unquote, urlsplit
+
+import attrs
+
+from sp.options import check_seconds, optional
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Health = Callable[[], "HTTPResponse | str | bool | Awaitable[HTTPResponse | str | bool]"]
+ForwardedHeader = Literal["X-Forwarded-For", "Forwarded"]
+HeaderItems = tuple[tuple[str, str], ...]
+
+_TOKEN: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_OURS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding", "date"})
+"""Headers that belong to the handshake, as do those that begin with ``sec-websocket-``."""
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_UNIX: Final = "unix"
+
+
+class HTTPHeaders(Mapping[str, str]):
+    """Headers, looked up in any case.  Several of one name are joined with ``", "`` (RFC 9110, 5.3); ``raw`` keeps them apart."""
+
+    __slots__ = ("_values", "raw")
+
+    def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
+        self.raw: HeaderItems = tuple(items)
+        """Names and values as they came."""
+        self._values: dict[str, str] = {}
+        for name, value in self.raw:
+            key = name.lower()
+            self._values[key] = f"{self._values[key]}, {value}" if key in self._values else value
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"<HTTPHeaders {', '.join(self._values)}>"  # a value may be a credential
+
+
+def _header_items(value: Mapping[str, str] | Iterable[tuple[str, str]]) -> HeaderItems:
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"headers are a mapping, or pairs of name and value, not {type(value).__name__}")
+    if isinstance(value, HTTPHeaders):
+        return value.raw
+    pairs = cast("Mapping[str, str]", value).items() if isinstance(value, Mapping) else value
+    try:
+        items = tuple((name, content) for name, content in pairs)
+    except (TypeError, ValueError):
+        raise TypeError("headers are a mapping, or pairs of name and value") from None
+    for name, content in items:
+        check_header(name, content)
+    return items
+
+
+def check_header(name: object, value: object) -> None:
+    """Raise unless *name* and *value* make a header that may stand beside those of the handshake.  The value is never shown."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError(f"a header's name and value must be str, not {type(name).__name__} and {type(value).__name__}")
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a header")
+    if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
+        raise ValueError(f"header {name!r} belongs to the handshake and cannot be set")
+    if not _VALUE.fullmatch(value) or value != value.strip(" \t"):
+        raise ValueError(f"the value of header {name!r} has a line break, another control character, or blanks at its ends")
+
+
+def _body(value: bytes | str) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _headers(value: Mapping[str, str] | Iterable[tuple[str, str]]) -> HTTPHeaders:
+    return HTTPHeaders(_header_items(value))
+
+
+def _size(value: object) -> str:
+    return f"<{len(cast('bytes', value))} bytes>"
+
+
+def _status(_: object, __: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"status must be an int, not {value!r}")
+    if not 200 <= value <= 599:
+        raise ValueError(f"status must be from 200 to 599, not {value}")
+
+
+@final
+@attrs.frozen
+class HTTPResponse:
+    """An answer instead of a WebSocket: what ``authorize`` and ``health`` may return, and what a dialer got in ``UpgradeRefused``."""
+
+    status: int = attrs.field(validator=_status)
+    """200 to 599."""
+    body: bytes = attrs.field(default=b"", converter=_body, validator=attrs.validators.instance_of(bytes), repr=_size)
+    """The content; a str is encoded as UTF-8."""
+    headers: HTTPHeaders = attrs.field(factory=HTTPHeaders, converter=_headers)
+    """Given as a mapping or as pairs; ``Content-Length`` and ``Connection`` are added."""
+
+    @classmethod
+    def received(cls, status: int, body: bytes, headers: Iterable[tuple[str, str]]) -> HTTPResponse:
+        """Return an answer of somebody else's, who may have sent what we would not."""
+        response = cls(status if status >= 200 else 200, body)
+        object.__setattr__(response, "status", status)
+        object.__setattr__(response, "headers", HTTPHeaders(headers))
+        return response
+
+    @property
+    def reason(self) -> str:
+        """The standard's words for the status; empty when it has none."""
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return ""
+
+    def encode(self, *, with_body: bool = True) -> bytes:
+        """Return the bytes for the network; without the body, the answer to HEAD."""
+        items = [*self.headers.raw]
+        if "content-type" not in self.headers:
+            items.append(("Content-Type", "text/plain; charset=utf-8"))
+        items += [("Content-Length", str(len(self.body))), ("Connection", "close")]
+        lines = [f"HTTP/1.1 {self.status} {self.reason}", *(f"{name}: {value}" for name, value in items), "", ""]
+        return "\r\n".join(lines).encode("latin-1") + (self.body if with_body else b"")
+
+
+def refusal(status: int, reason: str, headers: Mapping[str, str] | None = None) -> HTTPResponse:
+    """Return an answer that says *reason* in a line of text."""
+    return HTTPResponse(status, f"{reason}\n", headers or {})
+
+
+@final
+@attrs.frozen(kw_only=True)
+class HTTPInfo:
+    """The handshake of a WebSocket pipe."""
+
+    path: str
+    """Of the request, as it was sent: percent-encoded, ``/`` if it was empty."""
+    query: str
+    """What stood behind the ``?``, as it was sent; empty when there was none."""
+    headers: HTTPHeaders
+    """Of the request."""
+    response_headers: HTTPHeaders = attrs.field(factory=HTTPHeaders)
+    """Of the answer; empty before there is one."""
+    scheme: str = "http"
+    """What the client spoke, ``http`` or ``https``: to a trusted proxy, as that says, or else to us."""
+    via_trusted_proxy: bool = False
+    """Whether the request came from one of ``trusted_proxies``, which may vouch for headers about its client."""
+
+    def __repr__(self) -> str:
+        return f"<HTTPInfo {self.path}>"  # a query may hold a token
+
+
+def _names(value: str | Iterable[str]) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    for name in cast("tuple[object, ...]", names):
+        if not isinstance(name, str):
+            raise TypeError(f"expected str, or several, not {type(name).__name__}")
+    return names
+
+
+def _origins(value: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(_origin(origin) for origin in _names(value))
+
+
+def _origin(value: str) -> str:
+    """Return *value* as browsers send it (RFC 6454, 6.2): in lower case, without a default port."""
+    if value in ("*", "null"):
+        return value
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if not parts.scheme or not parts.hostname or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(f'{value!r} is no origin: expected SCHEME://HOST or SCHEME://HOST:PORT, "null", or "*" for all')
+    return normal_origin(value) if port is None or _DEFAULT_PORTS.get(parts.scheme) != port else value.lower().rpartition(":")[0]
+
+
+def normal_origin(value: str) -> str:
+    """Return what a browser sent in the form that is listed."""
+    return value.lower()
+
+
+def _networks(value: str | Iterable[str]) -> tuple[IPNetwork | str, ...]:
+    found: list[IPNetwork | str] = []
+    for name in _names(value):
+        if name == _UNIX:
+            found.append(name)
+            continue
+        try:
+            found.append(ipaddress.ip_network(name))
+        except ValueError as error:
+            raise ValueError(f'trusted_proxies: {name!r} is no network, as 10.0.0.0/8 or 2001:db8::7, nor "unix": {error}') from None
+    return tuple(found)
+
+
+def _check_health_path(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a str, not {type(value).__name__}")
+    if not is_path(value) or "?" in value:
+        raise ValueError(f"{attribute.name} must be a path, as /healthz, not {value!r}")
+
+
+_PATH: Final = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
+
+
+def is_path(text: str) -> bool:
+    """Whether *text* is a path, perhaps with a query (RFC 3986, 3.3 and 3.4)."""
+    return bool(_PATH.fullmatch(text))
+
+
+def _check_flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
+
+
+def _check_interval(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    check_seconds(attribute.name, value)
+
+
+def _check_timeout(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if check_seconds(attribute.name, value) is None:
+        raise TypeError(f"{attribute.name} must be a number of seconds, not None: for no pings, ping_interval=None")
+
+
+def _check_forwarded(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value not in ("X-Forwarded-For", "Forwarded"):
+        raise ValueError(f'{attribute.name} must be "X-Forwarded-For" or "Forwarded", not {value!r}')
+
+
+@attrs.frozen(kw_only=True)
+class _HTTPConfig:
+    ping_interval: float | None = attrs.field(default=20.0, validator=_check_interval)
+    """Seconds between two pings, whatever else is said; proxies end what is idle for a minute.  None: no pings."""
+    ping_timeout: float = attrs.field(default=20.0, validator=_check_timeout)
+    """Seconds after a ping in which something has to come from the peer, or the pipe ends with ``PeerSilent``."""
+    ping_everyone: bool = attrs.field(default=False, validator=_check_flag)
+    """True: ping also who may be libnanomsg, which gives each ping to its application as a message and never answers.
+
+    By its handshake libnanomsg can be told from browsers, from us and mostly from others, but, when it dials, not from libnng."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class HTTPServerConfig(_HTTPConfig):
+    """How a listener at ``ws://``, ``wss://`` or ``ws+unix:`` treats HTTP.  Wrong values raise TypeError or ValueError."""
+
+    origins: tuple[str, ...] = attrs.field(default=(), converter=_origins)
+    """Pages of these origins may connect, as ``https://app.example``; ``"*"``: of all.  Who sends no Origin is no browser, and may."""
+    response_headers: HeaderItems = attrs.field(default=(), converter=_header_items, repr=False)
+    """Added to the answer of each handshake."""
+    health_path: str | None = attrs.field(default=None, validator=optional(_check_health_path))
+    """Where GET and HEAD are answered with 200, as ``/healthz``, and with 503 while draining.  None: nowhere."""
+    health: Health | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
+    """What it says there: called for each check, may be async.  A str is the body of a 200, False is 503; None: ``ok``."""
+    trusted_proxies: tuple[IPNetwork | str, ...] = attrs.field(default=(), converter=_networks)
+    """Networks whose word counts on whom they forward for, as ``10.0.0.0/8``; ``"unix"``: whoever comes by a unix socket."""
+    forwarded_header: ForwardedHeader = attrs.field(default="X-Forwarded-For", validator=_check_forwarded)
+    """Where the proxies say so; the other header is not looked at, since a client may have sent it."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.health is not None and self.health_path is None:
+            raise ValueError("health says nothing without health_path: give that as well")
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether a page of *origin* may connect."""
+        return "*" in self.origins or normal_origin(origin) in self.origins
+
+    def trusts(self, address: IPAddress | None) -> bool:
+        """Whether a peer with this address is a trusted proxy; None: one that came by a unix socket."""
+        if address is None:
+            return _UNIX in self.trusted_proxies
+        return any(not isinstance(network, str) and address in network for network in self.trusted_proxies)
+
+
+def _check_proxy(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is True or value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a URL, True or None, not {type(value).__name__}")
+    HTTPProxy.parse(value)
+
+
+def _shown_proxy(value: object) -> str:
+    return f"'http://{HTTPProxy.parse(value).address}'" if isinstance(value, str) else repr(value)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class HTTPClientConfig(_HTTPConfig):
+    """How a dialer to ``ws://``, ``wss://`` or ``ws+unix:`` treats HTTP.  Wrong values raise TypeError or ValueError."""
+
+    headers: HeaderItems = attrs.field(default=(), converter=_header_items, repr=False)
+    """Added to each request, for example ``Authorization`` or ``Cookie``; ``Host``, ``Origin`` and ``User-Agent`` can be set as well."""
+    proxy: str | Literal[True] | None = attrs.field(default=True, validator=_check_proxy, repr=_shown_proxy)
+    """``http://[USER:PASSWORD@]HOST:PORT`` of a proxy to go through, by CONNECT.
+
+    True: as the environment says (``HTTPS_PROXY`` for wss, ``HTTP_PROXY`` for ws, ``NO_PROXY``).  None: none."""
+
+
+@attrs.frozen
+class HTTPProxy:
+    """A proxy for CONNECT."""
+
+    host: str
+    port: int
+    username: str | None = attrs.field(default=None, repr=False)
+    password: str = attrs.field(default="", repr=False)
+
+    @property
+    def address(self) -> str:
+        """Host and port, for messages: the credentials stay out."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, url: str) -> HTTPProxy:
+        """Take *url* apart.  Raises ValueError, which does not show it: it may hold a password."""
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"proxy: no URL: {error}") from None
+        if parts.scheme != "http":
+            raise ValueError(f"proxy: {parts.scheme}:// is not supported, expected http://[USER:PASSWORD@]HOST:PORT")
+        if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("proxy: expected http://[USER:PASSWORD@]HOST:PORT and nothing more")
+        username = None if parts.username is None else unquote(parts.username)
+        return cls(parts.hostname, port or 80, username, unquote(parts.password or ""))
+
+
+# Who stands behind a proxy.
+
+
+def parse_ip(text: str) -> tuple[IPAddress, str] | None:
+    """Return the address in *text* and its port, empty when there is none; ``[v6]``, ``[v6]:port``, ``v4:port``.  None: no address."""
+    text = text.strip(" \t")
+    port = ""
+    if text.startswith("["):
+        text, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            return None
+        port = rest[1:]
+    elif text.count(":") == 1:
+        text, _, port = text.partition(":")
+    if port and not (port.isascii() and port.isdigit() and len(port) <= 5):
+        return None
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if address.version == 6 and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address, port
+
+
+def format_ip(address: IPAddress, port: str) -> str:
+    """Return ``host:port``, with IPv6 in brackets; without a port the address alone."""
+    if not port:
+        return str(address)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+_ELEMENT: Final = re.compile(r'\s*([A-Za-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))\s*')
+
+
+def _parse_forwarded(value: str) -> list[dict[str, str]]:
+    """Return the elements of a ``Forwarded`` header (RFC 7239, 4); what cannot be read ends it with an element that says nothing."""
+    elements: list[dict[str, str]] = [{}]
+    place = 0
+    while place < len(value):
+        if value[place] == ",":
+            elements.append({})
+        elif value[place] != ";":
+            match = _ELEMENT.match(value, place)
+            if match is None:
+                # Nobody knows where the broken part ends, so all of it says nothing; what is to the left of it is not to be believed.
+                return [{}]
+            quoted = match[2]
+            elements[-1].setdefault(match[1].lower(), match[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
+            place = match.end()
+            continue
+        place += 1
+    return elements
+
+
+@attrs.frozen
+class Client:
+    """Who a request comes from."""
+
+    address: str
+    """``host:port`` or ``host``."""
+    scheme: str
+    via: bool
+    """Whether a trusted proxy has passed it on."""
+
+
+def client_of(config: HTTPServerConfig, headers: HTTPHeaders, peer: str, scheme: str, *, unix: bool) -> Client:
+    """Return who is behind *peer*: the right-most address that no trusted proxy has, as the trusted ones say.
+
+    A header that says nothing of use leaves *peer*, or as far as could be read.
+    """
+    found = None if unix else parse_ip(peer)
+    if not config.trusted_proxies or not config.trusts(None if unix or found is None else found[0]) or (found is None and not unix):
+        return Client(peer, scheme, via=False)
+    if config.forwarded_header == "Forwarded":
+        elements = _parse_forwarded(headers.get("Forwarded", ""))
+        hops = [(element.get("for", ""), element.get("proto", "").lower()) for element in elements]
+    else:
+        protocols = [part.strip().lower() for part in headers.get("X-Forwarded-Proto", "").split(",")]
+        names = headers.get("X-Forwarded-For", "").split(",")
+        # One proxy that sets the header for all, or each one adding its own.
+        per_hop = protocols if len(protocols) == len(names) else [protocols[-1]] * len(names)
+        hops = list(zip(names, per_hop, strict=True))
+    address = peer
+    while hops:
+        name, protocol = hops.pop()
+        hop = parse_ip(name)
+        if protocol in ("http", "https"):
+            scheme = protocol
+        if hop is None:
+            break
+        address = format_ip(*hop)
+        if not config.trusts(hop[0]):
+            break
+    return Client(address, scheme, via=True)
