@@ -8,7 +8,7 @@ from statistics import median
 
 import trio
 
-from bench import tls
+from bench import tls, ws
 from bench.engines import engines, subscriptions
 from bench.harness import Loop, Peer, Plan, Row, Side, compare, in_turn, on_asyncio, one_process, plainly, ratio, two_processes
 from bench.memory import churn, idle_pipes
@@ -155,4 +155,9 @@ FIGURES: dict[str, Callable[[Plan], list[Row]]] = {
     "tls-resume": tls.resume,
     "tls-memory": tls.memory,
     "tls-storm": tls.storm,
+    "ws-rtt-64": ws.rtt,
+    "ws-oneway-64": ws.oneway,
+    "ws-oneway-64KiB": ws.oneway_large,
+    "ws-delay": ws.delay,
+    "ws-idle": ws.idle,
 }

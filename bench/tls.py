@@ -33,7 +33,7 @@ _ATTACHED_WITHIN = 30.0
 
 
 @cache
-def _papers() -> Papers:
+def papers() -> Papers:
     """Return throwaway ones: what both ends verify by default, sessions resumed."""
     ca = trustme.CA()
     server, client = ca.issue_cert(SERVER_NAME, HOST), ca.issue_cert("client@bench.invalid")
@@ -42,7 +42,7 @@ def _papers() -> Papers:
 
 def _kinds() -> dict[str, Papers]:
     """Return papers for first and for further connections, without and with client certificates."""
-    resumed = _papers()
+    resumed = papers()
     both = replace(resumed, client_certificates=True)
     return {
         "full": replace(resumed, session_reuse=False),
@@ -53,8 +53,8 @@ def _kinds() -> dict[str, Papers]:
 
 
 def _with_tls(server: Side, client: Side, *arguments: object) -> Any:
-    papers = _papers()
-    return two_processes(trio.run, partial(server, papers=papers), partial(client, papers=papers), *arguments)
+    own = papers()
+    return two_processes(trio.run, partial(server, papers=own), partial(client, papers=own), *arguments)
 
 
 # By the message.
@@ -108,15 +108,15 @@ def oneway_large(plan: Plan) -> list[Row]:
 
 
 def _poured(side: Any, *arguments: object) -> float:
-    return _megabytes(_with_tls(side.take_requests, side.request_in_parallel, *arguments))
+    return megabytes(_with_tls(side.take_requests, side.request_in_parallel, *arguments))
 
 
 def _through_memory(plan: Plan) -> float:
-    with Peer(plainly, openssl.through_memory, plan.seconds, _papers()) as process:
-        return _megabytes(process.get())
+    with Peer(plainly, openssl.through_memory, plan.seconds, papers()) as process:
+        return megabytes(process.get())
 
 
-def _megabytes(rate: float) -> float:
+def megabytes(rate: float) -> float:
     return round(rate / 1e6, 1)
 
 
@@ -126,7 +126,7 @@ def _megabytes(rate: float) -> float:
 def connect(plan: Plan) -> list[Row]:
     """Measure the time from dialing to the first reply on loopback, with a new socket each time."""
     times = 30 if plan.quick else 100
-    sides = {kind: partial(_first_replies, ours, times, papers) for kind, papers in _kinds().items()}
+    sides = {kind: partial(_first_replies, ours, times, own) for kind, own in _kinds().items()}
     results = in_turn(plan.runs, {**sides, "pynng on trio": partial(_first_replies, nng, times, _kinds()["full"])})
     return [
         _beside(results, "full", "pynng on trio", at_most=1 / 3),
@@ -140,14 +140,14 @@ def _beside(results: dict[str, list[float]], kind: str, peer: str, at_most: floa
     return Row(f"first reply, {kind}", median(own), "ms", peer, median(theirs), ratio(own, theirs), at_most=at_most)
 
 
-def _first_replies(side: Any, times: int, papers: Papers) -> float:
-    echo, ask = partial(side.echo, papers=papers), partial(side.connect, papers=papers)
-    return _typical(two_processes(trio.run, echo, ask, _WARM_UP + times)[_WARM_UP:], papers)
+def _first_replies(side: Any, times: int, own: Papers) -> float:
+    echo, ask = partial(side.echo, papers=own), partial(side.connect, papers=own)
+    return _typical(two_processes(trio.run, echo, ask, _WARM_UP + times)[_WARM_UP:], own)
 
 
-def _typical(connections: list[tuple[float, bool]], papers: Papers) -> float:
-    """Return the median in ms; all but a few have to be of the kind that *papers* are for."""
-    is_resumed = papers.session_reuse
+def _typical(connections: list[tuple[float, bool]], own: Papers) -> float:
+    """Return the median in ms; all but a few have to be of the kind that *own* are for."""
+    is_resumed = own.session_reuse
     of_kind = [seconds for seconds, resumed in connections if resumed == is_resumed]
     if len(of_kind) < 0.9 * len(connections):
         raise AssertionError(f"only {len(of_kind)} of {len(connections)} were {'resumed' if is_resumed else 'full'}")
@@ -156,39 +156,44 @@ def _typical(connections: list[tuple[float, bool]], papers: Papers) -> float:
 
 def delay(plan: Plan) -> list[Row]:
     """Measure the same through a proxy with a long way to the other side, in round trips on that way."""
+    return far_away(plan, ws=False, at_most=2.2)
+
+
+def far_away(plan: Plan, *, ws: bool, at_most: float) -> list[Row]:
+    """Do so over tls+tcp or wss; *at_most* is for those without client certificates."""
     times = 3 if plan.quick else 10
-    sides = {kind: partial(_far_away, ours, times, papers) for kind, papers in _kinds().items()}
-    results = in_turn(plan.runs, {**sides, "libnng": partial(_far_away, nng, times, replace(_papers(), session_reuse=False))})
+    sides = {kind: partial(_far_away, ours, times, own, ws) for kind, own in _kinds().items()}
+    results = in_turn(plan.runs, {**sides, "libnng": partial(_far_away, nng, times, replace(papers(), session_reuse=False), ws)})
     far = results.pop("libnng")
     return [
         Row(
-            f"first reply over {2e3 * _DELAY:g} ms, {kind}",
+            f"first reply over {2e3 * _DELAY:g} ms, {'wss' if ws else 'tls+tcp'}, {kind}",
             median(runs),
             "round trips",
             "pynng on trio, full",
             median(far),
-            at_most=None if "certificates" in kind else 2.2,
+            at_most=None if "certificates" in kind and not ws else at_most,
         )
         for kind, runs in results.items()
     ]
 
 
-def _far_away(side: Any, times: int, papers: Papers) -> float:
-    with Peer(trio.run, partial(side.echo, papers=papers)) as server:
-        url, _, port = server.get().rpartition(":")
+def _far_away(side: Any, times: int, own: Papers, ws: bool) -> float:
+    with Peer(trio.run, partial(side.echo, papers=own, ws=ws)) as server:
+        scheme, _, port = server.get().rstrip("/").rpartition(":")
         with (
             Peer(trio.run, slow.proxy, int(port), _DELAY) as proxy,
-            Peer(trio.run, side.connect, f"{url}:{proxy.get()}", 1 + times, papers) as client,
+            Peer(trio.run, partial(side.connect, papers=own, ws=ws), f"{scheme}:{proxy.get()}", 1 + times) as client,
         ):
-            return round(_typical(client.get()[1:], papers) / (2e3 * _DELAY), 3)
+            return round(_typical(client.get()[1:], own) / (2e3 * _DELAY), 3)
 
 
 def resume(plan: Plan) -> list[Row]:
     """Measure how many reconnects resume a session, and whether the thousandth connection is as quick as the tenth."""
     reconnects, last = (100, 300) if plan.quick else (100, 1000)
-    kinds = {kind: papers for kind, papers in _kinds().items() if "certificates" not in kind}
+    kinds = {kind: own for kind, own in _kinds().items() if "certificates" not in kind}
     (shares,) = in_turn(plan.runs, {"resumed": partial(_with_tls, ours.echo, ours.reconnect, reconnects)}).values()
-    results = in_turn(plan.runs, {kind: partial(_ageing, last, papers) for kind, papers in kinds.items()})
+    results = in_turn(plan.runs, {kind: partial(_ageing, last, own) for kind, own in kinds.items()})
     rows = [Row(f"of {reconnects} reconnects resumed", sum(shares) / (len(shares) * reconnects), "", at_least=0.99)]
     for kind, runs in results.items():
         young, old = ([run[key] for run in runs] for key in ("young", "old"))
@@ -197,19 +202,19 @@ def resume(plan: Plan) -> list[Row]:
     return rows
 
 
-def _ageing(last: int, papers: Papers) -> dict[str, float]:
-    echo, ask = partial(ours.echo, papers=papers), partial(ours.connect, papers=papers)
+def _ageing(last: int, own: Papers) -> dict[str, float]:
+    echo, ask = partial(ours.echo, papers=own), partial(ours.connect, papers=own)
     half = _WINDOW // 2
     connections = two_processes(trio.run, echo, ask, last + half)
-    return {"young": _typical(connections[:_WINDOW], papers), "old": _typical(connections[-_WINDOW:], papers)}
+    return {"young": _typical(connections[:_WINDOW], own), "old": _typical(connections[-_WINDOW:], own)}
 
 
 # Many of them.
 
 
-async def _listen(line: Line, papers: Papers) -> None:
+async def _listen(line: Line, own: Papers) -> None:
     """Answer requests.  Asked for a number of pipes, wait a while until there are as many; tell how many.  Asked again, tell the memory."""
-    async with Rep0(**ours.listening(papers)) as rep, trio.open_nursery() as nursery:
+    async with Rep0(**ours.listening(own, ws=False)) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(_echo, rep)
         line.send(rep.listeners[0].url)
         while True:
@@ -219,7 +224,7 @@ async def _listen(line: Line, papers: Papers) -> None:
                     await trio.sleep(0.005)
             line.send(len(rep.pipes))
             await hear(line)
-            line.send(_held())
+            line.send(held())
 
 
 async def _echo(rep: Rep0) -> None:
@@ -227,7 +232,7 @@ async def _echo(rep: Rep0) -> None:
         await rep.send(await rep.receive())
 
 
-def _held() -> int:
+def held() -> int:
     gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
@@ -251,8 +256,8 @@ def memory(plan: Plan) -> list[Row]:
 
 
 def _idle_pipes(numbers: tuple[int, ...], at_a_time: int) -> dict[int, float]:
-    papers = _papers()
-    with Peer(trio.run, _listen, papers) as listener, Peer(trio.run, openssl.crowd, _port(listener.get()), papers) as crowd:
+    own = papers()
+    with Peer(trio.run, _listen, own) as listener, Peer(trio.run, openssl.crowd, _port(listener.get()), own) as crowd:
         crowd.get()
         result: dict[int, float] = {}
         before = _settle(listener, crowd, 1)
@@ -292,12 +297,12 @@ def storm(plan: Plan) -> list[Row]:
 
 
 def _storm(newcomers: int, seconds: float) -> dict[str, float]:
-    papers = _papers()
-    with Peer(trio.run, _listen, papers) as listener:
+    own = papers()
+    with Peer(trio.run, _listen, own) as listener:
         url = listener.get()
         with (
-            Peer(trio.run, ours.keep_asking, url, _SMALL, papers) as established,
-            Peer(trio.run, openssl.crowd, _port(url), papers) as crowd,
+            Peer(trio.run, ours.keep_asking, url, _SMALL, own) as established,
+            Peer(trio.run, openssl.crowd, _port(url), own) as crowd,
         ):
             established.get()
             crowd.get()

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 HOST = "127.0.0.1"
 ANY_PORT = f"tcp://{HOST}:0"
-ANY_TLS_PORT = f"tls+tcp://{HOST}:0"
 SERVER_NAME = "localhost"
 """Whom certificates are for: pynng checks no IP addresses."""
 END = b""
 """The last message of a one-way run, sent again until the receiver is gone, since it may get lost as well."""
 END_EVERY = 0.02
 BATCH = 100
+
+
+def any_port(scheme: str) -> str:
+    """Return a URL that takes any port."""
+    return f"{scheme}://{HOST}:0"
 
 
 @dataclass(frozen=True)

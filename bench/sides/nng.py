@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from time import perf_counter
 from typing import Any
 
@@ -9,19 +10,26 @@ import pynng  # type: ignore[import-untyped]
 import trio
 
 from bench.harness import Line, Meter
-from bench.sides import ANY_PORT, ANY_TLS_PORT, BATCH, END, END_EVERY, SERVER_NAME, Papers
+from bench.sides import BATCH, END, END_EVERY, HOST, SERVER_NAME, Papers, any_port
 
 
-def _url(socket: pynng.Socket) -> str:
-    return str(socket.listeners[0].url)
+def _url(sock: pynng.Socket) -> str:
+    return str(sock.listeners[0].url)
 
 
-def _listening(papers: Papers | None) -> dict[str, Any]:
+def _some_port(scheme: str) -> str:
+    """Return a URL with a free port: libnng does not tell which one it took for WebSocket."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return f"{scheme}://{HOST}:{probe.getsockname()[1]}/"
+
+
+def _listening(papers: Papers | None, ws: bool) -> dict[str, Any]:
     if papers is None:
-        return {"listen": ANY_PORT}
+        return {"listen": _some_port("ws") if ws else any_port("tcp")}
     key, begin, certificate = papers.server.partition(b"-----BEGIN CERTIFICATE-----")
     tls = pynng.TLSConfig(pynng.TLSConfig.MODE_SERVER, own_key_string=key, own_cert_string=begin + certificate)
-    return {"listen": ANY_TLS_PORT, "tls_config": tls}
+    return {"listen": _some_port("wss") if ws else any_port("tls+tcp"), "tls_config": tls}
 
 
 def _dialing(papers: Papers | None) -> dict[str, Any]:
@@ -31,15 +39,15 @@ def _dialing(papers: Papers | None) -> dict[str, Any]:
     return {"tls_config": kind(kind.MODE_CLIENT, server_name=SERVER_NAME, ca_string=papers.ca, auth_mode=kind.AUTH_MODE_REQUIRED)}
 
 
-async def echo(line: Line, *_: object, papers: Papers | None = None) -> None:
+async def echo(line: Line, *_: object, papers: Papers | None = None, ws: bool = False) -> None:
     """Answer each request with itself."""
-    with pynng.Rep0(**_listening(papers)) as rep:
+    with pynng.Rep0(**_listening(papers, ws)) as rep:
         line.send(_url(rep))
         while True:
             await rep.asend(await rep.arecv())
 
 
-async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers | None = None) -> float:
+async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers | None = None, **_ws: object) -> float:
     """Return round trips a second."""
     with pynng.Req0(dial=url, **_dialing(papers)) as req:
         body = bytes(size)
@@ -50,9 +58,9 @@ async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers |
         return meter.rate
 
 
-async def publish(line: Line, size: int, seconds: float, papers: Papers | None = None) -> None:
+async def publish(line: Line, size: int, seconds: float, papers: Papers | None = None, ws: bool = False) -> None:
     """Publish as fast as it goes; tell how many messages."""
-    with pynng.Pub0(**_listening(papers)) as pub:
+    with pynng.Pub0(**_listening(papers, ws)) as pub:
         line.send(_url(pub))
         while not pub.pipes:
             await trio.sleep(END_EVERY)
@@ -69,7 +77,7 @@ async def publish(line: Line, size: int, seconds: float, papers: Papers | None =
             await trio.sleep(END_EVERY)
 
 
-async def subscribe(line: Line, url: str, *_: object, papers: Papers | None = None) -> None:
+async def subscribe(line: Line, url: str, *_: object, papers: Papers | None = None, **_ws: object) -> None:
     """Receive until the end; tell how many messages, and how many a second."""
     with pynng.Sub0(topics=b"", dial=url, **_dialing(papers)) as sub:
         received = 0
@@ -80,9 +88,9 @@ async def subscribe(line: Line, url: str, *_: object, papers: Papers | None = No
         line.send((received + 1, received / (perf_counter() - start)))
 
 
-async def take_requests(line: Line, _size: int, _seconds: float, tasks: int, papers: Papers | None = None) -> None:
+async def take_requests(line: Line, _size: int, _seconds: float, tasks: int, papers: Papers | None = None, ws: bool = False) -> None:
     """Answer each request with nothing."""
-    with pynng.Rep0(**_listening(papers)) as rep:
+    with pynng.Rep0(**_listening(papers, ws)) as rep:
         line.send(_url(rep))
 
         async def answer() -> None:
@@ -96,7 +104,9 @@ async def take_requests(line: Line, _size: int, _seconds: float, tasks: int, pap
                 nursery.start_soon(answer)
 
 
-async def request_in_parallel(_line: Line, url: str, size: int, seconds: float, tasks: int, papers: Papers | None = None) -> float:
+async def request_in_parallel(
+    _line: Line, url: str, size: int, seconds: float, tasks: int, papers: Papers | None = None, **_ws: object
+) -> float:
     """Return the bytes a second that arrive in requests, when *tasks* of them are under way."""
     with pynng.Req0(dial=url, **_dialing(papers)) as req:
         body = bytes(size)
@@ -115,7 +125,7 @@ async def request_in_parallel(_line: Line, url: str, size: int, seconds: float, 
         return meter.rate * size
 
 
-async def connect(_line: Line, url: str, times: int, papers: Papers) -> list[tuple[float, bool]]:
+async def connect(_line: Line, url: str, times: int, papers: Papers, **_ws: object) -> list[tuple[float, bool]]:
     """Dial *times*, with a new socket each time; return seconds until the first reply.  It resumes no sessions."""
     options = _dialing(papers)
     found: list[tuple[float, bool]] = []

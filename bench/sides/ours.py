@@ -8,8 +8,8 @@ from typing import Any
 import trio
 
 from bench.harness import Line, Meter, hear
-from bench.sides import ANY_PORT, ANY_TLS_PORT, BATCH, END, END_EVERY, SERVER_NAME, Papers
-from sp import Pub0, Rep0, Req0, Sub0, TLSClientConfig, TLSServerConfig
+from bench.sides import ANY_PORT, BATCH, END, END_EVERY, SERVER_NAME, Papers, any_port
+from sp import HTTPClientConfig, Pub0, Rep0, Req0, Sub0, TLSClientConfig, TLSServerConfig
 from sp.socket_base import Socket
 
 
@@ -17,33 +17,34 @@ def _dropped(socket: Socket) -> int:
     return sum(socket.statistics().dropped.values())
 
 
-def listening(papers: Papers | None) -> dict[str, Any]:
-    """Return the options of a socket that listens, with TLS if there are *papers*."""
+def listening(papers: Papers | None, ws: bool) -> dict[str, Any]:
+    """Return the options of a socket that listens, with TLS if there are *papers*, with WebSocket if *ws*."""
     if papers is None:
-        return {"listen": ANY_PORT}
+        return {"listen": any_port("ws" if ws else "tcp")}
     client_ca = papers.ca if papers.client_certificates else None
-    return {"listen": ANY_TLS_PORT, "tls": TLSServerConfig(certificate=papers.server, client_ca=client_ca)}
+    return {"listen": any_port("wss" if ws else "tls+tcp"), "tls": TLSServerConfig(certificate=papers.server, client_ca=client_ca)}
 
 
-def dialing(papers: Papers | None) -> dict[str, Any]:
+def dialing(papers: Papers | None, ws: bool) -> dict[str, Any]:
     """Return the options of a socket that dials."""
+    plainly: dict[str, Any] = {"http": HTTPClientConfig(proxy=None)} if ws else {}
     if papers is None:
-        return {}
+        return plainly
     own = papers.client if papers.client_certificates else None
-    return {"tls": TLSClientConfig(ca=papers.ca, server_name=SERVER_NAME, certificate=own, session_reuse=papers.session_reuse)}
+    return plainly | {"tls": TLSClientConfig(ca=papers.ca, server_name=SERVER_NAME, certificate=own, session_reuse=papers.session_reuse)}
 
 
-async def echo(line: Line, *_: object, papers: Papers | None = None) -> None:
+async def echo(line: Line, *_: object, papers: Papers | None = None, ws: bool = False) -> None:
     """Answer each request with itself."""
-    async with Rep0(**listening(papers)) as rep:
+    async with Rep0(**listening(papers, ws)) as rep:
         line.send(rep.listeners[0].url)
         while True:
             await rep.send(await rep.receive())
 
 
-async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers | None = None) -> float:
+async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers | None = None, ws: bool = False) -> float:
     """Return round trips a second."""
-    async with Req0(**dialing(papers)) as req:
+    async with Req0(**dialing(papers, ws)) as req:
         await req.dial(url)
         body = bytes(size)
         meter = Meter(seconds)
@@ -53,9 +54,9 @@ async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers |
         return meter.rate
 
 
-async def publish(line: Line, size: int, seconds: float, many: bool, papers: Papers | None = None) -> None:
+async def publish(line: Line, size: int, seconds: float, many: bool, papers: Papers | None = None, ws: bool = False) -> None:
     """Publish as fast as it goes, with *many* in batches; tell how many messages, and how many of them were dropped here."""
-    async with Pub0(**listening(papers)) as pub:
+    async with Pub0(**listening(papers, ws)) as pub:
         line.send(pub.listeners[0].url)
         await pub.wait_for_peers()
         body = bytes(size)
@@ -77,9 +78,9 @@ async def publish(line: Line, size: int, seconds: float, many: bool, papers: Pap
             await trio.sleep(END_EVERY)
 
 
-async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: bool, papers: Papers | None = None) -> None:
+async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: bool, papers: Papers | None = None, ws: bool = False) -> None:
     """Receive until the end; tell how many messages, how many a second, and how many were dropped here."""
-    async with Sub0(topics=b"", dial=url, **dialing(papers)) as sub:
+    async with Sub0(topics=b"", dial=url, **dialing(papers, ws)) as sub:
         received = 0
         await sub.receive()
         start = perf_counter()
@@ -94,17 +95,19 @@ async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: boo
         line.send((received + 1, received / passed, _dropped(sub)))
 
 
-async def take_requests(line: Line, *_: object, papers: Papers | None = None) -> None:
+async def take_requests(line: Line, *_: object, papers: Papers | None = None, ws: bool = False) -> None:
     """Answer each request with nothing."""
-    async with Rep0(**listening(papers)) as rep:
+    async with Rep0(**listening(papers, ws)) as rep:
         line.send(rep.listeners[0].url)
         async for request in rep.requests():
             await request.reply(b"")
 
 
-async def request_in_parallel(_line: Line, url: str, size: int, seconds: float, tasks: int, papers: Papers | None = None) -> float:
+async def request_in_parallel(
+    _line: Line, url: str, size: int, seconds: float, tasks: int, papers: Papers | None = None, ws: bool = False
+) -> float:
     """Return the bytes a second that arrive in requests, when *tasks* of them are under way."""
-    async with Req0(**dialing(papers)) as req:
+    async with Req0(**dialing(papers, ws)) as req:
         await req.dial(url)
         body = bytes(size)
         meter = Meter(seconds, block=16)
@@ -166,9 +169,9 @@ async def fan_in(line: Line, urls: tuple[str, str], _size: int, subscribers: int
         await trio.sleep_forever()
 
 
-async def connect(_line: Line, url: str, times: int, papers: Papers) -> list[tuple[float, bool]]:
+async def connect(_line: Line, url: str, times: int, papers: Papers, ws: bool = False) -> list[tuple[float, bool]]:
     """Dial *times*, with a new socket each time; return seconds until the first reply, and whether a session was resumed."""
-    options = dialing(papers)
+    options = dialing(papers, ws)
     found: list[tuple[float, bool]] = []
     for _ in range(times):
         async with Req0(**options) as req:
@@ -183,9 +186,9 @@ async def connect(_line: Line, url: str, times: int, papers: Papers) -> list[tup
     return found
 
 
-async def reconnect(_line: Line, url: str, times: int, papers: Papers) -> int:
+async def reconnect(_line: Line, url: str, times: int, papers: Papers, ws: bool = False) -> int:
     """Lose the pipe of one dialer *times*, after a reply each; return how many of the next ones resumed a session."""
-    async with Req0(redial_min=0.001, redial_max=0.001, **dialing(papers)) as req:
+    async with Req0(redial_min=0.001, redial_max=0.001, **dialing(papers, ws)) as req:
         dialer = await req.dial(url)
         for _ in range(times):
             await req.request(b"")
@@ -196,9 +199,9 @@ async def reconnect(_line: Line, url: str, times: int, papers: Papers) -> int:
         return dialer.statistics().handshakes.get("resumed", 0)
 
 
-async def keep_asking(line: Line, url: str, size: int, papers: Papers) -> None:
+async def keep_asking(line: Line, url: str, size: int, papers: Papers, ws: bool = False) -> None:
     """Asked to, make round trips until asked to stop; tell the seconds that each has taken."""
-    async with Req0(**dialing(papers)) as req:
+    async with Req0(**dialing(papers, ws)) as req:
         await req.dial(url)
         line.send(None)
         body = bytes(size)

@@ -84,15 +84,13 @@ class WSConnection(LinkConnection):
     # Writing.
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
-        if self._control:
-            self._take_control()
         if not super().send_nowait(outbox):
             return False
         return not self._take_control() or super().send_nowait(outbox)
 
     def _take_control(self) -> bool:
-        """Put control frames in front, unless something is half written."""
-        if not self._control or self._unwritten:
+        """Have control frames written next.  False: there are none."""
+        if not self._control:
             return False
         self._unwritten, self._sizes = [self._control], []
         self._control = b""
@@ -101,6 +99,8 @@ class WSConnection(LinkConnection):
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
         websocket = self._websocket
         assert websocket is not None
+        if self._take_control():
+            return self._unwritten
         parts: list[bytes | memoryview] = []
         sizes: list[int] = []
         size = 0
