@@ -5,21 +5,30 @@ from __future__ import annotations
 import itertools
 import shutil
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from functools import cache, partial
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import attrs
 import pynng
 import pytest
 import trio
+from pynng import TLSConfig
 
 import sp
+from tests.tls.authority import Authority
 
-PACKAGES: Final[Mapping[str, str]] = {"nngcat": "nng-utils", "nanocat": "nanomsg-utils", "openssl": "openssl"}
+PACKAGES: Final[Mapping[str, str]] = {
+    "nngcat": "nng-utils",
+    "nanocat": "nanomsg-utils",
+    "openssl": "openssl",
+    "nginx": "nginx-light",
+    "haproxy": "haproxy",
+    "chromium": "chromium",
+}
 """The partners that are programs, and the Debian packages that bring them."""
 
 LIMIT: Final = 1 << 20
@@ -28,10 +37,19 @@ LIMIT: Final = 1 << 20
 REDIAL: Final[Mapping[str, float]] = {"redial_min": 0.01, "redial_max": 0.05}
 """Our dialers wait for nobody longer than this."""
 
+SOON: Final = 3
+"""Seconds, of which one that is refused needs none: far fewer than the greeting time of either side."""
+WINDOW: Final = 64
+"""Messages that may be under way at once: fewer than any queue on the way holds."""
+
+Version = Literal["TLSv1.2", "TLSv1.3"]
+
 OURS: Final = "ours"
 THEIRS: Final = "theirs"
 
-each_transport = pytest.mark.parametrize("transport", ["tcp", "ipc"])
+each_transport = pytest.mark.parametrize("transport", ["tcp", "ipc", "ws"])
+each_greeting = pytest.mark.parametrize("transport", ["tcp", "ipc"])
+"""Where the two sides tell each other what they speak; over ws a listener that does not like it only says no."""
 each_listener = pytest.mark.parametrize("listener", [OURS, THEIRS])
 
 
@@ -69,6 +87,11 @@ PAIRS: Final = (
 )
 
 
+STRANGERS: Final = ((sp.Req0, "Pub0"), (sp.Rep0, "Rep0"), (sp.Pub0, "Bus0"), (sp.Sub0, "Sub0"), (sp.Bus0, "Req0"))
+"""Who does not fit."""
+each_stranger = pytest.mark.parametrize(("kind", "stranger"), STRANGERS, ids=[f"{kind.__name__}-{name}" for kind, name in STRANGERS])
+
+
 def missing(partner: str) -> str | None:
     """Say in words that the program *partner* is not there; None: it is."""
     if shutil.which(partner) is not None:
@@ -87,7 +110,12 @@ def fixed_address(transport: str, directory: Path) -> str:
         return address(transport, directory)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        return f"{transport}://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def port_of(url: str) -> int:
+    """Return the port in *url*, behind which there may be a path."""
+    return int(url.partition("://")[2].partition("/")[0].rpartition(":")[2])
 
 
 _numbers = itertools.count()
@@ -121,8 +149,10 @@ def open_partner(name: str, **options: Any) -> pynng.Socket:
 def listen_partner(theirs: pynng.Socket, url: str) -> str:
     """Let *theirs* listen, and return the URL with the port that was really bound."""
     listener = theirs.listen(url)
-    scheme = url.partition("://")[0]
-    return f"{scheme}://{listener.local_address}" if scheme.endswith("tcp") else url
+    scheme, _, rest = url.partition("://")
+    if scheme == "ipc":
+        return url
+    return f"{scheme}://{listener.local_address}{''.join(rest.partition('/')[1:])}"
 
 
 class Arrivals:
@@ -158,9 +188,6 @@ async def connect(ours: Any, theirs: pynng.Socket, transport: str, listener: str
     return arrivals
 
 
-# Programs.
-
-
 async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body: bytes) -> None:
     """Let each side that may send do so, and see that *body* arrives."""
     for turn in turns:
@@ -174,9 +201,123 @@ async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body
         assert received == body
 
 
+async def pump(send: Callable[[bytes], Awaitable[None]], receive: Callable[[], Awaitable[bytes]], size: int) -> None:
+    """Send *size* messages, of which at most WINDOW are under way, and see that they arrive in order."""
+    room = trio.Semaphore(WINDOW)
+
+    async def send_all() -> None:
+        for n in range(size):
+            await room.acquire()
+            await send(b"%d" % n)
+
+    received: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_all)
+        while len(received) < size:
+            received.append(await receive())
+            room.release()
+    assert received == [b"%d" % n for n in range(size)]
+
+
+@cache
 def body_of(size: int) -> bytes:
     """Return *size* bytes without a short period, so that a slip is seen."""
     return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
+
+
+async def answer(ours: sp.Rep0) -> None:
+    """Answer every request, until cancelled."""
+    async for request in ours.requests():
+        await request.reply(request.body.upper())
+
+
+@asynccontextmanager
+async def crowd(ours: sp.Rep0, url: str, size: int, **options: Any) -> AsyncIterator[None]:
+    """*size* partners that have dialed *ours* at once, and were all answered."""
+    with ExitStack() as stack:
+        partners = [stack.enter_context(open_partner("Req0", **options)) for _ in range(size)]
+        for theirs in partners:
+            theirs.dial(url, block=False)
+
+        async def ask(n: int) -> None:
+            await partners[n].asend(b"question %d" % n)
+            assert await partners[n].arecv() == b"QUESTION %d" % n
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer, ours)
+            async with trio.open_nursery() as asking:
+                for n in range(size):
+                    asking.start_soon(ask, n)
+            nursery.cancel_scope.cancel()
+        yield
+
+
+async def dial_as_crowd(theirs: pynng.Socket, url: str, size: int, **options: Any) -> list[sp.DialerStatistics]:
+    """Let *size* of ours dial at once, see that all are answered, and return what their dialers have been through."""
+    statistics: list[sp.DialerStatistics] = []
+    waiting = set(range(size))
+    all_answered = trio.Event()
+
+    async def answer_all() -> None:
+        for _ in range(size):
+            await theirs.asend((await theirs.arecv()).upper())
+
+    async def ask(n: int) -> None:
+        async with sp.Req0(**REDIAL, **options) as ours:
+            # libnng drops a connection now and then when many come at once, whoever dials.
+            dialer = await ours.dial(url, wait=False)
+            assert await ours.request(b"question %d" % n) == b"QUESTION %d" % n
+            waiting.discard(n)
+            if not waiting:
+                all_answered.set()
+            await all_answered.wait()  # so that all are connected at the same time
+            statistics.append(dialer.statistics())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_all)
+        for n in range(size):
+            nursery.start_soon(ask, n)
+    return statistics
+
+
+async def refused_by_us(
+    scheme: str, dialed: str, *, tls: sp.TLSServerConfig | None = None, tls_config: TLSConfig | None = None
+) -> sp.Event:
+    """Let a partner dial our listener of *scheme* as *dialed* in vain, and return our event; the partner has never seen a pipe."""
+    async with sp.Rep0(tls=tls) as ours:
+        events = ours.events()
+        listener = await ours.listen(f"{scheme}://127.0.0.1:0")
+        with open_partner("Req0", tls_config=tls_config) as theirs:
+            arrivals = Arrivals(theirs)
+            theirs.dial(f"{dialed}://127.0.0.1:{port_of(listener.url)}", block=False)
+            with trio.fail_after(SOON):
+                event = await next_event(events, sp.EventKind.REFUSED)
+                await next_event(events, sp.EventKind.REFUSED)  # it has seen the end of the first one
+        assert not ours.pipes
+        assert arrivals.count == 0
+        statistics = listener.statistics()
+        assert (statistics.attached, statistics.handshakes) == (0, {})
+        assert set(statistics.failures) == {type(event.error).__name__}
+        return event
+
+
+async def refused_by_partner(
+    scheme: str, dialed: str, *, tls: sp.TLSClientConfig | None = None, tls_config: TLSConfig | None = None
+) -> Exception:
+    """Dial a partner's listener of *scheme* as *dialed* in vain, and return the reason that we are given."""
+    with open_partner("Rep0", tls_config=tls_config) as theirs:
+        port = port_of(listen_partner(theirs, f"{scheme}://127.0.0.1:0"))
+        async with sp.Req0(tls=tls) as ours:
+            with trio.fail_after(SOON), pytest.raises(sp.DialError) as caught:
+                await ours.dial(f"{dialed}://127.0.0.1:{port}")
+            cause = caught.value.__cause__
+            assert isinstance(cause, Exception)
+            assert str(cause) in str(caught.value)
+            assert not ours.pipes
+            return cause
+
+
+# Programs.
 
 
 @asynccontextmanager
@@ -210,7 +351,41 @@ async def read_all(process: trio.Process) -> bytes:
     return b"".join([data async for data in process.stdout])
 
 
-# TLS, seen from outside.
+# TLS.
+
+
+def our_server(authority: Authority, *, mutual: bool = False, **options: Any) -> sp.TLSServerConfig:
+    return authority.server(client_ca=authority.pem if mutual else None, **options)
+
+
+def our_client(authority: Authority, *, mutual: bool = False, **options: Any) -> sp.TLSClientConfig:
+    return authority.client(certificate=authority.issue("ours.example") if mutual else None, **options)
+
+
+def _own(pem: bytes | None) -> dict[str, str | None]:
+    text = None if pem is None else pem.decode()
+    return {"own_cert_string": text, "own_key_string": text}
+
+
+def their_server(authority: Authority, *, mutual: bool = False) -> TLSConfig:
+    trust = {"ca_string": authority.pem.decode(), "auth_mode": TLSConfig.AUTH_MODE_REQUIRED} if mutual else {}
+    return TLSConfig(TLSConfig.MODE_SERVER, **_own(authority.issue("localhost", "127.0.0.1")), **trust)
+
+
+def their_client(authority: Authority, own: bytes | None = None) -> TLSConfig:
+    # Without a name mbedTLS ends every handshake.
+    return TLSConfig(TLSConfig.MODE_CLIENT, server_name="127.0.0.1", ca_string=authority.pem.decode(), **_own(own))
+
+
+def tls_ends(listener: str, authority: Authority, *, mutual: bool, **options: Any) -> tuple[Any, TLSConfig]:
+    """Return our configuration and the partner's, for who listens; *options* are for ours."""
+    if listener == OURS:
+        own = authority.issue("theirs.example") if mutual else None
+        return our_server(authority, mutual=mutual, **options), their_client(authority, own)
+    return our_client(authority, mutual=mutual, **options), their_server(authority, mutual=mutual)
+
+
+# A look from outside.
 
 
 class Relay:
@@ -222,6 +397,7 @@ class Relay:
         self.first_flight = b""
         """What it had said before the client spoke for the second time."""
         self._port = port
+        self._heard = trio.Event()
 
     async def serve(self, client: trio.SocketStream) -> None:
         """Pass on what either side says until the client ends."""
@@ -230,6 +406,8 @@ class Relay:
         async def back() -> None:
             while data := await server.receive_some():
                 self.said += data
+                self._heard.set()
+                self._heard = trio.Event()
                 await client.send_all(data)
 
         async with server, client, trio.open_nursery() as nursery:
@@ -242,12 +420,17 @@ class Relay:
                 data = await client.receive_some()
             nursery.cancel_scope.cancel()
 
+    async def hear(self, words: bytes, n: int = 1) -> None:
+        """Wait until the server has said *words* for the *n*-th time."""
+        while self.said.count(words) < n:
+            await self._heard.wait()
+
 
 @asynccontextmanager
 async def relay(url: str) -> AsyncIterator[tuple[Relay, str]]:
     """A relay to *url*, for one client, and the URL that it listens on."""
-    scheme, _, host = url.partition("://")
-    between = Relay(int(host.rpartition(":")[2]))
+    scheme = url.partition("://")[0]
+    between = Relay(port_of(url))
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, between.serve, 0, host="127.0.0.1"))
         yield between, f"{scheme}://127.0.0.1:{listener.socket.getsockname()[1]}"

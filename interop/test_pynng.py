@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 import sp
 from interop.partners import (
@@ -16,22 +14,24 @@ from interop.partners import (
     PAIRS,
     REDIAL,
     THEIRS,
+    WINDOW,
     Arrivals,
     Pair,
     address,
     body_of,
     connect,
+    each_greeting,
     each_listener,
+    each_stranger,
     each_transport,
     exchange,
     listen_partner,
     next_event,
     open_partner,
+    pump,
 )
 
 MESSAGES = 10_000
-WINDOW = 64
-"""Messages that may be under way at once: fewer than any queue on the way holds."""
 
 
 @each_listener
@@ -119,10 +119,6 @@ async def test_requests_are_answered_in_any_order(transport: str, tmp_path: Path
             assert await two.arecv() == b"TWO"
 
 
-STRANGERS = [(sp.Req0, "Pub0"), (sp.Rep0, "Rep0"), (sp.Pub0, "Bus0"), (sp.Sub0, "Sub0"), (sp.Bus0, "Req0")]
-each_stranger = pytest.mark.parametrize(("kind", "stranger"), STRANGERS, ids=[f"{kind.__name__}-{name}" for kind, name in STRANGERS])
-
-
 @each_transport
 @each_stranger
 async def test_a_listener_refuses_a_partner_of_the_wrong_protocol_and_says_so(
@@ -140,7 +136,7 @@ async def test_a_listener_refuses_a_partner_of_the_wrong_protocol_and_says_so(
         assert listener.statistics().failures["WrongProtocol"] >= 1
 
 
-@each_transport
+@each_greeting
 @each_stranger
 async def test_a_dialer_refuses_a_partner_of_the_wrong_protocol_and_says_so(
     kind: type[Any], stranger: str, transport: str, tmp_path: Path
@@ -168,34 +164,13 @@ async def test_a_dialer_finds_the_right_partner_at_the_address_of_a_wrong_one(tm
             await exchange(ours, right, (OURS, THEIRS), b"found")
 
 
-async def pump(send: Callable[[bytes], Awaitable[None]], receive: Callable[[], Awaitable[bytes]]) -> list[bytes]:
-    """Send MESSAGES bodies, of which at most WINDOW are under way, and return what arrives."""
-    room = trio.Semaphore(WINDOW)
-
-    async def send_all() -> None:
-        for n in range(MESSAGES):
-            await room.acquire()
-            await send(b"%d" % n)
-
-    received: list[bytes] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send_all)
-        while len(received) < MESSAGES:
-            received.append(await receive())
-            room.release()
-    return received
-
-
-EVERYTHING = [b"%d" % n for n in range(MESSAGES)]
-
-
 @each_listener
 @each_transport
 async def test_a_subscriber_that_keeps_up_gets_ten_thousand_messages_in_order(transport: str, listener: str, tmp_path: Path) -> None:
     async with sp.Pub0() as ours:
         with open_partner("Sub0", recv_buffer_size=2 * WINDOW) as theirs:
             await connect(ours, theirs, transport, listener, tmp_path)
-            assert await pump(ours.send, theirs.arecv) == EVERYTHING
+            await pump(ours.send, theirs.arecv, MESSAGES)
     statistics = ours.statistics()
     assert statistics.messages_sent == MESSAGES
     assert not statistics.dropped
@@ -207,7 +182,7 @@ async def test_we_get_ten_thousand_messages_of_a_publisher_in_order(transport: s
     async with sp.Sub0(topics=b"") as ours:
         with open_partner("Pub0", send_buffer_size=2 * WINDOW) as theirs:
             await connect(ours, theirs, transport, listener, tmp_path)
-            assert await pump(theirs.asend, ours.receive) == EVERYTHING
+            await pump(theirs.asend, ours.receive, MESSAGES)
     statistics = ours.statistics()
     assert statistics.messages_received == MESSAGES
     assert not statistics.dropped

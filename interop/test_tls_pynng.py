@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import pynng
 import pytest
-import trio
-from pynng import TLSConfig
 
 import sp
 from interop.partners import (
@@ -21,24 +19,31 @@ from interop.partners import (
     THEIRS,
     Arrivals,
     Pair,
+    Version,
     body_of,
     connect,
+    crowd,
+    dial_as_crowd,
     each_listener,
     exchange,
     listen_partner,
     next_event,
     open_partner,
+    our_client,
+    our_server,
     records,
+    refused_by_partner,
+    refused_by_us,
     relay,
+    their_client,
+    their_server,
+    tls_ends,
 )
 from tests.tls.authority import Authority
 
-Version = Literal["TLSv1.2", "TLSv1.3"]
-
-URL: Final = "tls+tcp://127.0.0.1:0"
+TLS: Final = "tls+tcp"
+URL: Final = f"{TLS}://127.0.0.1:0"
 CROWD: Final = 100
-SOON: Final = 3
-"""Seconds, of which one that is refused needs none: far fewer than the greeting time of either side."""
 GREETING_RECORD: Final = 8 + 1 + 16
 """Bytes of the record of TLS 1.3 that carries a greeting: with its type and the cipher's tag."""
 
@@ -51,43 +56,15 @@ def version(request: pytest.FixtureRequest) -> Version:
     return cast("Version", request.param)
 
 
-def our_server(authority: Authority, *, mutual: bool = False, **options: Any) -> sp.TLSServerConfig:
-    return authority.server(client_ca=authority.pem if mutual else None, **options)
-
-
-def our_client(authority: Authority, *, mutual: bool = False, **options: Any) -> sp.TLSClientConfig:
-    return authority.client(certificate=authority.issue("ours.example") if mutual else None, **options)
-
-
-def _own(pem: bytes | None) -> dict[str, str | None]:
-    text = None if pem is None else pem.decode()
-    return {"own_cert_string": text, "own_key_string": text}
-
-
-def their_server(authority: Authority, *, mutual: bool = False) -> TLSConfig:
-    trust = {"ca_string": authority.pem.decode(), "auth_mode": TLSConfig.AUTH_MODE_REQUIRED} if mutual else {}
-    return TLSConfig(TLSConfig.MODE_SERVER, **_own(authority.issue("localhost", "127.0.0.1")), **trust)
-
-
-def their_client(authority: Authority, own: bytes | None = None) -> TLSConfig:
-    # Without a name mbedTLS ends every handshake.
-    return TLSConfig(TLSConfig.MODE_CLIENT, server_name="127.0.0.1", ca_string=authority.pem.decode(), **_own(own))
-
-
 @asynccontextmanager
 async def connected(
     pair: Pair, listener: str, authority: Authority, version: Version, *, mutual: bool = False
 ) -> AsyncIterator[tuple[Any, pynng.Socket, Arrivals]]:
     """The two, connected; our side speaks nothing newer than *version*."""
-    if listener == OURS:
-        tls: Any = our_server(authority, mutual=mutual, maximum_version=version)
-        tls_config = their_client(authority, authority.issue("theirs.example") if mutual else None)
-    else:
-        tls = our_client(authority, mutual=mutual, maximum_version=version)
-        tls_config = their_server(authority, mutual=mutual)
+    tls, tls_config = tls_ends(listener, authority, mutual=mutual, maximum_version=version)
     async with pair.open(tls=tls) as ours:
         with pair.open_partner(tls_config=tls_config) as theirs:
-            yield ours, theirs, await connect(ours, theirs, "tls+tcp", listener, Path())
+            yield ours, theirs, await connect(ours, theirs, TLS, listener, Path())
 
 
 @each_identification
@@ -139,30 +116,12 @@ async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
 # A crowd.
 
 
-async def answer(ours: sp.Rep0) -> None:
-    async for request in ours.requests():
-        await request.reply(request.body.upper())
-
-
 @each_identification
 async def test_a_hundred_that_dial_us_at_once_are_all_answered(mutual: bool, authority: Authority) -> None:
     tls_config = their_client(authority, authority.issue("theirs.example") if mutual else None)
-    with ExitStack() as stack:
-        async with sp.Rep0(tls=our_server(authority, mutual=mutual)) as ours, trio.open_nursery() as nursery:
-            listener = await ours.listen(URL)
-            crowd = [stack.enter_context(open_partner("Req0", tls_config=tls_config)) for _ in range(CROWD)]
-            for theirs in crowd:
-                theirs.dial(listener.url, block=False)
-            nursery.start_soon(answer, ours)
-
-            async def ask(n: int) -> None:
-                await crowd[n].asend(b"question %d" % n)
-                assert await crowd[n].arecv() == b"QUESTION %d" % n
-
-            async with trio.open_nursery() as asking:
-                for n in range(CROWD):
-                    asking.start_soon(ask, n)
-            nursery.cancel_scope.cancel()
+    async with sp.Rep0(tls=our_server(authority, mutual=mutual)) as ours:
+        listener = await ours.listen(URL)
+        async with crowd(ours, listener.url, CROWD, tls_config=tls_config):
             statistics = listener.statistics()
             assert len(ours.pipes) == CROWD
             assert (statistics.attached, statistics.handshakes) == (CROWD, {"full": CROWD})
@@ -176,32 +135,10 @@ async def test_a_hundred_that_dial_us_at_once_are_all_answered(mutual: bool, aut
 async def test_a_hundred_of_ours_that_dial_at_once_are_all_answered(mutual: bool, authority: Authority) -> None:
     tls = our_client(authority, mutual=mutual)
     with open_partner("Rep0", tls_config=their_server(authority, mutual=mutual)) as theirs:
-        url = listen_partner(theirs, URL)
-
-        async def answer_all() -> None:
-            for _ in range(CROWD):
-                await theirs.asend((await theirs.arecv()).upper())
-
-        async def ask(n: int) -> None:
-            async with sp.Req0(tls=tls, **REDIAL) as ours:
-                # libnng drops a connection now and then when many come at once, whoever dials: only that may have failed.
-                dialer = await ours.dial(url, wait=False)
-                assert await ours.request(b"question %d" % n) == b"QUESTION %d" % n
-                waiting.discard(n)
-                if not waiting:
-                    all_answered.set()
-                await all_answered.wait()  # so that all are connected at the same time
-                statistics = dialer.statistics()
-                assert set(statistics.failures) <= {"PeerClosed", "TLSError"}
-                assert statistics.attempts == 1 + sum(statistics.failures.values())
-                assert statistics.handshakes == {"full": statistics.attached}
-
-        waiting = set(range(CROWD))
-        all_answered = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(answer_all)
-            for n in range(CROWD):
-                nursery.start_soon(ask, n)
+        for statistics in await dial_as_crowd(theirs, listen_partner(theirs, URL), CROWD, tls=tls):
+            assert set(statistics.failures) <= {"PeerClosed", "TLSError"}
+            assert statistics.attempts == 1 + sum(statistics.failures.values())
+            assert statistics.handshakes == {"full": statistics.attached}
 
 
 # Again.
@@ -257,75 +194,44 @@ async def test_a_partner_whose_pipe_we_closed_dials_again(mutual: bool, version:
 # Refusals.
 
 
-async def refused_by_our_listener(server: sp.TLSServerConfig, client: TLSConfig) -> sp.Event:
-    """Let a partner dial in vain, and return our event; the partner has never seen a pipe."""
-    async with sp.Rep0(tls=server) as ours:
-        events = ours.events()
-        listener = await ours.listen(URL)
-        with open_partner("Req0", tls_config=client) as theirs:
-            arrivals = Arrivals(theirs)
-            theirs.dial(listener.url, block=False)
-            with trio.fail_after(SOON):
-                event = await next_event(events, sp.EventKind.REFUSED)
-                await next_event(events, sp.EventKind.REFUSED)  # it has seen the end of the first one
-        assert not ours.pipes
-        assert arrivals.count == 0
-        statistics = listener.statistics()
-        assert (statistics.attached, statistics.handshakes) == (0, {})
-        assert set(statistics.failures) == {type(event.error).__name__}
-        return event
-
-
 async def test_a_partner_without_the_certificate_that_we_require_is_refused(version: Version, authority: Authority) -> None:
     server = our_server(authority, mutual=True, maximum_version=version)
-    event = await refused_by_our_listener(server, their_client(authority))
+    event = await refused_by_us(TLS, TLS, tls=server, tls_config=their_client(authority))
     assert isinstance(event.error, sp.AuthenticationError)
     assert "the client has shown no certificate, and one is required" in event.reason
 
 
 async def test_a_partner_of_an_unknown_authority_is_refused(version: Version, authority: Authority, stranger: Authority) -> None:
     server = our_server(authority, mutual=True, maximum_version=version)
-    event = await refused_by_our_listener(server, their_client(authority, stranger.issue("theirs.example")))
+    event = await refused_by_us(TLS, TLS, tls=server, tls_config=their_client(authority, stranger.issue("theirs.example")))
     assert isinstance(event.error, sp.AuthenticationError)
     assert "the client's certificate was refused: unable to get local issuer certificate" in event.reason
 
 
 async def test_a_partner_that_does_not_trust_us_says_so(version: Version, authority: Authority, stranger: Authority) -> None:
-    event = await refused_by_our_listener(our_server(authority, maximum_version=version), their_client(stranger))
+    event = await refused_by_us(TLS, TLS, tls=our_server(authority, maximum_version=version), tls_config=their_client(stranger))
     assert isinstance(event.error, sp.AuthenticationError)
     assert "the client has refused our certificate" in event.reason
     assert "unknown ca" in event.reason
 
 
-async def refused_by_partner(server: TLSConfig | None, client: sp.TLSClientConfig | None, scheme: str = "tls+tcp") -> Exception:
-    """Dial a partner in vain, and return the reason that we are given."""
-    with open_partner("Rep0", tls_config=server) as theirs:
-        port = listen_partner(theirs, URL if server else URL.removeprefix("tls+")).rpartition(":")[2]
-        async with sp.Req0(tls=client) as ours:
-            with trio.fail_after(SOON), pytest.raises(sp.DialError) as caught:
-                await ours.dial(f"{scheme}://127.0.0.1:{port}")
-            cause = caught.value.__cause__
-            assert isinstance(cause, Exception)
-            assert str(cause) in str(caught.value)
-            assert not ours.pipes
-            return cause
-
-
 async def test_a_server_of_an_unknown_authority_is_refused(version: Version, authority: Authority, stranger: Authority) -> None:
-    cause = await refused_by_partner(their_server(stranger), our_client(authority, maximum_version=version))
+    cause = await refused_by_partner(TLS, TLS, tls_config=their_server(stranger), tls=our_client(authority, maximum_version=version))
     assert isinstance(cause, sp.AuthenticationError)
     assert "the server's certificate was refused: unable to get local issuer certificate" in str(cause)
 
 
 async def test_a_server_with_another_name_is_refused(version: Version, authority: Authority) -> None:
-    cause = await refused_by_partner(their_server(authority), our_client(authority, server_name="other.example", maximum_version=version))
+    cause = await refused_by_partner(
+        TLS, TLS, tls_config=their_server(authority), tls=our_client(authority, server_name="other.example", maximum_version=version)
+    )
     assert isinstance(cause, sp.AuthenticationError)
     assert "it is for DNS:localhost, IP:127.0.0.1, not for 'other.example'" in str(cause)
 
 
 async def test_a_server_that_does_not_trust_us_has_us_told_in_time(version: Version, authority: Authority, stranger: Authority) -> None:
     client = authority.client(certificate=stranger.issue("ours.example"), maximum_version=version)
-    cause = await refused_by_partner(their_server(authority, mutual=True), client)
+    cause = await refused_by_partner(TLS, TLS, tls_config=their_server(authority, mutual=True), tls=client)
     if version == "TLSv1.2":
         assert isinstance(cause, sp.AuthenticationError)
         assert "the server has refused our certificate" in str(cause)
@@ -338,7 +244,9 @@ async def test_a_server_that_does_not_trust_us_has_us_told_in_time(version: Vers
 
 
 async def test_a_server_that_wants_a_certificate_of_us_has_us_told_in_time(version: Version, authority: Authority) -> None:
-    cause = await refused_by_partner(their_server(authority, mutual=True), our_client(authority, maximum_version=version))
+    cause = await refused_by_partner(
+        TLS, TLS, tls_config=their_server(authority, mutual=True), tls=our_client(authority, maximum_version=version)
+    )
     if version == "TLSv1.2":
         # mbedTLS ends the connection without an alert.
         assert isinstance(cause, sp.PeerClosed)
@@ -353,39 +261,27 @@ async def test_a_server_that_wants_a_certificate_of_us_has_us_told_in_time(versi
 
 
 async def test_a_partner_without_tls_at_our_port_with_it_is_told_apart(authority: Authority) -> None:
-    async with sp.Rep0(tls=our_server(authority)) as ours:
-        events = ours.events()
-        listener = await ours.listen(URL)
-        with open_partner("Req0") as theirs:
-            theirs.dial(listener.url.removeprefix("tls+"), block=False)
-            with trio.fail_after(SOON):
-                event = await next_event(events, sp.EventKind.REFUSED)
+    event = await refused_by_us(TLS, "tcp", tls=our_server(authority))
     assert type(event.error) is sp.TLSError
     assert "the client does not speak TLS" in event.reason
-    assert "which is SP without TLS: one side says tcp://, the other tls+tcp://" in event.reason
+    assert "that is SP without TLS: one side says tcp://, the other tls+tcp://" in event.reason
 
 
 async def test_a_partner_with_tls_at_our_port_without_is_told_apart(authority: Authority) -> None:
-    async with sp.Rep0() as ours:
-        events = ours.events()
-        listener = await ours.listen(URL.removeprefix("tls+"))
-        with open_partner("Req0", tls_config=their_client(authority)) as theirs:
-            theirs.dial(f"tls+{listener.url}", block=False)
-            with trio.fail_after(SOON):
-                event = await next_event(events, sp.EventKind.REFUSED)
+    event = await refused_by_us("tcp", TLS, tls_config=their_client(authority))
     assert isinstance(event.error, sp.GreetingError)
     assert r"the peer does not speak SP: it began with b'\x16\x03" in event.reason
 
 
 async def test_our_dialer_with_tls_at_a_port_without_says_so(authority: Authority) -> None:
-    cause = await refused_by_partner(None, our_client(authority))
+    cause = await refused_by_partner("tcp", TLS, tls=our_client(authority))
     assert type(cause) is sp.TLSError
     assert "the server does not speak TLS" in str(cause)
-    assert "which is SP without TLS: one side says tcp://, the other tls+tcp://" in str(cause)
+    assert "that is SP without TLS: one side says tcp://, the other tls+tcp://" in str(cause)
 
 
 async def test_our_dialer_without_tls_at_a_port_with_it_fails_in_time(authority: Authority) -> None:
-    cause = await refused_by_partner(their_server(authority), None, "tcp")
+    cause = await refused_by_partner(TLS, "tcp", tls_config=their_server(authority))
     assert isinstance(cause, sp.PeerClosed)
     assert "after 0 of 8 bytes of its greeting" in str(cause)
 

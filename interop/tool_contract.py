@@ -15,6 +15,7 @@ from interop.partners import (
     OURS,
     REDIAL,
     address,
+    each_greeting,
     each_listener,
     each_transport,
     fixed_address,
@@ -27,6 +28,13 @@ from interop.partners import (
 BODIES = (b"x", b"hello, world", bytes(range(256)), b"\n" * 65_536)
 REPEAT = ("--interval", "1")
 """Send every second: what was sent before the peer was there is lost, a later one arrives."""
+
+PING_INTERVAL = 0.01
+
+
+def pinging(listener: str, **options: Any) -> sp.HTTPServerConfig | sp.HTTPClientConfig:
+    """Return a configuration of ours that pings often, for who listens."""
+    return (sp.HTTPServerConfig if listener == OURS else sp.HTTPClientConfig)(ping_interval=PING_INTERVAL, ping_timeout=0.3, **options)
 
 
 class ToolContract:
@@ -141,7 +149,7 @@ class ToolContract:
             assert isinstance(event.error, sp.WrongProtocol)
             assert "wrong protocol: the peer is SUB, expected REQ" in event.reason
 
-    @each_transport
+    @each_greeting
     async def test_our_dialer_refuses_it_with_the_wrong_protocol_and_says_so(self, transport: str, tmp_path: Path) -> None:
         async with sp.Rep0(**REDIAL) as ours:
             events = ours.events()
@@ -157,3 +165,19 @@ class ToolContract:
             (listener,) = ours.listeners
             statistics = listener.statistics()
             assert (statistics.accepted, statistics.attached, dict(statistics.failures)) == (1, 1, {})
+
+    @pytest.mark.parametrize("role", ["sub", "bus"])
+    @each_listener
+    async def test_none_of_our_pings_becomes_a_message_of_its(self, role: str, listener: str, tmp_path: Path) -> None:
+        kind = {"sub": sp.Pub0, "bus": sp.Bus0}[role]
+        async with (
+            kind(http=pinging(listener), **REDIAL) as ours,
+            self.connected(ours, role, "ws", listener, tmp_path, "--quoted") as process,
+        ):
+            await ours.wait_for_peers()
+            pipes = ours.pipes
+            end = trio.current_time() + 60 * PING_INTERVAL
+            while trio.current_time() < end:
+                await ours.send(b"hello")
+                assert await read_exactly(process, 8) == b'"hello"\n'
+            assert ours.pipes == pipes

@@ -163,6 +163,10 @@ def _authority(url: str, scheme: str, rest: str) -> tuple[str, str]:
     if "@" in authority:
         shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
         raise AddressError(f"{shown!r}: a URL ends up in logs, so it takes no credentials: give them as a header in http=")
+    if "@" in rest and ":" in authority and not authority.rpartition(":")[2].isdigit() and not authority.endswith("]"):
+        # A password with a slash in it, most likely: the rest of it stands in what looks like the path.
+        shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
+        raise AddressError(f"{shown!r}: what stands before @ looks like credentials: give them as a header in http=")
     if not authority.endswith("]") and ":" in authority:
         return authority, _target(url, target)
     return f"{authority}:{_default_port(scheme)}", _target(url, target)

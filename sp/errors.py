@@ -107,3 +107,8 @@ class MessageTooLarge(PeerError):
 
 class MalformedMessage(PeerError):
     """A broken frame or backtrace."""
+
+
+def printable(text: str) -> str:
+    """Return a peer's *text* for an error: what would move a terminal's cursor or begin a line of its own in a log is escaped."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

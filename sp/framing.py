@@ -17,12 +17,15 @@ from sp.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
 
 GREETING_SIZE: Final = 8
 _MAGIC: Final = b"\0SP\0"
+_HTTP: Final = (b"GET ", b"HTTP", b"HEAD", b"POST")
 _STRANGERS: Final = (
     ("TLS", (b"\x15", b"\x16"), {"tcp": "tls+tcp", "ws": "wss"}),  # the first byte of an alert and of a handshake (RFC 8446, 5.1)
-    ("HTTP", (b"GET ", b"HTTP", b"HEAD", b"POST"), {"tcp": "ws", "tls+tcp": "ws", "wss": "ws"}),
-    ("SP without TLS", (b"\0SP",), {"tls+tcp": "tcp", "wss": "tcp"}),
-    ("SP without HTTP", (b"\0SP",), {"ws": "tcp"}),
+    ("HTTP", _HTTP, {"tcp": "ws"}),
+    ("SP without HTTP", (_MAGIC,), {"ws": "tcp"}),
+    ("HTTP", _HTTP, {"tls+tcp": "ws", "wss": "ws"}),
+    ("SP without TLS", (_MAGIC[:3],), {"tls+tcp": "tcp", "wss": "tcp"}),
 )
+_OVER_TLS: Final = {"tcp": "tls+tcp", "ws": "wss"}
 _KEPT_TAIL: Final = 4096
 """A message cut off after fewer bytes than this is copied, so that waiting for its rest does not hold on to a whole read."""
 _MAX_BATCH: Final = 1024
@@ -39,28 +42,29 @@ def encode_greeting(number: int) -> bytes:
     return _MAGIC + struct.pack(">HH", number, 0)
 
 
-def stranger(data: bytes, expected: str) -> str:
+def stranger(data: bytes, expected: str, *, over_tls: bool = False) -> str:
     """Return what a peer that should have spoken as at *expected*, a scheme, seems to speak instead; empty: nobody knows.
 
-    *data* is what it began with.
+    *data* is what it began with; *over_tls*: within TLS, so that tls+tcp or wss is what is meant.
     """
     if data[:6] == b"PROXY " or data[:8] == PROXY_SIGNATURE[:8]:
         return f"; {PROXY_HINT}"
-    for what, beginnings, other in _STRANGERS:
-        if data.startswith(beginnings) and expected in other:
-            one, another = sorted((expected, other[expected]), key=len)
+    for what, beginnings, others in _STRANGERS:
+        if data.startswith(beginnings) and expected in others:
+            schemes = expected, others[expected]
+            one, another = sorted((_OVER_TLS.get(scheme, scheme) for scheme in schemes) if over_tls else schemes, key=len)
             return f"; that is {what}: one side says {one}://, the other {another}://"
     return ""
 
 
-def decode_greeting(data: bytes) -> int | None:
+def decode_greeting(data: bytes, *, over_tls: bool = False) -> int | None:
     """Return the peer's protocol number, or None when *data* is the beginning of a greeting.
 
-    Raises GreetingError at the first byte that is wrong.  The reserved bytes must be zero, as the drafts, nng and mangos have it;
-    nanomsg does not look, but sends zeros.
+    Raises GreetingError at the first byte that is wrong, in words that depend on *over_tls*.  The reserved bytes must be zero, as the
+    drafts, nng and mangos have it; nanomsg does not look, but sends zeros.
     """
     if not _MAGIC.startswith(data[:4]):
-        hint = stranger(data, "tcp")
+        hint = stranger(data, "tcp", over_tls=over_tls)
         raise GreetingError(f"the peer does not speak SP: it began with {data[:GREETING_SIZE]!r}, expected {_MAGIC!r}{hint}")
     if data[6:8].strip(b"\0"):
         raise GreetingError(f"the reserved bytes of the greeting must be zero, not {data[6:8].hex()}")

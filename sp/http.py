@@ -23,6 +23,8 @@ _TOKEN: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _OURS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding", "date"})
 """Headers that belong to the handshake, as do those that begin with ``sec-websocket-``."""
+_WITHOUT_CONTENT: Final = (204, 304)
+"""They end with their head (RFC 9112, 6.3)."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _UNIX: Final = "unix"
 
@@ -130,9 +132,13 @@ class HTTPResponse:
     def encode(self, *, with_body: bool = True) -> bytes:
         """Return the bytes for the network; without the body, the answer to HEAD."""
         items = [*self.headers.raw]
-        if "content-type" not in self.headers:
-            items.append(("Content-Type", "text/plain; charset=utf-8"))
-        items += [("Content-Length", str(len(self.body))), ("Connection", "close")]
+        if self.status in _WITHOUT_CONTENT:
+            with_body = False
+        else:
+            if "content-type" not in self.headers:
+                items.append(("Content-Type", "text/plain; charset=utf-8"))
+            items.append(("Content-Length", str(len(self.body))))
+        items.append(("Connection", "close"))
         lines = [f"HTTP/1.1 {self.status} {self.reason}", *(f"{name}: {value}" for name, value in items), "", ""]
         return "\r\n".join(lines).encode("latin-1") + (self.body if with_body else b"")
 
@@ -165,11 +171,14 @@ class HTTPInfo:
 
 
 def _names(value: str | Iterable[str]) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value)
-    for name in cast("tuple[object, ...]", names):
+    several: object = (value,) if isinstance(value, str) else value
+    if not isinstance(several, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected str, or several, not {type(several).__name__}")
+    names = tuple(cast("Iterable[object]", several))
+    for name in names:
         if not isinstance(name, str):
             raise TypeError(f"expected str, or several, not {type(name).__name__}")
-    return names
+    return cast("tuple[str, ...]", names)
 
 
 def _origins(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -221,6 +230,20 @@ _PATH: Final = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})
 def is_path(text: str) -> bool:
     """Whether *text* is a path, perhaps with a query (RFC 3986, 3.3 and 3.4)."""
     return bool(_PATH.fullmatch(text))
+
+
+def normal_path(path: str) -> str:
+    """Return the form of *path* that all of its spellings with ``%XX`` have in common (RFC 3986, 6.2.2)."""
+    return _ESCAPE.sub(_normal_escape, path)
+
+
+def _normal_escape(match: re.Match[str]) -> str:
+    character = chr(int(match[1], 16))
+    return character if _UNRESERVED.fullmatch(character) else match[0].upper()
+
+
+_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9\-._~]")
 
 
 def _check_flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -332,8 +355,8 @@ class HTTPProxy:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
-        except ValueError as error:
-            raise ValueError(f"proxy: no URL: {error}") from None
+        except ValueError:
+            raise ValueError("proxy: no URL, expected http://[USER:PASSWORD@]HOST:PORT") from None
         if parts.scheme != "http":
             raise ValueError(f"proxy: {parts.scheme}:// is not supported, expected http://[USER:PASSWORD@]HOST:PORT")
         if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:

@@ -13,7 +13,7 @@ from sp.events import Event, EventKind
 from sp.options import check_seconds
 from sp.pipe import Pipe
 from sp.statistics import ListenerStatistics
-from sp.transports import Diverted
+from sp.transports import Answered, Diverted
 
 if TYPE_CHECKING:
     from sp.core import Core
@@ -161,18 +161,11 @@ class Listener:
     async def serve(self, connection: Connection) -> None:
         """Make a pipe of *connection* and keep it."""
         try:
-            pipe = await self._core.welcome(connection, self.url)
-        except Diverted:
-            self._accepted -= 1
-            return
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, (Error, OSError, trio.ClosedResourceError)):
-                self._refused(connection, error)
-                return
-            raise
+            pipe = await self._greet(connection)
         finally:
             self._greeting.pop(connection, None)
+        if pipe is None:
+            return
         self._attached += 1
         if pipe.tls is not None:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
@@ -184,6 +177,25 @@ class Listener:
             await pipe.run()
         finally:
             self._pipes.discard(pipe)
+
+    async def _greet(self, connection: Connection) -> Pipe | None:
+        """Make a pipe of *connection*; None: it has become none, and that is settled."""
+        try:
+            try:
+                return await self._core.welcome(connection, self.url)
+            except (Error, OSError, trio.ClosedResourceError) as error:
+                self._refused(connection, error)
+            except Answered:
+                self._accepted -= 1
+            await connection.linger()
+        except Diverted:
+            self._accepted -= 1
+            return None
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        return None
 
     def _refused(self, connection: Connection, error: Exception) -> None:
         if self._stopped:

@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from sp.errors import GreetingError
+from sp.errors import GreetingError, printable
 from sp.http import format_ip
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
@@ -143,12 +143,12 @@ def _parse_v2(data: bytes) -> ProxyInfo:
     version, command = data[12] >> 4, data[12] & 0x0F
     if version != 2 or command not in (0, 1):
         raise GreetingError(f"PROXY protocol: version and command 0x{data[12]:02x} are unknown, expected 0x20 or 0x21")
+    if command == 0:
+        return ProxyInfo(version=2)  # the proxy speaks for itself; what stands there is to be skipped
     family, transport, rest = data[13] >> 4, data[13] & 0x0F, data[_V2_HEAD:]
     if family > 3 or transport > 2:
         raise GreetingError(f"PROXY protocol: family and transport 0x{data[13]:02x} are unknown")
     size = {0: 0, 1: 12, 2: 36, 3: 216}[family]
-    if command == 0:
-        return ProxyInfo(version=2)  # the proxy speaks for itself; what stands there is to be skipped
     if len(rest) < size:
         raise GreetingError(f"PROXY protocol: {len(rest)} bytes of addresses, expected {size}")
     source = destination = ""
@@ -157,7 +157,7 @@ def _parse_v2(data: bytes) -> ProxyInfo:
     elif family == 2:
         source, destination = (_end(ipaddress.IPv6Address(rest[i : i + 16]), _port(rest, 32 + i // 8)) for i in (0, 16))
     elif family == 3:
-        source, destination = (rest[i : i + 108].rstrip(b"\0").decode(errors="replace") for i in (0, 108))
+        source, destination = (printable(rest[i : i + 108].rstrip(b"\0").decode(errors="replace")) for i in (0, 108))
     tlvs = _parse_tlvs(rest[size:])
     ssl = _parse_ssl(tlvs[_SSL]) if _SSL in tlvs else None
     return ProxyInfo(version=2, source=source, destination=destination, tlvs=MappingProxyType(tlvs), ssl=ssl)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import sp
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,3 +65,33 @@ def test_a_program_in_the_documents_runs_as_it_stands(code: str, certificates: P
     assert "sleep(" not in code, "no example needs to sleep"
     expected = [line.partition("# -> ")[2] for line in code.splitlines() if "# -> " in line]
     assert run("-W", "error", "-c", code, cwd=certificates).splitlines() == expected
+
+
+def test_the_guide_on_proxies_shows_their_files_as_they_are() -> None:
+    shown = re.findall(r"```(?:nginx|haproxy)\n(.*?)```", (ROOT / "docs" / "proxies.md").read_text(), re.DOTALL)
+    files = sorted((ROOT / "examples" / "proxies").iterdir())
+    assert sorted(shown) == sorted(file.read_text() for file in files)
+
+
+async def test_the_browser_s_service_publishes_and_answers_to_who_comes_from_its_page(certificates: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "examples.browser", str(certificates), "0", "0", "0.01"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            assert program.stdout is not None
+            page, service = program.stdout.readline().removeprefix("open ").strip().split("/?service=")
+            for name in ("", "app.js"):
+                with urllib.request.urlopen(f"{page}/{name}") as answer:
+                    assert answer.read() == (ROOT / "examples" / "browser" / (name or "index.html")).read_bytes()
+            tls = sp.TLSClientConfig(ca=certificates / "ca.pem")
+            http = sp.HTTPClientConfig(headers={"Origin": page}, proxy=None)
+            async with sp.Sub0(topics=b"tick ", tls=tls, http=http) as sub, sp.Req0(tls=tls, http=http) as req:
+                await sub.dial(f"{service}/ticks")
+                assert re.fullmatch(rb"tick \d+", await sub.receive())
+                await req.dial(f"{service}/questions")
+                assert await req.request(b"who?") == b"you asked: who?"
+                elsewhere = sp.HTTPClientConfig(headers={"Origin": "http://elsewhere.example"}, proxy=None)
+                with pytest.raises(sp.DialError, match="403 Forbidden"):
+                    await req.dial(f"{service}/questions", http=elsewhere)
+        finally:
+            program.kill()

@@ -38,8 +38,12 @@ class Terms:
     """For a listener: whether connections begin with a PROXY protocol header."""
 
 
-class Diverted(Exception):  # an answer to ``greet``, and no error
-    """The newcomer was not for a pipe of this listener: it was answered, or handed to another one."""
+class Diverted(Exception):  # an answer of ``greet``, and no error
+    """The newcomer is for another listener, which has it now."""
+
+
+class Answered(Exception):  # an answer of ``greet``, and no error
+    """The newcomer wanted to know something, and was told."""
 
 
 class Connection(Protocol):
@@ -87,8 +91,9 @@ class Connection(Protocol):
         ...
 
     async def greet(self) -> int:
-        """Exchange greetings; return the peer's protocol number.  Raises PeerError, OSError or Diverted.  The caller sets the time limit.
+        """Exchange greetings; return the peer's protocol number.  The caller sets the time limit.
 
+        Raises PeerError or OSError; Diverted or Answered when there is to be no pipe and nothing is wrong.
         Where the greeting is a question, its answer is left to ``admit`` or ``refuse``.
         """
         ...
@@ -98,7 +103,11 @@ class Connection(Protocol):
         ...
 
     async def refuse(self, response: HTTPResponse) -> None:
-        """The socket does not take the peer: answer it, if it waits for that.  ``close`` follows."""
+        """The socket does not take the peer: answer it, if it waits for that."""
+        ...
+
+    async def linger(self) -> None:
+        """Give a peer that was refused a moment to read why, before ``close``: that could take our last words back (RST)."""
         ...
 
     @property

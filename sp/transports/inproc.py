@@ -124,6 +124,9 @@ class InprocConnection:
     async def refuse(self, response: HTTPResponse) -> None:
         pass
 
+    async def linger(self) -> None:
+        pass
+
     def send_nowait(self, outbox: deque[Message]) -> bool:
         peer = self._peer
         if peer.closed:

@@ -395,7 +395,7 @@ class StreamConnection(LinkConnection):
             if not received:
                 raise PeerClosed(f"the peer closed the connection after {len(data)} of {GREETING_SIZE} bytes of its greeting")
             data += received
-            number = decode_greeting(data)
+            number = decode_greeting(data, over_tls=self.tls is not None)
             if number is not None:
                 return number
 
@@ -404,6 +404,9 @@ class StreamConnection(LinkConnection):
 
     async def refuse(self, response: HTTPResponse) -> None:
         pass  # there is no way to say so
+
+    async def linger(self) -> None:
+        pass  # nothing was said
 
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
         parts: list[bytes | memoryview] = []

@@ -16,7 +16,6 @@ from websockets.exceptions import (
     HeaderLineTooLong,
     InvalidStatus,
     NegotiationError,
-    PayloadTooBig,
     RequestLineTooLong,
     TooManyHeaders,
 )
@@ -32,11 +31,12 @@ except ImportError:  # a platform without its C extension
     from websockets.utils import apply_mask
 
 from sp.engine import Split
-from sp.errors import GreetingError, MalformedMessage, PeerClosed, PeerError, UpgradeRefused, WrongProtocol
-from sp.framing import broken_header, stranger, too_large
+from sp.errors import GreetingError, MalformedMessage, PeerClosed, PeerError, UpgradeRefused, WrongProtocol, printable
+from sp.framing import broken_header, encode_greeting, stranger, too_large
 from sp.http import HTTPHeaders, HTTPResponse, refusal
 from sp.message import Message
 from sp.protocol_numbers import BUS, COUNTERPARTS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR, protocol_name
+from sp.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
 
 FRAGMENT: Final = 64 * 1024
 """The most that goes into a frame."""
@@ -49,11 +49,15 @@ _PLAIN: Final = 0x82
 """A binary message in one frame."""
 _SHORT: Final = [bytes((_PLAIN, size)) for size in range(126)]
 _SHORT_MASKED: Final = [bytes((_PLAIN, 0x80 | size)) for size in range(126)]
+_OPCODES: Final = frozenset(Opcode)
+_MAX_CONTROL: Final = 125
 _MAX_REASON: Final = 123
 """What a Close has room for behind its code."""
 MAX_HEAD: Final = 64 * 1024
 """The most that a request line and its headers may be."""
 _SHOWN: Final = 80
+_TOLD: Final = 300
+"""The most of the parser's words, which quote the peer's."""
 _KEPT_BODY: Final = 4096
 _END: Final = b"\r\n\r\n"
 
@@ -98,6 +102,7 @@ class WebSocket:
     """
 
     __slots__ = (
+        "_gathered",
         "_is_server",
         "_limit",
         "_missing",
@@ -117,7 +122,7 @@ class WebSocket:
         """What the peer did wrong, after the messages before it were returned.  Nothing can be decoded any more."""
         self.ended = ""
         """Once the peer has sent Close: the words for it.  What came before was returned."""
-        protocol.max_message_size = limit
+        protocol.max_message_size = None  # control frames would count as well, so it is looked at here
         self._protocol = protocol
         self._is_server = protocol.side is Side.SERVER
         self._split = split
@@ -127,12 +132,13 @@ class WebSocket:
         self._start: bytes = b""  # an incomplete frame
         self._missing = 0  # bytes of the frame that the protocol is reading
         self._parts: list[bytes | bytearray] = []  # of a message in several frames
+        self._gathered = 0  # bytes of it that have been announced
         self._text = False
 
     @property
     def has_more(self) -> bool:
         """Whether ``receive_data(b"")`` may have messages: a batch has its limit, or a flood of tiny ones would hold up other tasks."""
-        return bool(self._rest or self._protocol.events) or self._protocol.parser_exc is not None
+        return bool(self._rest)
 
     @property
     def in_message(self) -> bool:
@@ -150,7 +156,6 @@ class WebSocket:
             return messages
         data = self._rest + received if self._rest else self._start + received if self._start else received
         self._rest = self._start = b""
-        self._take_events(messages)  # that came with the handshake
         is_server, split, plain_limit = self._is_server, self._split, self._plain_limit
         offset, end = 0, len(data)
         room = _MAX_BATCH
@@ -172,31 +177,54 @@ class WebSocket:
                 if is_masked:
                     begin += 4
                 stop = begin + size
-                if begin > end or (stop > end and stop - offset < _KEPT_TAIL and size <= plain_limit):
-                    self._start = data[offset:]
-                    break
                 if stop <= end and data[offset] == _PLAIN and is_masked is is_server and size <= plain_limit and not self._parts:
                     room -= 1
-                    if is_masked:
-                        payload, start, stop_at = apply_mask(data[begin:stop], data[begin - 4 : begin]), 0, size
-                    else:
-                        payload, start, stop_at = data, begin, stop
+                    payload = apply_mask(data[begin:stop], data[begin - 4 : begin]) if is_masked else data[begin:stop]
                     offset = stop
                     if split is None:
-                        messages.append(Message(payload[start:stop_at]))
-                        continue
-                    body = split(payload, start, stop_at)
-                    if body < 0:
-                        self._refuse_header(size)
-                        break
-                    messages.append(Message(payload[body:stop_at], payload[start:body]))
+                        messages.append(Message(payload))
+                    else:
+                        self._split_off(payload, split, messages)
                     continue
+                if offset + 1 < end and not self._is_acceptable(data[offset], data[offset + 1], size if begin <= end else 0):
+                    break
+                if begin > end or (stop > end and stop - offset < _KEPT_TAIL):
+                    self._start = data[offset:]
+                    break
                 if stop > end:
                     stop, self._missing = end, stop - end
+                if data[offset] & 0x08 == 0:
+                    self._gathered += size
             room -= _COST
             self._feed(data[offset:stop], messages)
             offset = stop
         return messages
+
+    def _is_acceptable(self, first: int, second: int, size: int) -> bool:
+        """Look at a frame's first bytes (RFC 6455, 5.2, 5.4, 5.5): the parser would wait for its payload before it says no."""
+        opcode = first & 0x0F
+        reason = ""
+        if first & 0x70:
+            reason = "reserved bits must be 0"
+        elif opcode not in _OPCODES:
+            reason = "invalid opcode"
+        elif (second >= 0x80) is not self._is_server:
+            reason = "incorrect masking"
+        elif opcode & 0x08:
+            if not first & 0x80:
+                reason = "fragmented control frame"
+            elif second & 0x7F > _MAX_CONTROL:
+                reason = "control frame too long"
+        elif (opcode == Opcode.CONT) is not bool(self._parts):
+            reason = "expected a continuation frame" if self._parts else "unexpected continuation frame"
+        elif self._limit is not None and self._gathered + size > self._limit:
+            self._refuse(too_large(self._gathered + size, self._limit), CloseCode.MESSAGE_TOO_BIG)
+            return False
+        elif size >> 63:
+            reason = "invalid length"
+        if reason:
+            self._refuse(MalformedMessage(f"WebSocket: {reason}"), CloseCode.PROTOCOL_ERROR)
+        return not reason
 
     def _feed(self, data: bytes, messages: list[Message]) -> None:
         self._protocol.receive_data(data)
@@ -213,17 +241,18 @@ class WebSocket:
                 close = protocol.close_rcvd
                 self.ended = "the peer closed the connection"
                 if close is not None and close.code not in _PLAIN_CODES:
-                    self.ended += f": {close}"
+                    self.ended += f": {printable(str(close))}"
                 self.forget()
             elif opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
                 if opcode is not Opcode.CONT:
                     self._text = opcode is Opcode.TEXT
                 self._keep(data)
                 if frame.fin:
-                    parts, self._parts = self._parts, []
+                    parts, self._parts, self._gathered = self._parts, [], 0
                     self._complete(b"".join(parts), messages)
         if protocol.parser_exc is not None and self.error is None:
-            self._fail(protocol.parser_exc)
+            self.error = MalformedMessage(f"WebSocket: {printable(str(protocol.parser_exc))}")
+            self.forget()
 
     def encode(self, message: Message) -> list[bytes]:
         """Return the frames of *message*.  Raises BrokenPipeError once Close was sent."""
@@ -269,7 +298,7 @@ class WebSocket:
         """Drop what is incomplete."""
         self._parts.clear()
         self._rest = self._start = b""
-        self._missing = 0
+        self._missing = self._gathered = 0
 
     def _keep(self, data: bytes | bytearray | memoryview) -> None:
         """Keep a part of a message.  Small ones are gathered, since an object for each would cost many times its bytes."""
@@ -286,72 +315,109 @@ class WebSocket:
             try:
                 str(data, "utf-8")
             except UnicodeDecodeError:
-                self._protocol.fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
-                self.error = MalformedMessage("WebSocket: a text message that is not UTF-8")
-                self.forget()
+                self._refuse(MalformedMessage("WebSocket: a text message that is not UTF-8"), CloseCode.INVALID_DATA)
                 return
-        body = 0 if self._split is None else self._split(data, 0, len(data))
+        if self._split is None:
+            messages.append(Message(data))
+        else:
+            self._split_off(data, self._split, messages)
+
+    def _split_off(self, data: bytes, split: Split, messages: list[Message]) -> None:
+        body = split(data, 0, len(data))
         if body < 0:
-            self._refuse_header(len(data))
+            self._refuse(broken_header(len(data)), CloseCode.PROTOCOL_ERROR)
         else:
-            messages.append(Message(data[body:], data[:body]) if body else Message(data))
+            messages.append(Message(data[body:], data[:body]))
 
-    def _refuse_header(self, size: int) -> None:
-        self.error = broken_header(size)
-        self._protocol.fail(CloseCode.PROTOCOL_ERROR, str(self.error))
+    def _refuse(self, error: PeerError, code: CloseCode) -> None:
+        """Say *error* to the peer, and take no more."""
+        self.error = error
+        self._protocol.fail(code, str(error)[:_MAX_REASON])
         self.forget()
-
-    def _fail(self, error: Exception) -> None:
-        self.forget()
-        if isinstance(error, PayloadTooBig):
-            size = (error.size or 0) + (error.current_size or 0)
-            self.error = too_large(size, self._limit or 0)
-        else:
-            self.error = MalformedMessage(f"WebSocket: {error}")
 
 
 # Handshakes.
 
 
+_NAMED: Final = (PROXY_SIGNATURE, encode_greeting(0)[:4])
+
+
+class _Head:
+    """Finds where the head of an HTTP message ends.  What follows must not reach the parser early: it would take it for frames."""
+
+    def __init__(self) -> None:
+        self.begun = b""
+        """The first bytes, to name it by."""
+        self.complete = False
+        self.size = 0
+        self._last = b""
+
+    def split(self, received: bytes) -> tuple[bytes, bytes]:
+        """Return what of *received* belongs to the head, and what follows it."""
+        if len(self.begun) < _SHOWN:
+            self.begun += received[: _SHOWN - len(self.begun)]
+        before = len(self._last)
+        end = (self._last + received).find(_END)
+        if end >= 0:
+            self.complete = True
+            size = end + len(_END) - before
+            self.size += size
+            return received[:size], received[size:]
+        self.size += len(received)
+        self._last = (self._last + received)[-len(_END) + 1 :]
+        return received, b""
+
+    @property
+    def first_line(self) -> bytes:
+        """As much as is there of the first line, and as much as should be shown."""
+        return self.begun.partition(b"\n")[0].rstrip(b"\r")
+
+
 class ServerHandshake:
     """Reads a request, then accepts it or says why not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, over_tls: bool = False) -> None:
+        """*over_tls* is for words: what else a peer may have meant to speak."""
+        self._over_tls = over_tls
         self.protocol = ServerProtocol(logger=_quiet)
         self.request: Request | None = None
         self.problem: tuple[HTTPResponse, str] | None = None
         """What is wrong with the request, as an answer and in our words; there is no request then."""
         self.rest = b""
         """What came behind the request."""
-        self._head = b""
+        self._head = _Head()
 
     def receive_data(self, data: bytes) -> bool:
         """Take what came.  True: there is a request or a problem."""
-        start = max(len(self._head) - len(_END) + 1, 0)
-        before = len(self._head)
-        self._head += data
-        end = self._head.find(_END, start)
-        if end >= 0:
-            data, self.rest = data[: end + len(_END) - before], self._head[end + len(_END) :]
-        # Not a byte beyond the request: the parser would take it for frames, and answer them before us.
-        self.protocol.receive_data(data)
+        head, self.rest = self._head.split(data)
+        begun = self._head.begun
+        if not begun[:1].isalpha():
+            # It will never be a request, and there may be no end of a line to wait for.  What may get a name is waited for.
+            if any(len(begun) < len(one) and one.startswith(begun) for one in _NAMED):
+                return False
+            self.problem = self._explain(ValueError("no method"))
+            return True
+        self.protocol.receive_data(head)
         events = self.protocol.events_received()
-        self.protocol.data_to_send()  # its answers to what it cannot read; the ones below say more
-        if events:
+        self.protocol.data_to_send()  # its answers to what it cannot read; ours say more
+        if events and self._head.size <= MAX_HEAD:
             assert isinstance(events[0], Request)
             self.request = events[0]
         elif self.protocol.handshake_exc is not None:
             self.problem = self._explain(self.protocol.handshake_exc)
-        elif len(self._head) > MAX_HEAD:
+        elif self._head.size > MAX_HEAD:
             self.problem = refusal(431, f"more than {MAX_HEAD} bytes of headers"), f"the request has more than {MAX_HEAD} bytes of headers"
-        if self.request is not None or self.problem is not None:
-            self._head = b""
         return self.request is not None or self.problem is not None
 
     @property
     def has_begun(self) -> bool:
         """Whether anything has come."""
-        return bool(self._head)
+        return bool(self._head.begun)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it asks for no body."""
+        return self._head.begun.startswith(b"HEAD ")
 
     def accept(self, number: int) -> tuple[HTTPResponse | None, PeerError | None]:
         """Look at the request as a WebSocket's to who speaks protocol *number*; return a refusal and the error, or two times None."""
@@ -379,8 +445,10 @@ class ServerHandshake:
             peer = f"one that asks for {wrong[0][:_SHOWN]!r}" if asked is None else protocol_name(COUNTERPARTS[asked])
             error = _wrong_protocol(peer, COUNTERPARTS[number])
             return HTTPResponse(400, f"expected sub-protocol {expected}\n", {_EXPECTED: expected}), error
-        reason = f"no WebSocket request: {protocol.handshake_exc}"
-        headers = [(name, value) for name, value in response.headers.raw_items() if name in ("Allow", "Upgrade", "Sec-WebSocket-Version")]
+        reason = f"no WebSocket request: {printable(str(protocol.handshake_exc)[:_TOLD])}"
+        headers = [(name, value) for name, value in response.headers.raw_items() if name in ("Allow", "Upgrade")]
+        if "Sec-WebSocket-Version" in reason:
+            headers.append(("Sec-WebSocket-Version", "13"))  # so that the client can come again (RFC 6455, 4.2.2)
         answer = HTTPResponse.received(response.status_code, f"{reason}\n".encode(), headers)
         return answer, GreetingError(f"HTTP {response.status_code}: {reason}")
 
@@ -394,16 +462,16 @@ class ServerHandshake:
         return b"".join(self.protocol.data_to_send()), HTTPHeaders(response.headers.raw_items())
 
     def _explain(self, error: Exception) -> tuple[HTTPResponse, str]:
-        reason = str(error.__cause__ or error)
-        line = self._head[:1024].partition(b"\r\n")[0]
+        reason = printable(str(error.__cause__ or error)[:_TOLD])
+        line = self._head.first_line
         if isinstance(error, RequestLineTooLong):
             return refusal(414, "the request line is too long"), f"the request line is too long: {error}"
         if isinstance(error, (HeaderLineTooLong, TooManyHeaders)):
             return refusal(431, f"too many or too long headers: {error}"), f"the request's headers are too many or too long: {error}"
         method = line.partition(b" ")[0]
         if "request body" in reason and method not in (b"GET", b"HEAD"):
-            return refusal(405, "expected GET", {"Allow": "GET"}), f"the request's method is {method[:_SHOWN]!r}, expected GET"
-        hint = stranger(self._head, "ws")
+            return refusal(405, "expected GET", {"Allow": "GET"}), f"the request's method is {method!r}, expected GET"
+        hint = stranger(self._head.begun, "ws", over_tls=self._over_tls)
         return refusal(
             400, f"no HTTP request: {reason}{hint}"
         ), f"the peer does not speak HTTP: it began with {line[:_SHOWN]!r} ({reason}{hint})"
@@ -431,25 +499,34 @@ class ClientHandshake:
         self.request_headers = HTTPHeaders(items)
         self.request = b"".join(protocol.data_to_send())
         self.response: HTTPHeaders | None = None
-        self.first_line = b""
+        self.rest = b""
+        """What came behind the answer."""
+        self._head = _Head()
+
+    @property
+    def first_line(self) -> bytes:
+        """What the server has begun its answer with."""
+        return self._head.first_line
 
     def receive_data(self, data: bytes) -> bool:
         """Take what came, nothing at the end of the stream.  True: the server has agreed.  Raises PeerError."""
-        if b"\n" not in self.first_line:
-            self.first_line = (self.first_line + data)[:_SHOWN]
-        if data:
-            self.protocol.receive_data(data)
+        protocol = self.protocol
+        if not data:
+            protocol.receive_eof()
+        elif self._head.complete:
+            protocol.receive_data(data)  # of the body of a refusal
         else:
-            self.protocol.receive_eof()
-        events = self.protocol.events
-        error = self.protocol.handshake_exc
+            head, self.rest = self._head.split(data)
+            protocol.receive_data(head)
+            if self.rest and not protocol.events and protocol.handshake_exc is None:
+                protocol.receive_data(self.rest)
+        events = protocol.events_received()
+        error = protocol.handshake_exc
         if error is not None:
             raise self._explain(error, at_end=not data) from error
         if not events:
-            if not data:
-                raise PeerClosed("the server closed the connection without an answer")
             return False
-        response = events.pop(0)
+        (response,) = events
         assert isinstance(response, Response)
         if self.protocol.subprotocol is None:
             raise WrongProtocol(f"the server has not agreed to speak {SUBPROTOCOLS[self._number]}: it named no sub-protocol")
@@ -462,11 +539,12 @@ class ClientHandshake:
             listening = _NUMBERS.get(refused.response.headers.get(_EXPECTED, "").lower())
             return refused if listening is None else _wrong_protocol(protocol_name(listening), self._number)
         if isinstance(error, NegotiationError):
-            return WrongProtocol(f"the server does not agree to speak {SUBPROTOCOLS[self._number]}: {error}")
+            return WrongProtocol(f"the server does not agree to speak {SUBPROTOCOLS[self._number]}: {printable(str(error)[:_TOLD])}")
         cause = error.__cause__
         if at_end and isinstance(cause, EOFError):
-            return PeerClosed("the server closed the connection before its answer was complete")
-        return GreetingError(f"the server's answer is no WebSocket's: {cause or error} ({self.first_line!r})")
+            begun = "before its answer was complete" if self._head.begun else "without an answer"
+            return PeerClosed(f"the server closed the connection {begun}")
+        return GreetingError(f"the server's answer is no WebSocket's: {printable(str(cause or error)[:_TOLD])} ({self.first_line!r})")
 
 
 def _wrong_protocol(peer: str, expected: int) -> WrongProtocol:
@@ -485,12 +563,13 @@ def refused_by(who: str, response: Response) -> UpgradeRefused:
     """Return the error for an answer that is no agreement."""
     body = bytes(response.body)[:_KEPT_BODY]
     answer = HTTPResponse.received(response.status_code, body, response.headers.raw_items())
-    reason = f"{who} has answered {response.status_code} {response.reason_phrase[:_SHOWN]}".rstrip()
+    reason = f"{who} has answered {response.status_code} {printable(response.reason_phrase[:_SHOWN])}".rstrip()
     location = answer.headers.get("Location")
     if 300 <= answer.status < 400 and location is not None:
         reason += f": it redirects to {location[:200]!r}, which is not followed"
-    elif body.strip() and answer.headers.get("Content-Type", "text/plain").startswith("text/plain"):
-        reason += f": {body.decode(errors='replace').strip().splitlines()[0][:200]!r}"
+    elif answer.headers.get("Content-Type", "text/plain").startswith("text/plain"):
+        text = body.decode(errors="replace").strip().partition("\n")[0]
+        reason += f": {text[:200]!r}" if text else ""
     return UpgradeRefused(reason, answer)
 
 

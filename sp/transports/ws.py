@@ -17,8 +17,8 @@ from websockets.http11 import Response
 from websockets.streams import StreamReader
 
 from sp.address import Address
-from sp.errors import AddressError, GreetingError, PeerClosed, TLSConfigError
-from sp.http import HTTPClientConfig, HTTPProxy, HTTPServerConfig
+from sp.errors import AddressError, GreetingError, PeerClosed, TLSConfigError, printable
+from sp.http import HTTPClientConfig, HTTPProxy, HTTPServerConfig, normal_path
 from sp.tls import TLSClientConfig, TLSServerConfig
 from sp.transports import Acceptor, Connection, Terms, ipc, tcp
 from sp.transports.stream import READ_SIZE, Link, SocketLink
@@ -103,7 +103,7 @@ class Port:
             raise TLSConfigError(f"{address.url!r} shares its port with other sockets: expected the same TLSServerConfig as theirs")
         if terms.proxy_protocol != self._terms.proxy_protocol:
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, with another proxy_protocol")
-        if any(member.path == address.target for member in self.members):
+        if any(member.path == normal_path(address.target) for member in self.members):
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
 
     def join(self, address: Address, terms: Terms) -> list[Acceptor]:
@@ -126,7 +126,8 @@ class Port:
 
     def member_for(self, path: str) -> Member | None:
         """Return who listens at *path*; as in nng, a slash behind it makes no difference."""
-        for wanted in (path, path.removesuffix("/")):
+        path = normal_path(path)
+        for wanted in (path, path.removesuffix("/"), f"{path}/"):
             for member in self.members:
                 if member.path == wanted:
                     return member
@@ -134,7 +135,7 @@ class Port:
 
     def health_at(self, path: str) -> Member | None:
         """Return who answers health checks at *path*."""
-        return next((member for member in self.members if member.config.health_path == path), None)
+        return next((member for member in self.members if member.health_path == normal_path(path)), None)
 
 
 class Member:
@@ -142,9 +143,10 @@ class Member:
 
     def __init__(self, port: Port, path: str, terms: Terms) -> None:
         self.port = port
-        self.path = path
+        self.path = normal_path(path)
         self.terms = terms
         self.config = cast("HTTPServerConfig", terms.http)
+        self.health_path = None if self.config.health_path is None else normal_path(self.config.health_path)
         self.acceptors: list[WSAcceptor] = []
         self.draining = False
         self.closed = False
@@ -277,4 +279,4 @@ async def _read_answer(link: SocketLink, proxy: HTTPProxy) -> Response:
     except (OSError, trio.ClosedResourceError):
         raise
     except Exception as error:
-        raise GreetingError(f"the proxy {proxy.address} has not answered in HTTP: {error}") from error
+        raise GreetingError(f"the proxy {proxy.address} has not answered in HTTP: {printable(str(error)[:300])}") from error

@@ -16,7 +16,7 @@ from sp.address import Address
 from sp.errors import GreetingError, PeerClosed, PeerError, PeerSilent, PipeRefused
 from sp.http import Client, HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPResponse, HTTPServerConfig, client_of, refusal
 from sp.message import Message
-from sp.transports import Diverted, Terms
+from sp.transports import Answered, Diverted, Terms
 from sp.transports.stream import (
     LARGE_READ_SIZE,
     MAX_PARTS,
@@ -165,7 +165,7 @@ class WSConnection(LinkConnection):
             self._say(websocket.data_to_send())
             if messages:
                 return messages
-        await self._part()
+        await self.linger()
         raise websocket.error
 
     async def _wait_readable(self) -> None:
@@ -193,9 +193,8 @@ class WSConnection(LinkConnection):
                 await self._link.wait_writable()
                 self._check_open()
 
-    async def _part(self) -> None:
-        """Send the end of the stream behind our last words, and give the peer time to read them."""
-        if self._parted:
+    async def linger(self) -> None:
+        if self._parted or self.closed:
             return
         self._parted = True
         link = self._link
@@ -326,6 +325,7 @@ class ClientConnection(WSConnection):
         )
         self._answers_pings = server_answers_pings(handshake.response)
         self._websocket = WebSocket(protocol, terms.split, terms.options.max_message_size)
+        self._websocket.add(handshake.rest)
         self._handshake = None
         return terms.peer_number
 
@@ -346,7 +346,7 @@ class ServerConnection(WSConnection):
     def __init__(self, link: Link, terms: Terms, port: Port) -> None:
         super().__init__(link, terms)
         self._port = port
-        self._handshake: ServerHandshake | None = ServerHandshake()
+        self._handshake: ServerHandshake | None = ServerHandshake(over_tls=terms.tls is not None)
         self._member: Member | None = None
         self._client: Client | None = None
         self._opened = False  # so that HTTP can be spoken
@@ -372,8 +372,7 @@ class ServerConnection(WSConnection):
             await self._link.open(b"")
             self._opened = True
             await self._read_request(handshake)
-            if await self._is_for_another(handshake):
-                raise Diverted
+            await self._route(handshake)
         assert self._member is not None
         return await self._check(handshake, self._member)
 
@@ -396,8 +395,8 @@ class ServerConnection(WSConnection):
             await self._answer(response)
             raise GreetingError(reason)
 
-    async def _is_for_another(self, handshake: ServerHandshake) -> bool:
-        """Find out whom the request is for.  True: it was answered, or handed on."""
+    async def _route(self, handshake: ServerHandshake) -> None:
+        """Find out whom the request is for.  Raises Diverted or Answered if that is not the listener that has accepted it."""
         request = handshake.request
         assert request is not None
         path, query = _path_and_query(request.path)
@@ -405,11 +404,10 @@ class ServerConnection(WSConnection):
         if member is None:
             healthy = self._port.health_at(path)
             if healthy is None:
-                await self._answer(refusal(404, "nobody listens here"), with_body=request.method != "HEAD")
+                await self._answer(refusal(404, "nobody listens here"))
                 raise GreetingError(f"HTTP 404: nobody listens at {path[:200]!r}")
             await self._tell_health(healthy, request.method)
-            self.close()
-            return True
+            raise Answered
         self._member = member
         self._terms, self._config = member.terms, member.config
         headers = HTTPHeaders(request.headers.raw_items())
@@ -417,10 +415,9 @@ class ServerConnection(WSConnection):
         unix = self._port.is_unix and self._link.proxy_address is None
         self._client = client_of(member.config, headers, self._link.remote_address, scheme, unix=unix)
         self.http = HTTPInfo(path=path, query=query, headers=headers, scheme=self._client.scheme, via_trusted_proxy=self._client.via)
-        if member is self._port.members[0]:
-            return False
-        member.add(self)
-        return True
+        if member is not self._port.members[0]:
+            member.add(self)
+            raise Diverted
 
     async def _check(self, handshake: ServerHandshake, member: Member) -> int:
         http = self.http
@@ -434,7 +431,7 @@ class ServerConnection(WSConnection):
             raise GreetingError(f"HTTP 403: origin {origin[:200]!r} is not among the allowed origins")
         response, error = handshake.accept(self._terms.number)
         if response is not None:
-            await self._answer(response, with_body=handshake.request is None or handshake.request.method != "HEAD")
+            await self._answer(response)
         if error is not None:
             raise error
         self._answers_pings = client_answers_pings(http.headers)
@@ -451,8 +448,7 @@ class ServerConnection(WSConnection):
         self._websocket = WebSocket(handshake.protocol, self._terms.split, self._terms.options.max_message_size)
         self._control = answer
         self.send_nowait(deque())
-        if handshake.rest:
-            self._websocket.add(handshake.rest)
+        self._websocket.add(handshake.rest)
 
     async def refuse(self, response: HTTPResponse) -> None:
         await self._answer(response)
@@ -462,16 +458,22 @@ class ServerConnection(WSConnection):
         if method in ("GET", "HEAD"):
             response = refusal(503, "draining") if member.draining else await _ask_health(member.config)
         log.debug("%s asked for the health: %d", self.remote_address, response.status)
-        await self._answer(response, with_body=method != "HEAD")
+        await self._answer(response)
 
-    async def _answer(self, response: HTTPResponse, *, with_body: bool = True) -> None:
-        """Send *response* and let the peer read it."""
+    async def _answer(self, response: HTTPResponse) -> None:
+        """Send *response*; time to read it comes with ``linger``."""
         self._answered = True
         try:
-            await self._send_all(response.encode(with_body=with_body))
+            await self._send_all(self._encode_answer(response))
         except (OSError, PeerError, trio.ClosedResourceError):
-            return  # the peer does not want to know
-        await self._part()
+            self._parted = True  # the peer does not want to know
+
+    def _encode_answer(self, response: HTTPResponse) -> bytes:
+        return response.encode(with_body=self._handshake is None or not self._handshake.is_head)
+
+    async def linger(self) -> None:
+        if self._answered:
+            await super().linger()
 
     def close(self, error: Exception | None = None) -> None:
         if self._opened and not self._answered and not self.closed:
@@ -480,7 +482,7 @@ class ServerConnection(WSConnection):
             if error is not None:
                 response = refusal(408, "no request in time") if isinstance(error, GreetingError) else refusal(403, "refused")
             try:
-                self._link.send(response.encode())
+                self._link.send(self._encode_answer(response))
             except (OSError, PeerError):
                 pass
         super().close(error)
@@ -489,8 +491,8 @@ class ServerConnection(WSConnection):
 def _path_and_query(target: str) -> tuple[str, str]:
     """Return path and query of a request's target; libnng 1.11 sends none for ``/``, and a proxy may send a whole URL (RFC 9112, 3.2.2)."""
     if target[:7].lower() == "http://" or target[:8].lower() == "https://":
-        authority, slash, rest = target.partition("://")[2].partition("/")
-        target = slash + rest if slash else "/?" + authority.partition("?")[2]
+        rest = target.partition("://")[2]
+        target = rest[min((place for place in map(rest.find, "/?") if place >= 0), default=len(rest)) :]
     path, _, query = target.partition("?")
     return path or "/", query
 

@@ -177,3 +177,229 @@ def test_the_port_that_was_bound_takes_the_place_of_zero(url: str, bound: str) -
     address = Address.parse(url).with_port(7)
     assert address.url == bound
     assert address == Address.parse(bound)
+
+
+# Over HTTP.
+
+WEB = ["ws", "ws4", "ws6", "wss", "wss4", "wss6"]
+
+
+@pytest.mark.parametrize("scheme", WEB)
+@pytest.mark.parametrize(
+    ("rest", "host", "port", "target"),
+    [
+        ("localhost:8080", "localhost", 8080, "/"),
+        ("localhost:8080/", "localhost", 8080, "/"),
+        ("localhost:8080/a/b", "localhost", 8080, "/a/b"),
+        ("localhost:0/a", "localhost", 0, "/a"),
+        ("localhost", "localhost", None, "/"),
+        ("localhost/a", "localhost", None, "/a"),
+        ("[::1]", "::1", None, "/"),
+        ("[::1]/a", "::1", None, "/a"),
+        ("[::1]:8080/a", "::1", 8080, "/a"),
+        ("[fe80::1%lo]:80", "fe80::1%lo", 80, "/"),
+        ("127.0.0.1:80", "127.0.0.1", 80, "/"),
+        ("*:80/a", "", 80, "/a"),
+        ("*/a", "", None, "/a"),
+        (":80/a", "", 80, "/a"),
+        ("h/a?b=c", "h", None, "/a?b=c"),
+        ("h?b=c", "h", None, "/?b=c"),
+        ("h:1?b=/c:d@e", "h", 1, "/?b=/c:d@e"),
+        ("h/a:b", "h", None, "/a:b"),
+        ("h/a@b", "h", None, "/a@b"),
+        ("h/%5B::1%5D:80", "h", None, "/%5B::1%5D:80"),
+        ("h//a//", "h", None, "//a//"),
+        ("h/%C3%BC%2F-._~!$&'()*+,;=", "h", None, "/%C3%BC%2F-._~!$&'()*+,;="),
+    ],
+)
+def test_a_ws_url_has_a_host_perhaps_a_port_and_a_target(scheme: str, rest: str, host: str, port: int | None, target: str) -> None:
+    url = f"{scheme}://{rest}"
+    default = 443 if scheme.startswith("wss") else 80
+    assert Address.parse(url) == Address(url, scheme, host=host, port=default if port is None else port, target=target)
+
+
+@pytest.mark.parametrize(
+    ("rest", "path", "target"),
+    [
+        ("/tmp/s", "/tmp/s", "/"),
+        ("/tmp/s:", "/tmp/s", "/"),
+        ("/tmp/s:/", "/tmp/s", "/"),
+        ("/tmp/s:/a/b", "/tmp/s", "/a/b"),
+        ("s:/a:b?c=d", "s", "/a:b?c=d"),
+        ("./a b%20?x", "./a b%20?x", "/"),
+        ("/tmp/ü@h:/a", "/tmp/ü@h", "/a"),
+    ],
+)
+def test_a_ws_unix_url_has_a_file_and_behind_a_colon_a_target(rest: str, path: str, target: str) -> None:
+    assert Address.parse(f"ws+unix://{rest}") == Address(f"ws+unix://{rest}", "ws+unix", path=path, target=target)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("ws:", "expected SCHEME://"),
+        ("WS://h", "unknown scheme 'WS'"),
+        ("ws5://h", "unknown scheme 'ws5', expected one of"),
+        ("ws+tcp://h", "unknown scheme 'ws+tcp'"),
+        ("wss+unix:///tmp/s", "unknown scheme 'wss+unix'"),
+        ("ws://h:", "'' is no port from 0 to 65535, expected ws://HOST[:PORT][/PATH]"),
+        ("ws://h:/a", "'' is no port"),
+        ("wss://h:x/a", "'x' is no port from 0 to 65535, expected wss://HOST[:PORT][/PATH]"),
+        ("ws4://h:65536", "'65536' is no port from 0 to 65535, expected ws4://HOST[:PORT][/PATH]"),
+        ("ws://h:-1/", "'-1' is no port"),
+        ("ws://h:٨٠/", "is no port"),
+        ("ws://::1/a", "an IPv6 address stands in brackets"),
+        ("ws6://fe80::1:80/a", "in brackets, as in ws6://[::1]:80"),
+        ("ws://[::1/a", "no port"),
+        ("ws://[]/a", "'' is no IPv6 address"),
+        ("ws://[::g]/a", "'::g' is no IPv6 address"),
+        ("ws://[127.0.0.1]/a", "'127.0.0.1' is no IPv6 address"),
+        ("ws://a b/c", "'a b' is no host name or address, expected ws://HOST[:PORT][/PATH]"),
+        ("ws://a\\b/c", "is no host name or address"),
+        ("ws://a\r\nb/c", "is no host name or address"),
+        ("ws://a%41/c", "is no host name or address"),
+        ("ws://a..b/c", "is no host name or address"),
+        ("ws://h/a b", "'/a b' is no path of a URL, expected ASCII with %XX for anything else"),
+        ("ws://h/ü", "'/ü' is no path of a URL"),
+        ("ws://h/a\r\nHost: x", "is no path of a URL"),
+        ("ws://h/a\n", "is no path of a URL"),
+        ("ws://h/a\0", "is no path of a URL"),
+        ("ws://h/%", "is no path of a URL"),
+        ("ws://h/%4", "is no path of a URL"),
+        ("ws://h/%zz", "is no path of a URL"),
+        ('ws://h/"a"', "is no path of a URL"),
+        ("ws://h/<a>", "is no path of a URL"),
+        ("ws://h/a\\b", "is no path of a URL"),
+        ("ws://h/[a]", "is no path of a URL"),
+        ("ws://h/{a}|^`", "is no path of a URL"),
+        ("ws://h?a b", "is no path of a URL"),
+        ("ws://h/a#b", "a fragment (#) has no meaning here"),
+        ("ws://h#b", "a fragment (#) has no meaning here"),
+        ("ws://h/a?b#", "a fragment (#) has no meaning here"),
+        ("ws+unix://", "no file follows the scheme, expected ws+unix://FILE[:/PATH]"),
+        ("ws+unix://:/a", "no file follows the scheme"),
+        ("ws+unix:///tmp/s:/a b", "'/a b' is no path of a URL"),
+        ("ws+unix:///tmp/s:/a#b", "a fragment (#) has no meaning here"),
+        ("ws+unix:///tmp/a\0b:/c", "cannot hold a zero byte"),
+    ],
+)
+def test_a_bad_ws_url_is_shown_with_what_was_expected(url: str, expected: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        Address.parse(url)
+    assert repr(url) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", WEB)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "user:s3cret@h",
+        "s3cret@h",
+        "user:s3cret@h:80/a",
+        "user:s3cret@[::1]:80/a?b",
+        "user:s3cret@h/a@b",
+        "us@er:s3cret@h/a",
+        "user:s3cret%2Fmore@h/a",
+        "user:s3cret@",
+        "user:s3cret@h#f",
+        "user:s3cret@h/a b",
+        # What must be escaped in credentials often is not.
+        "user:s3cret/more@h",
+        "user:s3cret?more@h",
+        "user:s3cret#more@h",
+        "user:more/s3cret@h/a",
+    ],
+)
+def test_credentials_in_a_ws_url_are_refused_and_not_shown(scheme: str, rest: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        Address.parse(f"{scheme}://{rest}")
+    assert "s3cret" not in str(caught.value)
+    assert scheme in str(caught.value)
+
+
+def test_credentials_are_refused_with_a_word_on_where_they_belong() -> None:
+    with pytest.raises(AddressError, match="takes no credentials: give them as a header in http=") as caught:
+        Address.parse("wss://user:s3cret@h:80/a")
+    assert "'wss://...@h:80/a'" in str(caught.value)
+
+
+def test_the_file_of_a_ws_unix_url_is_as_long_as_that_of_ipc() -> None:
+    Address.parse(f"ws+unix://{'x' * 107}:/{'a' * 1000}")
+    with pytest.raises(AddressError, match="108 bytes long, expected at most 107"):
+        Address.parse(f"ws+unix://{'x' * 108}:/a")
+
+
+@pytest.mark.parametrize(
+    ("url", "header"),
+    [
+        ("ws://h", "h"),
+        ("ws://h:80/a", "h"),
+        ("ws4://h:80/a", "h"),
+        ("ws://h:443", "h:443"),
+        ("ws://h:8080", "h:8080"),
+        ("wss://h", "h"),
+        ("wss://h:443/a", "h"),
+        ("wss6://h:443/a", "h"),
+        ("wss://h:80", "h:80"),
+        ("ws://[::1]", "[::1]"),
+        ("ws://[::1]:81", "[::1]:81"),
+        ("ws://[fe80::1%lo]:81", "[fe80::1]:81"),  # a zone is nobody's business on another machine (RFC 6874, 4)
+        ("ws+unix:///tmp/s:/a", "localhost"),
+    ],
+)
+def test_a_host_header_has_the_port_unless_it_is_the_schemes_own(url: str, header: str) -> None:
+    assert Address.parse(url).host_header == header
+
+
+@pytest.mark.parametrize(
+    ("url", "bound"),
+    [
+        ("ws://localhost:0", "ws://localhost:7"),
+        ("ws://localhost:0/", "ws://localhost:7"),
+        ("wss://localhost:0/a/b", "wss://localhost:7/a/b"),
+        ("ws6://[::1]:0/a", "ws6://[::1]:7/a"),
+        ("ws4://*:0/a", "ws4://*:7/a"),
+        ("ws://:0", "ws://*:7"),
+        ("ws://h", "ws://h:7"),
+    ],
+)
+def test_the_port_that_was_bound_stands_before_the_path(url: str, bound: str) -> None:
+    address = Address.parse(url).with_port(7)
+    assert address.url == bound
+    assert address == Address.parse(bound)
+
+
+@pytest.mark.parametrize("url", ["ws://h/a?b", "wss://h?b", "ws+unix:///tmp/s:/a?b", "ws://h/?"])
+def test_a_query_can_be_dialed_and_not_listened_on(url: str) -> None:
+    address = Address.parse(url)
+    address.check_dialable()
+    with pytest.raises(AddressError, match="can be dialed but not listened on: a query belongs to a request") as caught:
+        address.check_listenable()
+    assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ws://:80/a", "wss://*", "ws6://*:80/a", "ws://h:0/a"])
+def test_all_interfaces_or_any_port_can_be_listened_on_but_not_dialed_over_http(url: str) -> None:
+    Address.parse(url).check_listenable()
+    with pytest.raises(AddressError, match="can be listened on but not dialed"):
+        Address.parse(url).check_dialable()
+
+
+@pytest.mark.parametrize(
+    ("url", "encrypted", "http", "network"),
+    [
+        ("ws://h", False, True, True),
+        ("ws6://h", False, True, True),
+        ("wss://h", True, True, True),
+        ("wss4://h", True, True, True),
+        ("ws+unix://s", False, True, False),
+        ("tcp://h:1", False, False, True),
+        ("tls+tcp://h:1", True, False, True),
+        ("ipc://s", False, False, False),
+        ("inproc://s", False, False, False),
+    ],
+)
+def test_a_scheme_is_encrypted_http_and_of_the_network_or_not(url: str, encrypted: bool, http: bool, network: bool) -> None:
+    address = Address.parse(url)
+    assert (address.is_encrypted, address.is_http, address.is_network) == (encrypted, http, network)

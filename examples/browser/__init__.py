@@ -1,0 +1,1 @@
+"""SP in a browser."""

@@ -1,0 +1,179 @@
+"""Starts nginx and HAProxy with the very files of the guide: only ports, paths and times are put in their place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from subprocess import PIPE, STDOUT
+from typing import Final
+
+import pytest
+import trio
+
+FILES: Final = Path(__file__).parents[1] / "examples" / "proxies"
+STREAM_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+_READY: Final = {"nginx": "start worker process ", "haproxy": "Loading success."}
+"""What they say once their ports are bound."""
+_TAKEN: Final = ("Address already in use", "cannot bind socket")
+_TRIES: Final = 3
+
+
+class Proxy:
+    """A proxy that runs."""
+
+    def __init__(self, name: str, port: int, process: trio.Process) -> None:
+        self.name = name
+        self.port = port
+        self.log = ""
+        """All that it has said."""
+        self._process = process
+        self._spoke = trio.Event()
+        self._ended = False
+
+    async def listen_to(self) -> None:
+        """Read what it says until it ends."""
+        assert self._process.stdout is not None
+        async with self._process.stdout as stdout:
+            async for data in stdout:
+                self.log += data.decode(errors="replace")
+                self._wake()
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._spoke.set()
+        self._spoke = trio.Event()
+
+    async def says(self, words: str, since: int = 0) -> None:
+        """Wait until it says *words*, behind place *since* of its log."""
+        assert await self._said(words, since), f"{self.name} has ended:\n{self.log}"
+
+    async def starts(self) -> bool:
+        """Wait until it listens.  False: it has ended since somebody else was quicker to take the port."""
+        if await self._said(_READY[self.name], 0):
+            return True
+        assert any(words in self.log for words in _TAKEN), f"{self.name} does not start:\n{self.log}"
+        return False
+
+    async def _said(self, words: str, since: int) -> bool:
+        while self.log.find(words, since) < 0:
+            if self._ended:
+                return False
+            await self._spoke.wait()
+        return True
+
+
+def missing_for(file: str) -> str | None:
+    """Say in words what *file* needs and is not there, beyond the program itself; None: nothing."""
+    if "ngx_stream_module" in (FILES / file).read_text() and not STREAM_MODULE.exists():
+        return f"{STREAM_MODULE} is not there (Debian package libnginx-mod-stream)"
+    return None
+
+
+def need(file: str) -> None:
+    """Skip the test where *file* cannot be used, or fail it if nothing may be missing."""
+    reason = missing_for(file)
+    if reason is None:
+        return
+    if os.environ.get("SP_REQUIRE_PARTNERS") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def name_of(file: str) -> str:
+    """Return the program that *file* is for."""
+    return file.partition("-")[0]
+
+
+def free_port() -> int:
+    """Return a port that nobody has at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _command(file: str, directory: Path, port: int, changes: Mapping[str, str]) -> Sequence[str]:
+    """Write the file as it is to be used, and return the command that uses it."""
+    name = name_of(file)
+    text = (FILES / file).read_text()
+    own = {"listen 443": f"listen 127.0.0.1:{port}"} if name == "nginx" else {"bind :443": f"bind 127.0.0.1:{port}"}
+    for old, new in {**own, **changes}.items():
+        assert old in text, f"{file} has no {old!r}"
+        text = text.replace(old, new)
+    path = directory / file
+    path.write_text(text.replace("/etc/sp", str(directory)).replace("/var/log/nginx", str(directory)))
+    program = shutil.which(name)
+    assert program is not None
+    if name == "haproxy":
+        return program, "-W", "-f", str(path)
+    # As root, nginx would hand its workers to somebody who cannot look into our directories.
+    user = "user root; " if os.geteuid() == 0 else ""
+    return program, "-c", str(path), "-e", "stderr", "-g", f"{user}daemon off; pid {directory / 'nginx.pid'}; error_log stderr notice;"
+
+
+@asynccontextmanager
+async def proxy(file: str, directory: Path, changes: Mapping[str, str]) -> AsyncIterator[Proxy]:
+    """Run the proxy that *file* is for, with *changes* made to it, for as long as the block lasts.
+
+    *directory* has what the file looks for in ``/etc/sp``.
+    """
+    async with trio.open_nursery() as nursery:
+        for _ in range(_TRIES):
+            port = free_port()
+            process = await trio.lowlevel.open_process(_command(file, directory, port, changes), stdout=PIPE, stderr=STDOUT)
+            running = Proxy(name_of(file), port, process)
+            nursery.start_soon(running.listen_to)
+            try:
+                if await running.starts():
+                    yield running
+                    return
+            finally:
+                with trio.CancelScope(shield=True):
+                    await _end(process)
+        raise AssertionError("no port stays free for long enough")
+
+
+async def _end(process: trio.Process) -> None:
+    """End *process* and its workers, which would survive if it were killed."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with trio.move_on_after(5):
+            await process.wait()
+    if process.poll() is None:
+        process.kill()
+    await process.wait()
+
+
+@asynccontextmanager
+async def client_at(host: str, port: int) -> AsyncIterator[int]:
+    """A port that leads to *port* of this machine, whose connections come from *host*: so that a client has an address of its own."""
+
+    async def serve(client: trio.SocketStream) -> None:
+        sock = trio.socket.socket()
+        await sock.bind((host, 0))
+        await sock.connect(("127.0.0.1", port))
+        server = trio.SocketStream(sock)
+        async with client, server, trio.open_nursery() as passing:
+            passing.start_soon(_pass_on, client, server)
+            passing.start_soon(_pass_on, server, client)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        yield listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def _pass_on(source: trio.SocketStream, target: trio.SocketStream) -> None:
+    try:
+        async for data in source:
+            await target.send_all(data)
+        await target.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        await target.aclose()
