@@ -69,6 +69,8 @@ class Address:
         if scheme == "ws+unix":
             # A colon ends the file, since both parts have slashes.
             file, colon, target = rest.partition(":")
+            if target and not target.startswith("/"):
+                raise AddressError(f"{url!r}: behind the file and a colon comes a path, expected {_EXPECTED[scheme]}")
             if not file:
                 raise AddressError(f"{url!r}: no file follows the scheme, expected {_EXPECTED[scheme]}")
             return cls(url, scheme, path=_socket_path(url, file), target=_target(url, target) if colon else "/")
@@ -77,6 +79,8 @@ class Address:
             host, port = _host_and_port(url, scheme, authority)
             return cls(url, scheme, host=host, port=port, target=target)
         if scheme in _WITH_PORT:
+            if ":" in rest.partition("@")[0] and "@" in rest:
+                raise AddressError(f"'{scheme}://...@{rest.rpartition('@')[2]}': there are no credentials in {_EXPECTED[scheme]}")
             host, port = _host_and_port(url, scheme, rest)
             return cls(url, scheme, host=host, port=port)
         if not rest:

@@ -224,6 +224,7 @@ class Core:
     async def welcome(self, connection: Connection, url: str) -> Pipe:
         """Greet and attach *connection*, within the greeting time.  Raises PeerError, PipeRefused, OSError, ClosedResourceError."""
         seconds = self.options.greeting_timeout
+        is_greeted = False
         with trio.move_on_after(seconds):
             number = await connection.greet()
             log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
@@ -231,6 +232,7 @@ class Core:
                 expected = protocol_name(self.engine.peer_number)
                 raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
             pipe = Pipe(self, connection, url, number)
+            is_greeted = True
             try:
                 await self._authorize(pipe)
                 if pipe.error is not None:
@@ -247,7 +249,8 @@ class Core:
             if connection.keep_alive is not None:
                 self.spawn(connection.keep_alive)
             return pipe
-        error = GreetingError(f"the {connection.stage} was not complete within {seconds:g} s")
+        late = "authorize has not decided" if is_greeted else f"the {connection.stage} was not complete"
+        error = GreetingError(f"{late} within {seconds:g} s")
         connection.close(error)
         raise error
 
@@ -258,12 +261,16 @@ class Core:
             answer = self.options.authorize(pipe)
             if inspect.isawaitable(answer):
                 answer = await answer
+        except PipeRefused:
+            raise
         except Exception as error:
             raise PipeRefused(f"refused: authorize raised {error!r}") from error
         if isinstance(answer, HTTPResponse):
             raise PipeRefused(f"refused: authorize said {answer.status}", answer)
         if not answer:
             raise PipeRefused("refused: authorize said no")
+        if answer is not True:  # a tuple, a text or an exception that is returned is true as well, and means anything but yes
+            raise PipeRefused(f"refused: authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse")
 
     def _attach(self, pipe: Pipe) -> None:
         if self.lender is not None:

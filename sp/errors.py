@@ -78,7 +78,7 @@ class UpgradeRefused(GreetingError):
         super().__init__(reason)
         self.response = response
         """The answer: ``status``, ``headers`` and the beginning of ``body``."""
-        self.permanent = response.status in (401, 403, 404)
+        self.permanent = response.status in (401, 403, 404, 407)
 
 
 class PeerSilent(PeerError):

@@ -23,6 +23,8 @@ _TOKEN: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _OURS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding", "date"})
 """Headers that belong to the handshake, as do those that begin with ``sec-websocket-``."""
+_FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding"})
+"""What says where an answer ends, which is ours to say, also for an answer that was somebody else's."""
 _WITHOUT_CONTENT: Final = (204, 304)
 """They end with their head (RFC 9112, 6.3)."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -59,7 +61,7 @@ def _header_items(value: Mapping[str, str] | Iterable[tuple[str, str]]) -> Heade
     if isinstance(value, (str, bytes)):
         raise TypeError(f"headers are a mapping, or pairs of name and value, not {type(value).__name__}")
     if isinstance(value, HTTPHeaders):
-        return value.raw
+        value = value.raw
     pairs = cast("Mapping[str, str]", value).items() if isinstance(value, Mapping) else value
     try:
         items = tuple((name, content) for name, content in pairs)
@@ -83,6 +85,8 @@ def check_header(name: object, value: object) -> None:
 
 
 def _body(value: bytes | str) -> bytes:
+    if not isinstance(value, bytes | str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"body must be bytes or str, not {type(value).__name__}")
     return value.encode() if isinstance(value, str) else value
 
 
@@ -108,7 +112,7 @@ class HTTPResponse:
 
     status: int = attrs.field(validator=_status)
     """200 to 599."""
-    body: bytes = attrs.field(default=b"", converter=_body, validator=attrs.validators.instance_of(bytes), repr=_size)
+    body: bytes = attrs.field(default=b"", converter=_body, repr=_size)
     """The content; a str is encoded as UTF-8."""
     headers: HTTPHeaders = attrs.field(factory=HTTPHeaders, converter=_headers)
     """Given as a mapping or as pairs; ``Content-Length`` and ``Connection`` are added."""
@@ -131,7 +135,7 @@ class HTTPResponse:
 
     def encode(self, *, with_body: bool = True) -> bytes:
         """Return the bytes for the network; without the body, the answer to HEAD."""
-        items = [*self.headers.raw]
+        items = [item for item in self.headers.raw if item[0].lower() not in _FRAMING]
         if self.status in _WITHOUT_CONTENT:
             with_body = False
         else:
@@ -170,33 +174,35 @@ class HTTPInfo:
         return f"<HTTPInfo {self.path}>"  # a query may hold a token
 
 
-def _names(value: str | Iterable[str]) -> tuple[str, ...]:
-    several: object = (value,) if isinstance(value, str) else value
-    if not isinstance(several, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected str, or several, not {type(several).__name__}")
-    names = tuple(cast("Iterable[object]", several))
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"expected str, or several, not {type(name).__name__}")
-    return cast("tuple[str, ...]", names)
+def _several(field: str, value: object, kind: type[object] | tuple[type[object], ...] = str) -> tuple[Any, ...]:
+    """Return *value*, one or several of *kind*, as a tuple."""
+    several = (value,) if isinstance(value, kind) else value
+    if isinstance(several, bytes) or not isinstance(several, Iterable):
+        raise TypeError(f"{field}: expected str, or several, not {type(value).__name__}")
+    found = tuple(cast("Iterable[object]", several))
+    for one in found:
+        if not isinstance(one, kind):
+            raise TypeError(f"{field}: expected str, or several, not {type(one).__name__}")
+    return found
 
 
 def _origins(value: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(_origin(origin) for origin in _names(value))
+    return tuple(_origin(origin) for origin in _several("origins", value))
+
+
+_MAX_PORT: Final = 65535
+_ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.\-]*)://(?:\[[0-9a-f:.]+\]|[a-z0-9_\-]+(?:\.[a-z0-9_\-]+)*)(?::([0-9]{1,5}))?")
 
 
 def _origin(value: str) -> str:
     """Return *value* as browsers send it (RFC 6454, 6.2): in lower case, without a default port."""
     if value in ("*", "null"):
         return value
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if not parts.scheme or not parts.hostname or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+    match = _ORIGIN.fullmatch(value.lower())
+    if match is None or int(match[2] or 0) > _MAX_PORT:
         raise ValueError(f'{value!r} is no origin: expected SCHEME://HOST or SCHEME://HOST:PORT, "null", or "*" for all')
-    return normal_origin(value) if port is None or _DEFAULT_PORTS.get(parts.scheme) != port else value.lower().rpartition(":")[0]
+    default = match[2] is not None and _DEFAULT_PORTS.get(match[1]) == int(match[2])
+    return normal_origin(value.rpartition(":")[0] if default else value)
 
 
 def normal_origin(value: str) -> str:
@@ -206,15 +212,20 @@ def normal_origin(value: str) -> str:
 
 def _networks(value: str | Iterable[str]) -> tuple[IPNetwork | str, ...]:
     found: list[IPNetwork | str] = []
-    for name in _names(value):
-        if name == _UNIX:
-            found.append(name)
+    for network in _several("trusted_proxies", value, (str, ipaddress.IPv4Network, ipaddress.IPv6Network)):
+        if network == _UNIX or not isinstance(network, str):
+            found.append(network)
             continue
         try:
-            found.append(ipaddress.ip_network(name))
+            found.append(ipaddress.ip_network(network))
         except ValueError as error:
-            raise ValueError(f'trusted_proxies: {name!r} is no network, as 10.0.0.0/8 or 2001:db8::7, nor "unix": {error}') from None
+            raise ValueError(f'trusted_proxies: {network!r} is no network, as 10.0.0.0/8 or 2001:db8::7, nor "unix": {error}') from None
     return tuple(found)
+
+
+def _check_health(_: object, __: attrs.Attribute[Any], value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"health must be callable, not {value!r}")
 
 
 def _check_health_path(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -288,7 +299,7 @@ class HTTPServerConfig(_HTTPConfig):
     """Added to the answer of each handshake."""
     health_path: str | None = attrs.field(default=None, validator=optional(_check_health_path))
     """Where GET and HEAD are answered with 200, as ``/healthz``, and with 503 while draining.  None: nowhere."""
-    health: Health | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
+    health: Health | None = attrs.field(default=None, validator=optional(_check_health))
     """What it says there: called for each check, may be async.  A str is the body of a 200, False is 503; None: ``ok``."""
     trusted_proxies: tuple[IPNetwork | str, ...] = attrs.field(default=(), converter=_networks)
     """Networks whose word counts on whom they forward for, as ``10.0.0.0/8``; ``"unix"``: whoever comes by a unix socket."""
@@ -310,6 +321,12 @@ class HTTPServerConfig(_HTTPConfig):
         return any(not isinstance(network, str) and address in network for network in self.trusted_proxies)
 
 
+def _check_host(_: object, __: attrs.Attribute[Any], value: HeaderItems) -> None:
+    hosts = [content for name, content in value if name.lower() == "host"]
+    if len(hosts) > 1 or any(not content or " " in content for content in hosts):
+        raise ValueError(f"headers: there is one Host, a name or address and perhaps a port, not {hosts!r}")
+
+
 def _check_proxy(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is True or value is None:
         return
@@ -327,7 +344,7 @@ def _shown_proxy(value: object) -> str:
 class HTTPClientConfig(_HTTPConfig):
     """How a dialer to ``ws://``, ``wss://`` or ``ws+unix:`` treats HTTP.  Wrong values raise TypeError or ValueError."""
 
-    headers: HeaderItems = attrs.field(default=(), converter=_header_items, repr=False)
+    headers: HeaderItems = attrs.field(default=(), converter=_header_items, validator=_check_host, repr=False)
     """Added to each request, for example ``Authorization`` or ``Cookie``; ``Host``, ``Origin`` and ``User-Agent`` can be set as well."""
     proxy: str | Literal[True] | None = attrs.field(default=True, validator=_check_proxy, repr=_shown_proxy)
     """``http://[USER:PASSWORD@]HOST:PORT`` of a proxy to go through, by CONNECT.
@@ -367,11 +384,18 @@ class HTTPProxy:
 
 # Who stands behind a proxy.
 
+UNKNOWN: Final = "unknown"
+"""The client of a trusted proxy that does not say, or not so that it could be read (RFC 7239, 6.2); never the proxy's own address."""
+_MAX_HOPS: Final = 64
+_MAX_FORWARDED: Final = 8192
+
 
 def parse_ip(text: str) -> tuple[IPAddress, str] | None:
     """Return the address in *text* and its port, empty when there is none; ``[v6]``, ``[v6]:port``, ``v4:port``.  None: no address."""
     text = text.strip(" \t")
     port = ""
+    if "%" in text:  # a zone says something on the proxy's own machine only, and may be any text
+        return None
     if text.startswith("["):
         text, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -379,7 +403,7 @@ def parse_ip(text: str) -> tuple[IPAddress, str] | None:
         port = rest[1:]
     elif text.count(":") == 1:
         text, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdigit() and len(port) <= 5):
+    if port and not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _MAX_PORT):
         return None
     try:
         address = ipaddress.ip_address(text)
@@ -397,12 +421,15 @@ def format_ip(address: IPAddress, port: str) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-_ELEMENT: Final = re.compile(r'\s*([A-Za-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))\s*')
+_SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_ELEMENT: Final = re.compile(r'\s*([-!#$%&\'*+.^_`|~0-9A-Za-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))\s*')
 
 
 def _parse_forwarded(value: str) -> list[dict[str, str]]:
     """Return the elements of a ``Forwarded`` header (RFC 7239, 4); what cannot be read ends it with an element that says nothing."""
     elements: list[dict[str, str]] = [{}]
+    if len(value) > _MAX_FORWARDED:
+        return elements
     place = 0
     while place < len(value):
         if value[place] == ",":
@@ -434,17 +461,19 @@ class Client:
 def client_of(config: HTTPServerConfig, headers: HTTPHeaders, peer: str, scheme: str, *, unix: bool) -> Client:
     """Return who is behind *peer*: the right-most address that no trusted proxy has, as the trusted ones say.
 
-    A header that says nothing of use leaves *peer*, or as far as could be read.
+    Without such a header it is *peer* itself; where one cannot be read, ``unknown``.
     """
     found = None if unix else parse_ip(peer)
     if not config.trusted_proxies or not config.trusts(None if unix or found is None else found[0]) or (found is None and not unix):
         return Client(peer, scheme, via=False)
     if config.forwarded_header == "Forwarded":
-        elements = _parse_forwarded(headers.get("Forwarded", ""))
+        value = headers.get("Forwarded", "").strip()
+        elements = _parse_forwarded(value) if value else []
         hops = [(element.get("for", ""), element.get("proto", "").lower()) for element in elements]
     else:
-        protocols = [part.strip().lower() for part in headers.get("X-Forwarded-Proto", "").split(",")]
-        names = headers.get("X-Forwarded-For", "").split(",")
+        value = headers.get("X-Forwarded-For", "").strip()
+        names = value.rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if value else []
+        protocols = [part.strip().lower() for part in headers.get("X-Forwarded-Proto", "").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:]]
         # One proxy that sets the header for all, or each one adding its own.
         per_hop = protocols if len(protocols) == len(names) else [protocols[-1]] * len(names)
         hops = list(zip(names, per_hop, strict=True))
@@ -452,9 +481,9 @@ def client_of(config: HTTPServerConfig, headers: HTTPHeaders, peer: str, scheme:
     while hops:
         name, protocol = hops.pop()
         hop = parse_ip(name)
-        if protocol in ("http", "https"):
-            scheme = protocol
+        scheme = _SCHEMES.get(protocol, scheme)
         if hop is None:
+            address = UNKNOWN
             break
         address = format_ip(*hop)
         if not config.trusts(hop[0]):

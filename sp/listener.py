@@ -71,6 +71,7 @@ class Listener:
         is delivered.  A REQ at the other end asks somebody else then.  Returns when all are gone, or after *timeout* seconds at the
         most.  Cancelled, it closes at once.
         """
+        self._core.check_open()
         if check_seconds("timeout", timeout) is None:
             raise TypeError("timeout must be a number of seconds, not None: who never leaves would never let it end")
         self._draining = True
@@ -82,7 +83,7 @@ class Listener:
             for pipe in list(self._pipes):
                 pipe.leave()
             with trio.move_on_after(timeout):
-                while self._pipes:
+                while not self._core.pipes.keys().isdisjoint(pipe.id for pipe in self._pipes):
                     await self._core.changed()
         finally:
             self.close()
@@ -183,14 +184,16 @@ class Listener:
         try:
             try:
                 return await self._core.welcome(connection, self.url)
-            except (Error, OSError, trio.ClosedResourceError) as error:
-                self._refused(connection, error)
+            except Diverted:
+                self._accepted -= 1
+                return None
             except Answered:
                 self._accepted -= 1
+            except Exception as error:
+                if not isinstance(error, (Error, OSError, trio.ClosedResourceError)):
+                    log.exception("%s: a newcomer was refused, since this has failed", self.url)  # a fault of ours is one newcomer's
+                self._refused(connection, error)
             await connection.linger()
-        except Diverted:
-            self._accepted -= 1
-            return None
         except BaseException:
             connection.close()
             raise
@@ -201,7 +204,9 @@ class Listener:
         if self._stopped:
             return
         self._failures[type(error).__name__] += 1
-        if isinstance(error, trio.ClosedResourceError):
+        if isinstance(error, trio.ClosedResourceError) and self._draining:
+            reason = "the listener is going away"
+        elif isinstance(error, trio.ClosedResourceError):
             reason = f"more than {self._core.options.max_greetings} connections were greeting"
         else:
             reason = str(error)

@@ -85,6 +85,11 @@ def _tls(_: object, __: _Attribute, value: object) -> None:
         raise TypeError(f"tls must be a TLSServerConfig or a TLSClientConfig, not {type(value).__name__}")
 
 
+def _flag(_: object, attribute: _Attribute, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
+
+
 def _http(_: object, __: _Attribute, value: object) -> None:
     if value is not None and type(value).__name__ not in ("HTTPServerConfig", "HTTPClientConfig"):
         raise TypeError(f"http must be an HTTPServerConfig or an HTTPClientConfig, not {type(value).__name__}")
@@ -136,7 +141,7 @@ class SocketOptions:
     """The configuration for URLs with TLS, a listener's or a dialer's; ``listen`` and ``dial`` take one of their own as well."""
     http: HTTPServerConfig | HTTPClientConfig | None = attrs.field(default=None, validator=_http)
     """For URLs that begin as HTTP (``ws``, ``wss``, ``ws+unix``), a listener's or a dialer's; ``listen`` and ``dial`` take their own."""
-    proxy_protocol: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    proxy_protocol: bool = attrs.field(default=False, validator=_flag)
     """Whether every connection to a listener begins with a PROXY protocol header.  ``listen`` takes one of its own."""
     authorize: Authorize | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
     """Sees each pipe after the greeting and before any message; false or an exception ends the pipe.  May be async.

@@ -469,10 +469,10 @@ class Pipe:
             self._core.spawn(self._end_soon, error, self._grace)
             return self._writing
         self._count_written(waiting, waiting_bytes)
+        if done and (self._state is _FINISHING or self._state is _LEAVING):
+            done = self._connection.finish()
         if done:
             self._writing = _IDLE
-            if self._state is _FINISHING or self._state is _LEAVING:
-                self._connection.finish()
         elif self._writing is not _BLOCKED:
             self._writing = _BLOCKED
             self._core.spawn(self._write_blocked)

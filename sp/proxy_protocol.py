@@ -39,7 +39,7 @@ class ProxyInfo:
     version: int
     """1 or 2."""
     source: str = ""
-    """The client, as ``host:port``, or the path of a unix socket; empty when the proxy speaks for itself, as in a health check."""
+    """The client, as ``host:port``, or ``unix:`` and the path of a socket; empty when the proxy speaks for itself, as in a health check."""
     destination: str = ""
     """What the client had connected to."""
     tlvs: Mapping[int, bytes] = attrs.field(default=MappingProxyType({}), repr=False)
@@ -157,10 +157,15 @@ def _parse_v2(data: bytes) -> ProxyInfo:
     elif family == 2:
         source, destination = (_end(ipaddress.IPv6Address(rest[i : i + 16]), _port(rest, 32 + i // 8)) for i in (0, 16))
     elif family == 3:
-        source, destination = (printable(rest[i : i + 108].rstrip(b"\0").decode(errors="replace")) for i in (0, 108))
+        source, destination = (_unix(rest[i : i + 108]) for i in (0, 108))
     tlvs = _parse_tlvs(rest[size:])
     ssl = _parse_ssl(tlvs[_SSL]) if _SSL in tlvs else None
     return ProxyInfo(version=2, source=source, destination=destination, tlvs=MappingProxyType(tlvs), ssl=ssl)
+
+
+def _unix(path: bytes) -> str:
+    name = printable(path.rstrip(b"\0").decode(errors="replace"))
+    return f"unix:{name}" if name else ""
 
 
 def _port(data: bytes, place: int) -> int:

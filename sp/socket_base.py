@@ -205,7 +205,10 @@ class Socket(Verbs, trio.abc.AsyncResource):
             return None
         if http is not None:
             return http
-        return self._options.http if isinstance(self._options.http, kind) else kind()
+        config = self._options.http
+        if config is not None and not isinstance(config, kind):
+            raise TypeError(f"to {verb} {address.url!r} takes http=sp.{kind.__name__}(...), and the socket has {type(config).__name__}")
+        return kind() if config is None else config
 
     def _proxied(self, address: Address, proxied: object) -> bool:
         """Return whether a listener at *address* is behind a proxy that says so.  Where no proxy is, the socket's option does not count."""

@@ -142,8 +142,8 @@ class Connection(Protocol):
         """Make a ``receive_batch`` that waits raise ClosedResourceError; the next one works again."""
         ...
 
-    def finish(self) -> None:
-        """Tell the peer that nothing more will be sent."""
+    def finish(self) -> bool:
+        """Tell the peer that nothing more will be sent.  False: it takes no more now; ``wait_writable``, then call again."""
         ...
 
     def close(self, error: Exception | None = None) -> None:

@@ -177,9 +177,10 @@ class InprocConnection:
     def interrupt(self) -> None:
         raise AssertionError("it is not lendable")
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         self._peer._ended = True
         self._peer._readable.set()
+        return True
 
     def close(self, error: Exception | None = None) -> None:
         if not self.closed:

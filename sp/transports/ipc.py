@@ -119,6 +119,8 @@ class IPCAcceptor:
         self._identity = _identity(self._file)
 
     async def accept(self) -> list[Connection]:
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(self._socket)
         return [self._make(SocketLink(sock, self.url, self.url, proxied=self._proxied)) for sock in accept_pending(self._socket)]
 

@@ -7,7 +7,6 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -74,7 +73,7 @@ class Link(Protocol):
         ...
 
     def interrupt(self) -> None: ...
-    def finish(self) -> None: ...
+    def finish(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -91,7 +90,6 @@ class SocketLink:
         "remote_address",
         "send",
         "send_parts",
-        "wait_readable",
         "writer",
     )
 
@@ -110,7 +108,6 @@ class SocketLink:
         self.recv = sock.recv
         self.send = sock.send
         self.send_parts = sock.sendmsg
-        self.wait_readable = partial(trio.lowlevel.wait_readable, sock)
         self.writer: trio.Event | None = None
 
     async def open(self, greeting: bytes) -> None:
@@ -137,10 +134,17 @@ class SocketLink:
         if self.proxy.source:
             self.proxy_address, self.remote_address = self.remote_address, self.proxy.source
 
+    def wait_readable(self) -> Awaitable[None]:
+        if self._socket.fileno() < 0:  # trio must not be asked about a descriptor that is gone
+            raise trio.ClosedResourceError
+        return trio.lowlevel.wait_readable(self._socket)  # noqa: ASYNC105  # the caller awaits it
+
     async def wait_writable(self) -> None:
         if self.writer is not None:  # trio lets one task wait; whoever comes later looks again when that one does
             await self.writer.wait()
             return
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError
         self.writer = done = trio.Event()
         try:
             await trio.lowlevel.wait_writable(self._socket)
@@ -151,11 +155,12 @@ class SocketLink:
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the peer was quicker
+        return True
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
@@ -455,8 +460,8 @@ class StreamConnection(LinkConnection):
                 return messages
         raise decoder.error
 
-    def finish(self) -> None:
-        self._link.finish()
+    def finish(self) -> bool:
+        return self._link.finish()
 
     def close(self, error: Exception | None = None) -> None:
         self.closed = True

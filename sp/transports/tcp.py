@@ -117,6 +117,8 @@ class TCPAcceptor:
         self._make = make
 
     async def accept(self) -> list[Connection]:
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(self._socket)
         return [self._make(_link(sock, self._terms)) for sock in accept_pending(self._socket)]
 

@@ -317,11 +317,13 @@ class TLSLink:
     def interrupt(self) -> None:
         self._inner.interrupt()
 
-    def finish(self) -> None:
-        if self._session is not None:
+    def finish(self) -> bool:
+        if self._session is None:
+            return True
+        if not self._finishing:
             self._session.finish()
             self._finishing = self._unflushed = True
-            self._flush_quietly()
+        return self._flush_quietly()
 
     def close(self) -> None:
         if not self._closed:

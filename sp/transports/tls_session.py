@@ -15,7 +15,7 @@ import service_identity
 from OpenSSL import SSL
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
-from sp.errors import AuthenticationError, TLSError
+from sp.errors import AuthenticationError, TLSError, printable
 from sp.framing import stranger
 from sp.openssl import EarlyGreeting, bytes_of, expect_name, is_same_session, reason_of, verification_of, was_resumed
 from sp.tls import TLSInfo
@@ -206,7 +206,7 @@ class TLSSession:
             if ok or error in _WRONG_NAME:
                 reason = _wrong_name(readable, self._name) or reason
             if reason:
-                subject = readable.subject.rfc4514_string() or "one without a subject"
+                subject = printable(readable.subject.rfc4514_string()) or "one without a subject"
         except Exception as unreadable:  # OpenSSL is more tolerant than cryptography, but names have to be read
             reason = reason or f"it cannot be read: {unreadable}"
         if reason and not self._refusal:
@@ -315,7 +315,7 @@ def _wrong_name(certificate: x509.Certificate, name: str) -> str:
         else:
             verify_certificate_hostname(certificate, name)
     except service_identity.VerificationError:
-        return f"it is for {', '.join(alternative_names(certificate))}, not for {name!r}"
+        return f"it is for {printable(', '.join(alternative_names(certificate)))}, not for {name!r}"
     except Exception as error:  # CertificateError, and what cryptography raises for extensions that it cannot read
         return f"its names cannot be used: {error}"
     return ""

@@ -7,6 +7,7 @@ its limit for messages is.  Text is taken as well, since nanomsg can be told to 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from secrets import token_bytes
 from typing import Final
@@ -42,7 +43,7 @@ FRAGMENT: Final = 64 * 1024
 """The most that goes into a frame."""
 _MAX_BATCH: Final = 1024
 """Plain messages that are decoded at once; any other frame counts for _COST of them."""
-_COST: Final = 4
+_COST: Final = 16
 _KEPT_TAIL: Final = 4096
 """A frame that is cut off below this size waits for its rest here; a fragment below it is gathered with others."""
 _PLAIN: Final = 0x82
@@ -59,6 +60,8 @@ _SHOWN: Final = 80
 _TOLD: Final = 300
 """The most of the parser's words, which quote the peer's."""
 _KEPT_BODY: Final = 4096
+_TARGET: Final = re.compile(r"[\x21-\x7e]*")
+_HOST: Final = re.compile(r"[A-Za-z0-9._~\-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _END: Final = b"\r\n\r\n"
 
 SUBPROTOCOLS: Final = {
@@ -402,7 +405,10 @@ class ServerHandshake:
         self.protocol.data_to_send()  # its answers to what it cannot read; ours say more
         if events and self._head.size <= MAX_HEAD:
             assert isinstance(events[0], Request)
-            self.request = events[0]
+            if _TARGET.fullmatch(events[0].path):
+                self.request = events[0]
+            else:
+                self.problem = self._explain(ValueError("a target with control characters"))
         elif self.protocol.handshake_exc is not None:
             self.problem = self._explain(self.protocol.handshake_exc)
         elif self._head.size > MAX_HEAD:
@@ -434,8 +440,10 @@ class ServerHandshake:
 
         protocol = self.protocol
         protocol.select_subprotocol = select.__get__(protocol)  # type: ignore[method-assign]
-        if len(self.request.headers.get_all("Host")) != 1 and self.request.protocol == "HTTP/1.1":
-            return refusal(400, "expected one Host header"), GreetingError("the request has not exactly one Host header")
+        hosts = self.request.headers.get_all("Host")
+        if (len(hosts) != 1 and self.request.protocol == "HTTP/1.1") or not all(map(_HOST.fullmatch, hosts)):
+            error: PeerError = GreetingError("the request has not exactly one Host header, a name or address")
+            return refusal(400, "expected one Host header"), error
         response = protocol.accept(self.request)
         if response.status_code == 101:
             self.response = response
@@ -462,7 +470,7 @@ class ServerHandshake:
         return b"".join(self.protocol.data_to_send()), HTTPHeaders(response.headers.raw_items())
 
     def _explain(self, error: Exception) -> tuple[HTTPResponse, str]:
-        reason = printable(str(error.__cause__ or error)[:_TOLD])
+        reason = printable(_without_quotation(error.__cause__ or error))
         line = self._head.first_line
         if isinstance(error, RequestLineTooLong):
             return refusal(414, "the request line is too long"), f"the request line is too long: {error}"
@@ -480,8 +488,18 @@ class ServerHandshake:
 class ClientHandshake:
     """Makes a request and reads the answer."""
 
-    def __init__(self, protocol: ClientProtocol, number: int, target: str, host: str, headers: Sequence[tuple[str, str]]) -> None:
-        """*protocol* is fresh, *number* that of who listens."""
+    def __init__(
+        self,
+        protocol: ClientProtocol,
+        number: int,
+        target: str,
+        host: str,
+        headers: Sequence[tuple[str, str]],
+        *,
+        over_tls: bool = False,
+    ) -> None:
+        """*protocol* is fresh, *number* that of who listens; *over_tls* is for words."""
+        self._over_tls = over_tls
         self.protocol = protocol
         self._number = number
         request = protocol.connect()
@@ -541,10 +559,19 @@ class ClientHandshake:
         if isinstance(error, NegotiationError):
             return WrongProtocol(f"the server does not agree to speak {SUBPROTOCOLS[self._number]}: {printable(str(error)[:_TOLD])}")
         cause = error.__cause__
+        hint = "" if self._head.begun.startswith(b"HTTP") else stranger(self._head.begun, "ws", over_tls=self._over_tls)
+        if hint:
+            return GreetingError(f"the server does not speak HTTP: it began with {self.first_line!r}{hint}")
         if at_end and isinstance(cause, EOFError):
             begun = "before its answer was complete" if self._head.begun else "without an answer"
             return PeerClosed(f"the server closed the connection {begun}")
         return GreetingError(f"the server's answer is no WebSocket's: {printable(str(cause or error)[:_TOLD])} ({self.first_line!r})")
+
+
+def _without_quotation(error: BaseException) -> str:
+    """Return the parser's words without the header that it quotes: that may be a credential."""
+    words = str(error)[:_TOLD]
+    return words.partition(":")[0] if words.startswith("invalid HTTP header") else words
 
 
 def _wrong_protocol(peer: str, expected: int) -> WrongProtocol:

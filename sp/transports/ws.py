@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import ipaddress
 import os
 import urllib.request
 from typing import cast
@@ -43,19 +44,22 @@ async def connect(address: Address, terms: Terms) -> Connection:
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:
     """Bind *address*, or share the port with who has bound it.  OSError "address in use" if they do not fit together."""
+    await trio.lowlevel.checkpoint()
     ports = _the_ports()
     key = _key(address, address.port)
     port = ports.get(key)
     if port is None:
+        check_health_path([(normal_path(address.target), cast("HTTPServerConfig", terms.http))], address)
         port = Port(terms, address, key)
-        if address.scheme == "ws+unix":
-            port.bases = await ipc.listen_link(address, terms, port.newcomer)
+        try:
+            await port.bind(address, terms)
+        except OSError:
+            port = ports.get(key)
+            if port is None:
+                raise  # else another task has bound it meanwhile
         else:
-            port.bases = await tcp.listen_link(address, terms, port.newcomer)
-            port.key = _key(address, Address.parse(port.bases[0].url).port)
-        ports[port.key] = port
-    else:
-        await trio.lowlevel.checkpoint()
+            ports[port.key] = port
+    if port.members:
         port.check(address, terms)
     return port.join(address, terms)
 
@@ -95,6 +99,14 @@ class Port:
         link = TLSLink(inner, config, http=True) if isinstance(config, TLSServerConfig) else inner
         return ServerConnection(link, self._terms, self)
 
+    async def bind(self, address: Address, terms: Terms) -> None:
+        """Bind *address*, and learn which port that is."""
+        if self.is_unix:
+            self.bases = await ipc.listen_link(address, terms, self.newcomer)
+        else:
+            self.bases = await tcp.listen_link(address, terms, self.newcomer)
+            self.key = _key(address, Address.parse(self.bases[0].url).port)
+
     def check(self, address: Address, terms: Terms) -> None:
         """Raise unless a listener with these terms can share the port."""
         if terms.tls is not self._terms.tls:
@@ -105,6 +117,8 @@ class Port:
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, with another proxy_protocol")
         if any(member.path == normal_path(address.target) for member in self.members):
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
+        new = (normal_path(address.target), cast("HTTPServerConfig", terms.http))
+        check_health_path([new, *((member.path, member.config) for member in self.members)], address)
 
     def join(self, address: Address, terms: Terms) -> list[Acceptor]:
         member = Member(self, address.target, terms)
@@ -136,6 +150,19 @@ class Port:
     def health_at(self, path: str) -> Member | None:
         """Return who answers health checks at *path*."""
         return next((member for member in self.members if member.health_path == normal_path(path)), None)
+
+
+def check_health_path(listening: list[tuple[str, HTTPServerConfig]], address: Address) -> None:
+    """Raise AddressError if one of those that share a port is *listening* where another one, or itself, answers health checks."""
+    answers: dict[str, object] = {}
+    for _, config in listening:
+        if config.health_path is None:
+            continue
+        path = normal_path(config.health_path)
+        if any(path.rstrip("/") == other.rstrip("/") for other, _ in listening):
+            raise AddressError(f"{address.url!r}: health_path {config.health_path!r} is where a socket listens at that port")
+        if answers.setdefault(path, config.health) is not config.health:
+            raise AddressError(f"{address.url!r}: health_path {config.health_path!r} is answered by another health= at that port")
 
 
 class Member:
@@ -221,12 +248,20 @@ def _proxy_for(address: Address, config: HTTPClientConfig) -> HTTPProxy | None:
     host = f"[{address.host}]" if ":" in address.host else address.host
     kind = "https" if address.is_encrypted else "http"
     url = urllib.request.getproxies().get(kind)
-    if not url or urllib.request.proxy_bypass(f"{host}:{address.port}"):
+    if not url or _is_loopback(address.host) or urllib.request.proxy_bypass(f"{host}:{address.port}"):
         return None
     try:
         return HTTPProxy.parse(url)
     except ValueError as error:
         raise AddressError(f"{kind.upper()}_PROXY in the environment: {error}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether no proxy could reach *host* for us: as in Go, the environment then does not count."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
 
 
 async def _connect_through(proxy: HTTPProxy, address: Address, terms: Terms) -> SocketLink:
@@ -249,6 +284,7 @@ async def _connect_through(proxy: HTTPProxy, address: Address, terms: Terms) -> 
     except BaseException:
         link.close()
         raise
+    link.proxy_address, link.remote_address = link.remote_address, authority
     return link
 
 

@@ -14,7 +14,7 @@ import trio
 
 from sp.address import Address
 from sp.errors import GreetingError, PeerClosed, PeerError, PeerSilent, PipeRefused
-from sp.http import Client, HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPResponse, HTTPServerConfig, client_of, refusal
+from sp.http import Client, HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPResponse, HTTPServerConfig, client_of, parse_ip, refusal
 from sp.message import Message
 from sp.transports import Answered, Diverted, Terms
 from sp.transports.stream import (
@@ -227,8 +227,11 @@ class WSConnection(LinkConnection):
         deadline = math.inf
         with trio.CancelScope() as self._keeping:
             while not self.closed:
-                await trio.sleep_until(min(due, deadline))
+                await self._write_until(min(due, deadline))
                 now = trio.current_time()
+                if now >= deadline:
+                    for _ in range(2):  # if it was we who paused, what has come meanwhile is about to be read
+                        await trio.lowlevel.checkpoint()
                 if self._heard:
                     deadline = math.inf
                 elif now >= deadline:
@@ -243,6 +246,17 @@ class WSConnection(LinkConnection):
                     if not self._control and self._websocket is not None:
                         self._say(self._websocket.ping())
 
+    async def _write_until(self, time: float) -> None:
+        """Wait for *time*; write meanwhile what the kernel did not take at once."""
+        with trio.move_on_at(time):
+            try:
+                while self._unwritten or self._control:
+                    await self._link.wait_writable()
+                    self._flush()
+            except trio.ClosedResourceError:
+                pass  # closed, or a reader was interrupted
+            await trio.sleep_forever()
+
     def _give_up(self, timeout: float) -> None:
         websocket = self._websocket
         assert websocket is not None
@@ -253,9 +267,10 @@ class WSConnection(LinkConnection):
 
     # The end.
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         assert self._websocket is not None
         self._say(self._websocket.close(self._code), last=True)
+        return not (self._unwritten or self._control)
 
     def close(self, error: Exception | None = None) -> None:
         if self.closed:
@@ -299,7 +314,9 @@ class ClientConnection(WSConnection):
         terms, link, address = self._terms, self._link, self._address
         config = cast("HTTPClientConfig", self._config)
         protocol = client_protocol(terms.peer_number)
-        self._handshake = handshake = ClientHandshake(protocol, terms.peer_number, address.target, address.host_header, config.headers)
+        number, host = terms.peer_number, address.host_header
+        handshake = ClientHandshake(protocol, number, address.target, host, config.headers, over_tls=terms.tls is not None)
+        self._handshake = handshake
         if terms.tls is None:
             await link.open(b"")
             await self._send_all(handshake.request)
@@ -339,7 +356,7 @@ class ClientConnection(WSConnection):
 class ServerConnection(WSConnection):
     """A listener's.  It may go from one listener to another before it is a pipe."""
 
-    __slots__ = ("_answered", "_client", "_handshake", "_member", "_opened", "_port")
+    __slots__ = ("_answered", "_asking", "_client", "_handshake", "_member", "_opened", "_port")
 
     _code = _GOING_AWAY
 
@@ -351,10 +368,13 @@ class ServerConnection(WSConnection):
         self._client: Client | None = None
         self._opened = False  # so that HTTP can be spoken
         self._answered = False
+        self._asking = False  # for the health
 
     @property
     def stage(self) -> str:
-        return "HTTP request" if self._opened else self._link.stage
+        if not self._opened:
+            return self._link.stage
+        return "answer of health" if self._asking else "HTTP request"
 
     @property
     def remote_address(self) -> str:
@@ -412,8 +432,11 @@ class ServerConnection(WSConnection):
         self._terms, self._config = member.terms, member.config
         headers = HTTPHeaders(request.headers.raw_items())
         scheme = "http" if self._link.tls is None else "https"
-        unix = self._port.is_unix and self._link.proxy_address is None
-        self._client = client_of(member.config, headers, self._link.remote_address, scheme, unix=unix)
+        proxy, peer = self._link.proxy, self._link.remote_address
+        if proxy is not None and parse_ip(proxy.source) is None:
+            self._client = Client(peer, scheme, via=False)  # who sent the request is not known, so nobody vouches for its headers
+        else:
+            self._client = client_of(member.config, headers, peer, scheme, unix=self._port.is_unix and proxy is None)
         self.http = HTTPInfo(path=path, query=query, headers=headers, scheme=self._client.scheme, via_trusted_proxy=self._client.via)
         if member is not self._port.members[0]:
             member.add(self)
@@ -456,6 +479,7 @@ class ServerConnection(WSConnection):
     async def _tell_health(self, member: Member, method: str) -> None:
         response = refusal(405, "expected GET or HEAD", {"Allow": "GET, HEAD"})
         if method in ("GET", "HEAD"):
+            self._asking = True
             response = refusal(503, "draining") if member.draining else await _ask_health(member.config)
         log.debug("%s asked for the health: %d", self.remote_address, response.status)
         await self._answer(response)
@@ -480,7 +504,8 @@ class ServerConnection(WSConnection):
             self._answered = True
             response = refusal(503, "going away")
             if error is not None:
-                response = refusal(408, "no request in time") if isinstance(error, GreetingError) else refusal(403, "refused")
+                late = isinstance(error, GreetingError)
+                response = refusal(403, "refused") if not late else refusal(408, "no request in time") if self.http is None else response
             try:
                 self._link.send(self._encode_answer(response))
             except (OSError, PeerError):
@@ -506,7 +531,12 @@ async def _ask_health(config: HTTPServerConfig) -> HTTPResponse:
             answer = await answer
         if isinstance(answer, bool):
             return HTTPResponse(200, "ok\n") if answer else refusal(503, "not healthy")
-        return answer if isinstance(answer, HTTPResponse) else HTTPResponse(200, answer)
     except Exception as error:
         log.warning("health raised %r", error)
         return refusal(500, "nobody knows")
+    if isinstance(answer, HTTPResponse):
+        return answer
+    if isinstance(answer, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return HTTPResponse(200, answer)
+    log.warning("health returned %s, expected a bool, a str or an HTTPResponse", type(answer).__name__)
+    return refusal(500, "nobody knows")

@@ -147,8 +147,8 @@ def test_a_line_that_cannot_be_read_is_refused_and_shown(line: bytes) -> None:
         (TCP4, ADDRESSES4, "203.0.113.7:4711", "192.0.2.1:443"),
         (UDP4, ADDRESSES4, "203.0.113.7:4711", "192.0.2.1:443"),
         (TCP6, ADDRESSES6, "[2a00::7]:4711", "[2001:db8::1]:443"),
-        (UNIX, b"/tmp/client".ljust(108, b"\0") + b"/tmp/server".ljust(108, b"\0"), "/tmp/client", "/tmp/server"),
-        (UNIX, b"c" * 108 + b"s" * 108, "c" * 108, "s" * 108),
+        (UNIX, b"/tmp/client".ljust(108, b"\0") + b"/tmp/server".ljust(108, b"\0"), "unix:/tmp/client", "unix:/tmp/server"),
+        (UNIX, b"c" * 108 + b"s" * 108, "unix:" + "c" * 108, "unix:" + "s" * 108),
         (UNIX, bytes(216), "", ""),
         (UNSPEC, b"", "", ""),
     ],
@@ -161,7 +161,7 @@ def test_a_header_names_both_ends(kind: int, addresses: bytes, source: str, dest
 def test_any_bytes_can_be_the_path_of_a_unix_socket_and_none_of_them_harms_a_log(path: bytes) -> None:
     source = decode(v2(UNIX, path.ljust(216, b"\0"))).source
     assert source.isprintable()
-    assert source == printable(path.decode(errors="replace"))
+    assert source == "unix:" + printable(path.decode(errors="replace"))
 
 
 @pytest.mark.parametrize("kind", [UNSPEC, TCP4, TCP6, UNIX, 0x44, 0xFF])

@@ -522,7 +522,8 @@ HEALTHY = sp.HTTPServerConfig(health_path="/healthz", origins="https://app.examp
     ("data", "status", "words"),
     [
         pytest.param(request(line="GET /nobody HTTP/1.1"), 404, "HTTP 404: nobody listens at '/nobody'", id="404"),
-        pytest.param(request(line="GET /\x1b[31m HTTP/1.1"), 404, "'/\\x1b[31m'", id="404 with colour"),
+        pytest.param(request(line="GET /\x1b[31m HTTP/1.1"), 400, "control characters", id="400 with colour"),
+        pytest.param(request(line="GET /p?a\rb HTTP/1.1"), 400, "control characters", id="400 with a line"),
         pytest.param(request(line="GET /" + "a" * 8000 + " HTTP/1.1"), 404, "nobody listens at '/aaa", id="404 at length"),
         pytest.param(b"GET /favicon.ico HTTP/1.1\r\nHost: h\r\n\r\n", 404, "'/favicon.ico'", id="404 for a browser"),
         pytest.param(request(line="POST / HTTP/1.1"), 405, "POST", id="405"),
@@ -1259,7 +1260,7 @@ async def through_proxy(url: str, header: bytes, *, slowly: bool = False) -> tup
         pytest.param(b"PROXY TCP6 2a00::7 2001:db8::1 1 2\r\n", "[2a00::7]:1", "[2001:db8::1]:2", id="v1 of IPv6"),
         pytest.param(v2(), "203.0.113.7:4711", "192.0.2.1:443", id="v2"),
         pytest.param(
-            v2(kind=0x31, rest=b"/client".ljust(108, b"\0") + b"/server".ljust(108, b"\0")), "/client", "/server", id="v2 of unix"
+            v2(kind=0x31, rest=b"/client".ljust(108, b"\0") + b"/server".ljust(108, b"\0")), "unix:/client", "unix:/server", id="v2 of unix"
         ),
     ],
 )

@@ -390,7 +390,8 @@ async def proxying(status: str = "200 OK", extra: bytes = b"") -> AsyncIterator[
             await stream.send_eof()
             return
         host, _, port = head.split(b" ")[1].decode().rpartition(":")
-        async with await trio.open_tcp_stream(host.strip("[]"), int(port)) as far, trio.open_nursery() as nursery:
+        here = host.strip("[]").replace("far.invalid", "127.0.0.1")
+        async with await trio.open_tcp_stream(here, int(port)) as far, trio.open_nursery() as nursery:
             nursery.start_soon(_pass_on, stream, far)
             nursery.start_soon(_pass_on, far, stream)
 
@@ -446,20 +447,27 @@ async def test_the_environment_names_a_proxy_unless_it_excepts_the_host(
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     url = f"{scheme}://127.0.0.1:0"
-    async with proxying() as (place, heads), sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=client_tls(url)) as req:
+    tls = authority().client(server_name="127.0.0.1") if scheme == "wss" else None
+    async with proxying() as (place, heads), sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=tls) as req:
         monkeypatch.setenv(variable, f"http://{place}")
-        address = rep.listeners[0].url
+        here = rep.listeners[0].url
+        far = here.replace("127.0.0.1", "far.invalid")
         with trio.fail_after(10):
-            await req.dial(address)
+            await req.dial(far)
             assert len(heads) == 1
-            await req.dial(address, http=sp.HTTPClientConfig(proxy=None))
-            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-            await req.dial(address)
+            assert (req.pipes[0].remote_address, req.pipes[0].proxy_address) == (far.split("/")[2], place)
+            await req.dial(here)  # what is on this machine no proxy could reach
+            assert len(heads) == 1
+            with pytest.raises(sp.DialError):
+                await req.dial(far, http=sp.HTTPClientConfig(proxy=None))
+            monkeypatch.setenv("NO_PROXY", "example,.invalid")
+            with pytest.raises(sp.DialError):
+                await req.dial(far)
             assert len(heads) == 1
             monkeypatch.delenv("NO_PROXY")
             monkeypatch.setenv(variable, "socks5://u:secret@127.0.0.1:1")
             with pytest.raises(sp.DialError, match="socks5:// is not supported") as caught:
-                await req.dial(address)
+                await req.dial(far)
             assert "secret" not in str(caught.value)
 
 

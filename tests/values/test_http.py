@@ -242,7 +242,7 @@ def test_a_health_path_of_another_type_is_refused(value: object) -> None:
 
 def test_health_is_callable_and_needs_a_path() -> None:
     HTTPServerConfig(health_path="/healthz", health=lambda: True)
-    with pytest.raises(TypeError, match="'health' must be callable"):
+    with pytest.raises(TypeError, match="health must be callable, not 'ok'"):
         HTTPServerConfig(health_path="/healthz", health="ok")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="health says nothing without health_path"):
         HTTPServerConfig(health=lambda: True)
@@ -461,7 +461,7 @@ def test_a_status_is_a_final_one(status: object, kind: type[Exception], expected
 
 @pytest.mark.parametrize("body", [5, None, ["x"], bytearray(b"x")])
 def test_a_body_is_bytes_or_str(body: object) -> None:
-    with pytest.raises(TypeError, match="'body' must be"):
+    with pytest.raises(TypeError, match="body must be bytes or str, not "):
         HTTPResponse(200, body)  # type: ignore[arg-type]
 
 
@@ -537,10 +537,12 @@ def behind(
         ("203.0.113.7, 10.0.0.2", "203.0.113.7"),
         ("198.51.100.1, 203.0.113.7:81, 10.0.0.3:5, [2001:db8::5]:6,::ffff:10.0.0.2", "203.0.113.7:81"),
         ("10.0.0.3, 10.0.0.2", "10.0.0.3"),
-        # Nothing further can be read: as far as it could.
-        ("unknown, 10.0.0.2", "10.0.0.2"),
-        ("203.0.113.7, unknown, 10.0.0.2", "10.0.0.2"),
-        ("203.0.113.7, , 10.0.0.2", "10.0.0.2"),
+        # Who cannot be read is nobody, and least of all a proxy of ours.
+        ("unknown, 10.0.0.2", "unknown"),
+        ("203.0.113.7, unknown, 10.0.0.2", "unknown"),
+        ("203.0.113.7, , 10.0.0.2", "unknown"),
+        ("203.0.113.7:65536", "unknown"),
+        ("fe80::1%\x9b31m x", "unknown"),
     ],
 )
 def test_the_client_is_the_rightmost_address_that_is_no_trusted_proxy(value: str, address: str) -> None:
@@ -575,12 +577,12 @@ def test_the_client_is_the_rightmost_address_that_is_no_trusted_proxy(value: str
         "for=203.0.113.7",
     ],
 )
-def test_where_no_address_can_be_read_the_proxy_itself_is_the_peer(value: str | None) -> None:
-    found = behind(value)
+def test_where_no_address_can_be_read_the_client_is_unknown_and_without_a_header_it_is_the_peer(value: str | None) -> None:
+    address = behind(value).address
     if value == "203.0.113.7:":
-        assert found.address in ("203.0.113.7", "10.0.0.1:4711")  # an empty port may be left out
+        assert address in ("203.0.113.7", "unknown")  # an empty port may be left out
     else:
-        assert found == Client("10.0.0.1:4711", "http", via=True)
+        assert address == ("unknown" if value is not None and value.strip() else "10.0.0.1:4711")
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.1:4711", "11.0.0.1:4711", "[2001:db9::1]:4711", "[::ffff:192.0.2.1]:1", ""])
@@ -623,12 +625,12 @@ def test_several_headers_of_the_name_are_one() -> None:
     assert behind("for=198.51.100.1", header="Forwarded", more=(("forwarded", "for=203.0.113.7"),)).address == "203.0.113.7"
 
 
-@pytest.mark.parametrize(("entry", "address"), [("10.0.0.2", "10.0.0.2"), ("203.0.113.7", "203.0.113.7"), ("unknown", "10.0.0.1:4711")])
+@pytest.mark.parametrize(("entry", "address"), [("10.0.0.2", "10.0.0.2"), ("203.0.113.7", "203.0.113.7"), ("unknown", "unknown")])
 def test_ten_thousand_entries_take_no_time(entry: str, address: str) -> None:
-    for header, value in (("X-Forwarded-For", ", ".join([entry] * 10_000)), ("Forwarded", ", ".join([f"for={entry}"] * 10_000))):
-        began = time.process_time()
-        assert behind(value, header=header).address == address
-        assert time.process_time() - began < 2
+    began = time.process_time()
+    assert behind(", ".join([entry] * 10_000)).address == address
+    assert behind(", ".join([f"for={entry}"] * 10_000), header="Forwarded").address == "unknown"  # nobody has that many proxies
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(
@@ -678,10 +680,10 @@ def test_without_a_word_on_it_the_scheme_is_that_of_the_connection() -> None:
         ("for=203.0.113.7;secret=x;;", "203.0.113.7"),
         (",,for=203.0.113.7", "203.0.113.7"),
         ('for="[::ffff:203.0.113.7]"', "203.0.113.7"),
-        ("for=_hidden, for=10.0.0.2", "10.0.0.2"),
-        ('for="_hidden:81", for=10.0.0.2', "10.0.0.2"),
-        ("for=unknown, for=10.0.0.2", "10.0.0.2"),
-        ("by=203.0.113.7, for=10.0.0.2", "10.0.0.2"),
+        ("for=_hidden, for=10.0.0.2", "unknown"),
+        ('for="_hidden:81", for=10.0.0.2', "unknown"),
+        ("for=unknown, for=10.0.0.2", "unknown"),
+        ("by=203.0.113.7, for=10.0.0.2", "unknown"),
     ],
 )
 def test_forwarded_says_the_same_in_another_way(value: str, address: str) -> None:
@@ -714,8 +716,8 @@ def test_forwarded_says_the_same_in_another_way(value: str, address: str) -> Non
         'for=203.0.113.7, ", for="[2a00::7]"',
     ],
 )
-def test_a_forwarded_header_that_says_nothing_leaves_the_proxy(value: str) -> None:
-    assert behind(value, header="Forwarded").address == "10.0.0.1:4711"
+def test_a_forwarded_header_that_says_nothing_leaves_nobody_to_believe(value: str) -> None:
+    assert behind(value, header="Forwarded").address == ("unknown" if value.strip() else "10.0.0.1:4711")
 
 
 @pytest.mark.parametrize(
@@ -724,7 +726,7 @@ def test_a_forwarded_header_that_says_nothing_leaves_the_proxy(value: str) -> No
 def test_whatever_a_client_sends_first_it_is_never_who_it_says(broken: str) -> None:
     for added in ("for=203.0.113.7", 'for="203.0.113.7"', 'for="203.0.113.7";proto=http;host="h"'):
         found = behind(broken, header="Forwarded", more=(("Forwarded", added),))
-        assert found.address in ("203.0.113.7", "10.0.0.1:4711")
+        assert found.address in ("203.0.113.7", "unknown")
 
 
 @pytest.mark.parametrize(

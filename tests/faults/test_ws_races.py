@@ -1,0 +1,346 @@
+"""Races and corners of ws and wss: ports that are shared while somebody leaves, full buffers, pauses, calls that come late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import sp
+from tests.transports.ends import client_tls, server_tls
+from tests.transports.web import (
+    BROWSER,
+    PING,
+    PONG,
+    connect_plainly,
+    receive_answer,
+    receive_close,
+    receive_ws_frame,
+    request,
+    upgrade,
+    ws_frame,
+)
+from tests.transports.wire import expect, socket_of, until
+
+BUS, REP = "bus.sp.nanomsg.org", "rep.sp.nanomsg.org"
+K = sp.EventKind
+
+
+def port_of(listener: sp.Listener) -> str:
+    return listener.url.split("/")[2]
+
+
+# Shared ports.
+
+
+@pytest.mark.parametrize("pause", range(4))
+async def test_who_joins_a_port_in_the_moment_in_which_its_last_user_leaves_has_a_port_of_its_own(pause: int) -> None:
+    async with sp.Rep0(listen="ws://127.0.0.1:0/a") as first, sp.Rep0() as second, sp.Req0() as req:
+        listener = first.listeners[0]
+        joined: list[sp.Listener] = []
+
+        async def join() -> None:
+            joined.append(await second.listen(f"ws://{port_of(listener)}/b"))
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(join)
+                for _ in range(pause):
+                    await trio.lowlevel.checkpoint()
+                listener.close()
+            await req.dial(joined[0].url)
+
+
+async def test_two_sockets_that_listen_at_the_same_moment_share_the_port() -> None:
+    async with sp.Rep0(listen="ws://127.0.0.1:0/probe") as probe:
+        place = port_of(probe.listeners[0])
+    async with sp.Rep0() as one, sp.Rep0() as two, sp.Req0() as req:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one.listen, f"ws://{place}/one")
+                nursery.start_soon(two.listen, f"ws://{place}/two")
+            for path in ("one", "two"):
+                await req.dial(f"ws://{place}/{path}")
+
+
+@pytest.mark.parametrize(("path", "health_path"), [("/", "/"), ("/h", "/h"), ("/h", "/h/"), ("/%68", "/h")])
+async def test_a_health_path_where_a_socket_listens_is_refused(path: str, health_path: str) -> None:
+    http = sp.HTTPServerConfig(health_path=health_path)
+    async with sp.Rep0() as rep, sp.Rep0(listen="ws://127.0.0.1:0/other") as other:
+        with pytest.raises(sp.AddressError, match="is where a socket listens"):
+            await rep.listen(f"ws://127.0.0.1:0{path}", http=http)
+        place = port_of(other.listeners[0])
+        await rep.listen(f"ws://{place}{path}")
+        with pytest.raises(sp.AddressError, match="is where a socket listens"):
+            await rep.listen(f"ws://{place}/third", http=http)
+
+
+async def test_two_answers_at_one_health_path_are_refused_and_one_for_all_is_not() -> None:
+    shared = sp.HTTPServerConfig(health_path="/healthz", health=lambda: True)
+    async with sp.Rep0(listen="ws://127.0.0.1:0/a", http=shared) as one, sp.Rep0() as two:
+        place = port_of(one.listeners[0])
+        with pytest.raises(sp.AddressError, match="another health="):
+            await two.listen(f"ws://{place}/b", http=sp.HTTPServerConfig(health_path="/healthz", health=lambda: False))
+        await two.listen(f"ws://{place}/b", http=shared)
+
+
+# Full buffers.
+
+
+async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is_closed() -> None:
+    async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, sp.Bus0() as good:
+        with trio.fail_after(20):
+            for _ in range(3):
+                stream = await upgrade(bus.listeners[0].url, BUS)
+                socket_of(stream).setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+                await bus.wait_for_peers()
+
+                async def flood(stream: Any = stream) -> None:
+                    try:
+                        while True:
+                            await stream.send_all(ws_frame(PING, b"p" * 125) * 50)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError):
+                        pass
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(flood)
+                    (pipe,) = bus.pipes
+                    while not pipe._connection._unwritten:  # until the kernel takes no more answers
+                        await trio.lowlevel.checkpoint()
+                    pipe.close()
+                    await until(lambda: not bus.pipes)
+                    nursery.cancel_scope.cancel()
+                await stream.aclose()
+            await good.dial(bus.listeners[0].url)
+
+
+def refuse_once(sock: sp.Bus0) -> None:
+    """Let the kernel of the only pipe be full for one moment."""
+    (pipe,) = sock.pipes
+    link = pipe._connection._link
+    real = link.send
+
+    def send(data: bytes) -> int:
+        link.send = real
+        raise BlockingIOError
+
+    link.send = send
+
+
+async def test_a_close_that_the_kernel_does_not_take_at_once_is_written_when_it_does() -> None:
+    async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, trio.open_nursery() as nursery:
+        stream = await upgrade(bus.listeners[0].url, BUS)
+        await bus.wait_for_peers()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        refuse_once(bus)
+        with trio.fail_after(5):
+            nursery.start_soon(bus.listeners[0].drain)
+            assert await receive_close(stream) == (1001, "")
+            await stream.aclose()
+
+
+async def test_a_ping_that_the_kernel_does_not_take_at_once_is_written_when_it_does(mock_clock: MockClock) -> None:
+    async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
+        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        await bus.wait_for_peers()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        refuse_once(bus)
+        mock_clock.jump(20)
+        assert await receive_ws_frame(stream) == (PING, b"")
+        await stream.aclose()
+
+
+async def test_a_pause_of_ours_ends_no_pipe_whose_answer_has_come_meanwhile(mock_clock: MockClock) -> None:
+    async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
+        with trio.fail_after(1e6):
+            stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+            await bus.wait_for_peers()
+            await trio.testing.wait_all_tasks_blocked(0.005)
+            mock_clock.jump(20)
+            for _ in range(20):
+                assert await receive_ws_frame(stream) == (PING, b"")
+                await trio.testing.wait_all_tasks_blocked(0.005)
+                # The answer arrives, and before anybody looks, the time is over.
+                socket_of(stream)._sock.send(ws_frame(PONG))
+                mock_clock.jump(20)
+            assert len(bus.pipes) == 1
+            await stream.aclose()
+
+
+# Draining.
+
+
+async def test_draining_ends_when_the_socket_is_closed(mock_clock: MockClock) -> None:
+    for close in ("close", "aclose"):
+        async with sp.Rep0(listen="ws://127.0.0.1:0", linger=0.001) as rep, trio.open_nursery() as nursery:
+            stream = await upgrade(rep.listeners[0].url, REP)  # it never answers a Close
+            await rep.wait_for_peers()
+            began = trio.current_time()
+            nursery.start_soon(rep.listeners[0].drain, 1000)
+            await until(lambda rep=rep: rep.pipes[0]._state.value == "leaving")
+            if close == "close":
+                rep.close()
+            else:
+                nursery.start_soon(rep.aclose)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                mock_clock.jump(0.01)
+            await until(lambda rep=rep: not rep.pipes)
+            assert trio.current_time() - began < 1
+            await stream.aclose()
+
+
+async def test_who_is_still_being_greeted_when_the_draining_begins_is_sent_away() -> None:
+    waiting = trio.Event()
+
+    async def authorize(_: sp.Pipe) -> bool:
+        waiting.set()
+        await trio.sleep_forever()
+        return True
+
+    async with sp.Rep0(listen="ws://127.0.0.1:0", authorize=authorize) as rep, trio.open_nursery() as nursery:
+        peer = await upgrade_later(rep.listeners[0].url)
+        with trio.fail_after(5):
+            await waiting.wait()
+            half = await connect_plainly(rep.listeners[0].url)
+            await half.send_all(b"GET / HTTP/1.1\r\n")
+            await until(lambda: rep.statistics().listeners[0].greeting == 2)
+            nursery.start_soon(rep.listeners[0].drain, 5)
+            assert (await receive_answer(half))[0] == 503
+            assert (await receive_answer(peer))[0] == 503
+            await peer.aclose()
+            await half.aclose()
+
+
+async def upgrade_later(url: str) -> Any:
+    """Ask for a WebSocket and do not wait for the answer."""
+    stream = await connect_plainly(url)
+    await stream.send_all(request("/", REP))
+    return stream
+
+
+# What authorize and health say.
+
+
+@pytest.mark.parametrize("answer", [(401, "x"), "no", {"error": 1}, ValueError("no"), sp.HTTPResponse, 1, [False]], ids=repr)
+@pytest.mark.parametrize("scheme", ["ws", "tcp"])
+async def test_what_authorize_returns_is_yes_only_if_it_is_true(scheme: str, answer: Any) -> None:
+    async with sp.Rep0(listen=f"{scheme}://127.0.0.1:0", authorize=lambda _: answer) as rep, sp.Req0() as req:
+        events = rep.events()
+        await req.dial(rep.listeners[0].url, wait=False)
+        with trio.fail_after(5):
+            event = await expect(events, K.REFUSED)
+        assert f"authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse" in event.reason
+        assert not rep.pipes
+
+
+async def test_a_refusal_that_authorize_raises_is_the_answer() -> None:
+    def authorize(_: sp.Pipe) -> bool:
+        raise sp.PipeRefused("not here", sp.HTTPResponse(451, "for reasons"))
+
+    async with sp.Rep0(listen="ws://127.0.0.1:0", authorize=authorize) as rep, sp.Req0() as req:
+        with pytest.raises(sp.DialError, match="451 Unavailable For Legal Reasons: 'for reasons'"):
+            await req.dial(rep.listeners[0].url)
+
+
+async def test_who_decides_too_slowly_is_named(autojump_clock: MockClock) -> None:
+    async def ponder(_: object = None) -> bool:
+        await trio.sleep_forever()
+        return True
+
+    http = sp.HTTPServerConfig(health_path="/healthz", health=ponder)
+    async with sp.Rep0(listen="ws://127.0.0.1:0", http=http, authorize=ponder, greeting_timeout=3) as rep:
+        events = rep.events()
+        health_check = b"GET /healthz HTTP/1.1\r\n\r\n"
+        for head, words in (
+            (request("/", REP), "authorize has not decided within 3 s"),
+            (health_check, "answer of health"),
+        ):
+            stream = await connect_plainly(rep.listeners[0].url)
+            await stream.send_all(head)
+            status, _, _ = await receive_answer(stream)
+            assert words in (await expect(events, K.REFUSED)).reason
+            assert status == (503 if "authorize" in words else 408)
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("answer", [None, 7, b"bytes", {}], ids=repr)
+async def test_a_health_that_answers_nonsense_is_no_good_health(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    http = sp.HTTPServerConfig(health_path="/healthz", health=lambda: answer)
+    async with sp.Rep0(listen="ws://127.0.0.1:0", http=http) as rep:
+        stream = await connect_plainly(rep.listeners[0].url)
+        with trio.fail_after(5):
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert (await receive_answer(stream))[0] == 500
+        await stream.aclose()
+    assert f"health returned {type(answer).__name__}, expected a bool, a str or an HTTPResponse" in caplog.text
+
+
+async def test_headers_of_a_request_cannot_be_passed_on_to_split_an_answer() -> None:
+    def authorize(pipe: sp.Pipe) -> sp.HTTPResponse:
+        assert pipe.http is not None
+        if pipe.http.query:
+            return sp.HTTPResponse(302, "", sp.HTTPHeaders([("Location", "/a\r\nSet-Cookie: admin=1")]))
+        return sp.HTTPResponse(401, "", pipe.http.headers)
+
+    async with sp.Rep0(listen="ws://127.0.0.1:0", authorize=authorize) as rep, sp.Req0() as req:
+        with trio.fail_after(5):
+            for target in ("/?x", "/"):
+                stream = await connect_plainly(rep.listeners[0].url)
+                await stream.send_all(request(target, REP))
+                status, headers, _ = await receive_answer(stream)
+                assert status == 403  # authorize has raised
+                assert set(headers) == {"content-type", "content-length", "connection"}
+                await stream.aclose()
+            with pytest.raises(sp.DialError):
+                await req.dial(rep.listeners[0].url)
+
+
+async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from sp.transports import websocket
+
+    real = websocket.client_answers_pings
+    failures = [KeyError("a fault of ours")]
+
+    def fail_once(headers: sp.HTTPHeaders) -> bool:
+        if failures:
+            raise failures.pop()
+        return real(headers)
+
+    monkeypatch.setattr("sp.transports.ws_connection.client_answers_pings", fail_once)
+    async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
+        with trio.fail_after(5):
+            await req.dial(rep.listeners[0].url, wait=False)
+            await rep.wait_for_peers()
+        assert "a fault of ours" in caplog.text
+        assert rep.statistics().listeners[0].failures == {"KeyError": 1}
+
+
+# The wrong kind.
+
+
+async def test_a_configuration_of_the_wrong_side_is_refused_wherever_it_is_given() -> None:
+    for options in (
+        {"listen": "ws://127.0.0.1:0", "http": sp.HTTPClientConfig()},
+        {"dial": "ws://127.0.0.1:1", "http": sp.HTTPServerConfig()},
+    ):
+        with pytest.raises(TypeError, match="takes http=sp.HTTP"):
+            async with sp.Bus0(**options):  # type: ignore[arg-type]
+                pass
+
+
+@pytest.mark.parametrize(
+    ("dialed", "there", "words"),
+    [
+        ("ws", "tcp", "SP without HTTP: one side says ws://, the other tcp://"),
+        ("ws", "tls+tcp", "TLS: one side says ws://, the other wss://"),
+        ("wss", "tcp", "SP without TLS: one side says wss://, the other tcp://"),
+        ("wss", "tls+tcp", "SP without HTTP: one side says wss://, the other tls+tcp://"),
+    ],
+)
+async def test_a_dialer_that_finds_no_http_names_what_it_finds(dialed: str, there: str, words: str) -> None:
+    async with sp.Rep0(listen=f"{there}://127.0.0.1:0", tls=server_tls(there)) as rep, sp.Req0(tls=client_tls(dialed)) as req:
+        with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
+            await req.dial(f"{dialed}://{port_of(rep.listeners[0])}/")
+        assert words in str(caught.value), str(caught.value)
