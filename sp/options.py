@@ -144,9 +144,9 @@ class SocketOptions:
     proxy_protocol: bool = attrs.field(default=False, validator=_flag)
     """Whether every connection to a listener begins with a PROXY protocol header.  ``listen`` takes one of its own."""
     authorize: Authorize | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
-    """Sees each pipe after the greeting and before any message; false or an exception ends the pipe.  May be async.
+    """Sees each pipe after the greeting and before any message; anything but True, or an exception, ends the pipe.  May be async.
 
-    Who has come by HTTP has not had its answer then: an ``HTTPResponse`` refuses it with that, anything false with a 403."""
+    Who has come by HTTP has not had its answer then: an ``HTTPResponse`` refuses it with that, anything else but True with a 403."""
     redial: Redial | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
     """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
     max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
