@@ -10,6 +10,7 @@ from typing import Any, Final
 import pynng
 import pytest
 import trio
+import trio.testing
 
 import sp
 from interop.partners import (
@@ -368,6 +369,25 @@ async def test_a_partner_that_dials_is_pinged_only_if_everyone_is_and_its_idle_p
                     await between.hear(PING, PINGS)
                 assert pipe in ours.pipes
                 await exchange(ours, theirs, (THEIRS, OURS), b"alive")
+
+
+async def test_a_partner_whose_application_is_busy_answers_no_ping_and_is_not_taken_for_gone(mock_clock: trio.testing.MockClock) -> None:
+    http = sp.HTTPClientConfig(ping_interval=0.2, ping_timeout=0.2)
+    async with sp.Req0(http=http, resend_after=None) as ours:
+        with open_partner("Rep0") as theirs:
+            await ours.dial(listen_partner(theirs, URL))
+            (pipe,) = ours.pipes
+            asked = [ours.context() for _ in range(4)]
+            for context in asked:
+                await context.send(b"when there is time")
+            for _ in range(20):
+                await trio.testing.wait_all_tasks_blocked(0.005)
+                mock_clock.jump(0.2)
+            assert ours.pipes == (pipe,)
+            for context in asked:
+                assert await theirs.arecv() == b"when there is time"
+                await theirs.asend(b"now")
+                assert await context.receive() == b"now"
 
 
 # TLS.

@@ -246,8 +246,9 @@ class Core:
                 raise trio.ClosedResourceError("the socket is closed")
             connection.admit()
             self._attach(pipe)
-            if connection.keep_alive is not None:
-                self.spawn(connection.keep_alive)
+            keep_alive = connection.keep_alive
+            if keep_alive is not None:
+                self.spawn(keep_alive)
             return pipe
         late = "authorize has not decided" if is_greeted else f"the {connection.stage} was not complete"
         error = GreetingError(f"{late} within {seconds:g} s")

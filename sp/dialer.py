@@ -157,9 +157,9 @@ class Dialer:
             return await self._core.welcome(connection, self.url)
         except trio.TooSlowError:
             raise TimeoutError(f"no connection within {self._core.options.greeting_timeout:g} s") from None
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
-                connection.close()
+                connection.close(error if isinstance(error, Exception) else None)
             raise
 
     async def _keep(self, pipe: Pipe) -> None:

@@ -283,9 +283,11 @@ class _HTTPConfig:
     ping_timeout: float = attrs.field(default=20.0, validator=_check_timeout)
     """Seconds after a ping in which something has to come from the peer, or the pipe ends with ``PeerSilent``."""
     ping_everyone: bool = attrs.field(default=False, validator=_check_flag)
-    """True: ping also who may be libnanomsg, which gives each ping to its application as a message and never answers.
+    """True: ping everybody, and take silence for the end.
 
-    By its handshake libnanomsg can be told from browsers, from us and mostly from others, but, when it dials, not from libnng."""
+    False: not who may be libnanomsg, which gives each ping to its application as a message and never answers; and libnng and mangos, which
+    read nothing while their application does not, are pinged and not given up.  By its handshake libnanomsg can be told from browsers, from
+    us and mostly from others, but, when it dials, not from libnng."""
 
 
 @final

@@ -78,8 +78,6 @@ class Listener:
         try:
             for acceptor in self._acceptors:
                 acceptor.drain()
-            for connection in list(self._greeting):
-                connection.close()
             for pipe in list(self._pipes):
                 pipe.leave()
             with trio.move_on_after(timeout):
@@ -181,6 +179,7 @@ class Listener:
 
     async def _greet(self, connection: Connection) -> Pipe | None:
         """Make a pipe of *connection*; None: it has become none, and that is settled."""
+        reason: Exception | None = None
         try:
             try:
                 return await self._core.welcome(connection, self.url)
@@ -193,11 +192,12 @@ class Listener:
                 if not isinstance(error, (Error, OSError, trio.ClosedResourceError)):
                     log.exception("%s: a newcomer was refused, since this has failed", self.url)  # a fault of ours is one newcomer's
                 self._refused(connection, error)
-            await connection.linger()
+                reason = error
+            await connection.see_off()
         except BaseException:
             connection.close()
             raise
-        connection.close()
+        connection.close(reason)
         return None
 
     def _refused(self, connection: Connection, error: Exception) -> None:

@@ -21,10 +21,9 @@ VALUES = {
     "engine",
     "turns",
     "http",
-    "proxy_protocol",
     "statistics",
 }
-CODECS = {"framing", "tls", "tls_context", "openssl", "transports.tls_session", "transports.websocket"}
+CODECS = {"framing", "proxy_protocol", "tls", "tls_context", "openssl", "transports.tls_session", "transports.websocket"}
 OPENSSL = {Path("openssl.py"), Path("tls_context.py"), Path("transports/tls_session.py")}
 """Imported on first use, by nobody's import of the package."""
 IO = {"trio", "socket", "ssl", "time", "asyncio", "select", "threading", "subprocess"}

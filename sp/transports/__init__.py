@@ -106,7 +106,7 @@ class Connection(Protocol):
         """The socket does not take the peer: answer it, if it waits for that."""
         ...
 
-    async def linger(self) -> None:
+    async def see_off(self) -> None:
         """Give a peer that was refused a moment to read why, before ``close``: that could take our last words back (RST)."""
         ...
 

@@ -6,8 +6,10 @@ its limit for messages is.  Text is taken as well, since nanomsg can be told to 
 
 from __future__ import annotations
 
+import enum
 import logging
 import re
+import struct
 from collections.abc import Sequence
 from secrets import token_bytes
 from typing import Final
@@ -50,6 +52,7 @@ _PLAIN: Final = 0x82
 """A binary message in one frame."""
 _SHORT: Final = [bytes((_PLAIN, size)) for size in range(126)]
 _SHORT_MASKED: Final = [bytes((_PLAIN, 0x80 | size)) for size in range(126)]
+_POOL: Final = 4096
 _OPCODES: Final = frozenset(Opcode)
 _MAX_CONTROL: Final = 125
 _MAX_REASON: Final = 123
@@ -91,17 +94,41 @@ _EXPECTED: Final = "SP-Expected-Protocol"
 _NAME: Final = "trio-sp"
 _NOT_NANOMSG: Final = ("user-agent", "origin", "sec-websocket-extensions")
 """Headers that libnanomsg does not send when it dials.  libnng does not either: the two send the same."""
+_MANGOS: Final = "Go-http-client"
 _NNG_ANSWER: Final = ("Connection", "Upgrade", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol")
 """What libnng answers, in this order and spelling, and nothing else; libnanomsg has the first two the other way round."""
 
 _quiet: Final = logging.Logger("sp.websockets", level=logging.CRITICAL + 1)  # noqa: LOG001  # the package would log payloads
 
 
+class _Masks:
+    """Masks for a client's frames: four unpredictable bytes each, for one use (RFC 6455, 10.3).
+
+    Asking the system for each one would cost half of a message.
+    """
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._used = 0
+
+    def take(self) -> bytes:
+        """Return the next one."""
+        used = self._used
+        if used >= len(self._pool):
+            self._pool, used = token_bytes(_POOL), 0
+        self._used = used + 4
+        return self._pool[used : used + 4]
+
+
+_masks = _Masks()
+_medium: Final = struct.Struct(">BBH")
+
+
 class WebSocket:
     """Messages to frames and back, on one connection, once the handshake is over.
 
-    All frames but one kind go through the package's protocol class.  The one kind is what nearly all are, a whole small message in a
-    binary frame that has arrived whole: writing it ourselves costs a quarter, reading a third.
+    Heads of frames are looked at here, since the package's protocol class would wait for what follows them; frames go through that class
+    but for the kind that nearly all are, a whole message in a binary frame of at most 64 KiB that has arrived whole: a quarter of the cost.
     """
 
     __slots__ = (
@@ -120,14 +147,14 @@ class WebSocket:
         "error",
     )
 
-    def __init__(self, protocol: Protocol, split: Split | None, limit: int | None) -> None:
+    def __init__(self, side: Side, split: Split | None, limit: int | None) -> None:
+        protocol = Protocol(side, max_size=None, logger=_quiet)  # control frames would count as well, so the limit is looked at here
         self.error: PeerError | None = None
         """What the peer did wrong, after the messages before it were returned.  Nothing can be decoded any more."""
         self.ended = ""
         """Once the peer has sent Close: the words for it.  What came before was returned."""
-        protocol.max_message_size = None  # control frames would count as well, so it is looked at here
         self._protocol = protocol
-        self._is_server = protocol.side is Side.SERVER
+        self._is_server = side is Side.SERVER
         self._split = split
         self._limit = limit
         self._plain_limit = FRAGMENT if limit is None else min(limit, FRAGMENT)
@@ -267,15 +294,17 @@ class WebSocket:
         if size <= 125:
             if self._is_server:
                 return [_SHORT[size] + data]
-            mask = token_bytes(4)
+            mask = _masks.take()
             return [_SHORT_MASKED[size] + mask + apply_mask(data, mask)]
-        if size <= FRAGMENT:
-            protocol.send_binary(data)
-        else:
-            view = memoryview(data)
-            protocol.send_binary(view[:FRAGMENT], fin=False)
-            for start in range(FRAGMENT, size, FRAGMENT):
-                protocol.send_continuation(view[start : start + FRAGMENT], fin=start + FRAGMENT >= size)
+        if size < 1 << 16:
+            if self._is_server:
+                return [_medium.pack(_PLAIN, 126, size) + data]
+            mask = _masks.take()
+            return [_medium.pack(_PLAIN, 0x80 | 126, size) + mask + apply_mask(data, mask)]
+        view = memoryview(data)
+        protocol.send_binary(view[:FRAGMENT], fin=size <= FRAGMENT)
+        for start in range(FRAGMENT, size, FRAGMENT):
+            protocol.send_continuation(view[start : start + FRAGMENT], fin=start + FRAGMENT >= size)
         return protocol.data_to_send()
 
     def data_to_send(self) -> bytes:
@@ -382,7 +411,8 @@ class ServerHandshake:
     def __init__(self, *, over_tls: bool = False) -> None:
         """*over_tls* is for words: what else a peer may have meant to speak."""
         self._over_tls = over_tls
-        self.protocol = ServerProtocol(logger=_quiet)
+        self.protocol = ServerProtocol(select_subprotocol=lambda _, offered: self._select(offered), logger=_quiet)
+        self._expected = self._wrong = ""  # sub-protocols
         self.request: Request | None = None
         self.problem: tuple[HTTPResponse, str] | None = None
         """What is wrong with the request, as an answer and in our words; there is no request then."""
@@ -428,18 +458,10 @@ class ServerHandshake:
     def accept(self, number: int) -> tuple[HTTPResponse | None, PeerError | None]:
         """Look at the request as a WebSocket's to who speaks protocol *number*; return a refusal and the error, or two times None."""
         assert self.request is not None
-        wrong: list[str] = []
         expected = SUBPROTOCOLS[number]
 
-        def select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol:
-            for name in offered:
-                if name.lower() == expected:  # nanomsg and nng take any case
-                    return name
-            wrong.extend(offered or ["nothing"])
-            raise NegotiationError(f"expected sub-protocol {expected}, not {', '.join(offered) or 'none'}")
-
         protocol = self.protocol
-        protocol.select_subprotocol = select.__get__(protocol)  # type: ignore[method-assign]
+        self._expected = expected
         hosts = self.request.headers.get_all("Host")
         if (len(hosts) != 1 and self.request.protocol == "HTTP/1.1") or not all(map(_HOST.fullmatch, hosts)):
             error: PeerError = GreetingError("the request has not exactly one Host header, a name or address")
@@ -448,17 +470,24 @@ class ServerHandshake:
         if response.status_code == 101:
             self.response = response
             return None, None
-        if wrong:
-            asked = _NUMBERS.get(wrong[0].lower())
-            peer = f"one that asks for {wrong[0][:_SHOWN]!r}" if asked is None else protocol_name(COUNTERPARTS[asked])
+        if self._wrong:
+            asked = _NUMBERS.get(self._wrong.lower())
+            peer = f"one that asks for {self._wrong[:_SHOWN]!r}" if asked is None else protocol_name(COUNTERPARTS[asked])
             error = _wrong_protocol(peer, COUNTERPARTS[number])
             return HTTPResponse(400, f"expected sub-protocol {expected}\n", {_EXPECTED: expected}), error
         reason = f"no WebSocket request: {printable(str(protocol.handshake_exc)[:_TOLD])}"
         headers = [(name, value) for name, value in response.headers.raw_items() if name in ("Allow", "Upgrade")]
-        if "Sec-WebSocket-Version" in reason:
+        if self.request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
             headers.append(("Sec-WebSocket-Version", "13"))  # so that the client can come again (RFC 6455, 4.2.2)
         answer = HTTPResponse.received(response.status_code, f"{reason}\n".encode(), headers)
         return answer, GreetingError(f"HTTP {response.status_code}: {reason}")
+
+    def _select(self, offered: Sequence[Subprotocol]) -> Subprotocol:
+        for name in offered:
+            if name.lower() == self._expected:  # nanomsg and nng take any case
+                return name
+        self._wrong = offered[0] if offered else "nothing"
+        raise NegotiationError(f"expected sub-protocol {self._expected}")
 
     def admit(self, headers: Sequence[tuple[str, str]]) -> tuple[bytes, HTTPHeaders]:
         """Return the answer that makes it a WebSocket, and its headers."""
@@ -477,7 +506,7 @@ class ServerHandshake:
         if isinstance(error, (HeaderLineTooLong, TooManyHeaders)):
             return refusal(431, f"too many or too long headers: {error}"), f"the request's headers are too many or too long: {error}"
         method = line.partition(b" ")[0]
-        if "request body" in reason and method not in (b"GET", b"HEAD"):
+        if method.isalpha() and method not in (b"GET", b"HEAD") and line.endswith((b" HTTP/1.1", b" HTTP/1.0")):
             return refusal(405, "expected GET", {"Allow": "GET"}), f"the request's method is {method!r}, expected GET"
         hint = stranger(self._head.begun, "ws", over_tls=self._over_tls)
         return refusal(
@@ -600,11 +629,26 @@ def refused_by(who: str, response: Response) -> UpgradeRefused:
     return UpgradeRefused(reason, answer)
 
 
-def client_answers_pings(headers: HTTPHeaders) -> bool:
-    """Whether who has sent a request with *headers* is surely not libnanomsg."""
-    return any(name in headers for name in _NOT_NANOMSG)
+class Pings(enum.Enum):
+    """What pings are good for with a peer."""
+
+    NONE = "none"
+    """It may be libnanomsg, which hands them to its application."""
+    SENT = "sent"
+    """They keep proxies awake.  One that is not answered says nothing: libnng and mangos do not read while their application does not."""
+    ANSWERED = "answered"
+    """Who does not answer, and says nothing else, is gone."""
 
 
-def server_answers_pings(headers: HTTPHeaders) -> bool:
-    """Whether who has answered with *headers* is surely not libnanomsg: it is one of ours, or libnng with nobody in between."""
-    return _MARK in headers or tuple(name for name, _ in headers.raw) == _NNG_ANSWER
+def pings_for_client(headers: HTTPHeaders) -> Pings:
+    """Return what is good for who has sent a request with *headers*."""
+    if not any(name in headers for name in _NOT_NANOMSG):
+        return Pings.NONE
+    return Pings.SENT if headers.get("User-Agent", "").startswith(_MANGOS) else Pings.ANSWERED
+
+
+def pings_for_server(headers: HTTPHeaders) -> Pings:
+    """Return what is good for who has answered with *headers*: one of ours, or libnng with nobody in between, or somebody else."""
+    if _MARK in headers:
+        return Pings.ANSWERED
+    return Pings.SENT if tuple(name for name, _ in headers.raw) == _NNG_ANSWER else Pings.NONE

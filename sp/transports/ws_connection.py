@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 import trio
+from websockets.protocol import Side
 
 from sp.address import Address
 from sp.errors import GreetingError, PeerClosed, PeerError, PeerSilent, PipeRefused
@@ -29,11 +30,12 @@ from sp.transports.stream import (
 )
 from sp.transports.websocket import (
     ClientHandshake,
+    Pings,
     ServerHandshake,
     WebSocket,
-    client_answers_pings,
     client_protocol,
-    server_answers_pings,
+    pings_for_client,
+    pings_for_server,
 )
 
 if TYPE_CHECKING:
@@ -51,14 +53,13 @@ class WSConnection(LinkConnection):
     """A connection that carries WebSocket frames, once it is a WebSocket."""
 
     __slots__ = (
-        "_answers_pings",
         "_config",
         "_control",
         "_heard",
         "_keeping",
         "_more",
         "_parted",
-        "_said_goodbye",
+        "_pings",
         "_waiting",
         "_websocket",
         "http",
@@ -75,10 +76,9 @@ class WSConnection(LinkConnection):
         self._control = b""  # frames that stand between messages: the answer to a ping, a ping, Close
         self._heard = False  # anything since the last ping
         self._waiting = False  # for the peer, so that all it has sent was read
-        self._answers_pings = False
+        self._pings = Pings.NONE
         self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
         self._parted = False  # the peer has had its time for our last words
-        self._said_goodbye = False  # Close is the last that we say
         self._keeping: trio.CancelScope | None = None
 
     # Writing.
@@ -114,10 +114,9 @@ class WSConnection(LinkConnection):
         self._sizes = sizes
         return parts if size >= WRITE_SIZE else [b"".join(parts)]
 
-    def _say(self, data: bytes, *, last: bool = False) -> None:
+    def _say(self, data: bytes) -> None:
         """Write *data* between messages, soon.  What could not be written before is replaced: of pings, only the last needs an answer."""
-        if data and not self._said_goodbye:
-            self._said_goodbye = last
+        if data:
             self._control = data
             self._flush()
 
@@ -165,7 +164,7 @@ class WSConnection(LinkConnection):
             self._say(websocket.data_to_send())
             if messages:
                 return messages
-        await self.linger()
+        await self.see_off()
         raise websocket.error
 
     async def _wait_readable(self) -> None:
@@ -193,7 +192,7 @@ class WSConnection(LinkConnection):
                 await self._link.wait_writable()
                 self._check_open()
 
-    async def linger(self) -> None:
+    async def see_off(self) -> None:
         if self._parted or self.closed:
             return
         self._parted = True
@@ -217,12 +216,13 @@ class WSConnection(LinkConnection):
     @property
     def keep_alive(self) -> Callable[[], Awaitable[None]] | None:
         config = self._config
-        return None if config.ping_interval is None or not (self._answers_pings or config.ping_everyone) else self._keep_alive
+        return None if config.ping_interval is None or (self._pings is Pings.NONE and not config.ping_everyone) else self._keep_alive
 
     async def _keep_alive(self) -> None:
         """Ping the peer in time; end the connection when nothing comes any more."""
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
         assert interval is not None
+        is_judged = self._pings is Pings.ANSWERED or self._config.ping_everyone
         due = trio.current_time() + interval
         deadline = math.inf
         with trio.CancelScope() as self._keeping:
@@ -241,27 +241,28 @@ class WSConnection(LinkConnection):
                     deadline = now + timeout  # it is we who do not read: the application holds the pipe back
                 if now >= due:
                     due = now + interval
-                    if deadline == math.inf:
+                    ping = b"" if self._control or self._websocket is None else self._websocket.ping()
+                    if ping and deadline == math.inf and is_judged:
                         self._heard, deadline = False, now + timeout
-                    if not self._control and self._websocket is not None:
-                        self._say(self._websocket.ping())
+                    self._say(ping)
 
     async def _write_until(self, time: float) -> None:
         """Wait for *time*; write meanwhile what the kernel did not take at once."""
         with trio.move_on_at(time):
-            try:
-                while self._unwritten or self._control:
+            while (self._unwritten or self._control) and not self.closed:
+                try:
                     await self._link.wait_writable()
+                except trio.ClosedResourceError:
+                    await trio.lowlevel.checkpoint()  # closed, or a reader was interrupted
+                else:
                     self._flush()
-            except trio.ClosedResourceError:
-                pass  # closed, or a reader was interrupted
             await trio.sleep_forever()
 
     def _give_up(self, timeout: float) -> None:
         websocket = self._websocket
         assert websocket is not None
         websocket.error = PeerSilent(f"the peer has not answered a ping within {timeout:g} s, nor sent anything else")
-        self._say(websocket.close(_GONE, "no answer to a ping"), last=True)
+        self._say(websocket.close(_GONE, "no answer to a ping"))
         self._parted = True
         self._link.interrupt()
 
@@ -269,7 +270,7 @@ class WSConnection(LinkConnection):
 
     def finish(self) -> bool:
         assert self._websocket is not None
-        self._say(self._websocket.close(self._code), last=True)
+        self._say(self._websocket.close(self._code))
         return not (self._unwritten or self._control)
 
     def close(self, error: Exception | None = None) -> None:
@@ -285,11 +286,11 @@ class WSConnection(LinkConnection):
 
     def _say_goodbye(self, websocket: WebSocket, error: Exception | None) -> None:
         if isinstance(error, PeerError) and not isinstance(error, PeerClosed):
-            self._say(websocket.close(_PROTOCOL_ERROR, str(error)), last=True)
+            self._say(websocket.close(_PROTOCOL_ERROR, str(error)))
         elif isinstance(error, PipeRefused):
-            self._say(websocket.close(_POLICY, str(error)), last=True)
+            self._say(websocket.close(_POLICY, str(error)))
         elif not isinstance(error, OSError):
-            self._say(websocket.close(self._code), last=True)
+            self._say(websocket.close(self._code))
 
 
 class ClientConnection(WSConnection):
@@ -340,8 +341,8 @@ class ClientConnection(WSConnection):
             response_headers=handshake.response,
             scheme="http" if terms.tls is None else "https",
         )
-        self._answers_pings = server_answers_pings(handshake.response)
-        self._websocket = WebSocket(protocol, terms.split, terms.options.max_message_size)
+        self._pings = pings_for_server(handshake.response)
+        self._websocket = WebSocket(Side.CLIENT, terms.split, terms.options.max_message_size)
         self._websocket.add(handshake.rest)
         self._handshake = None
         return terms.peer_number
@@ -457,7 +458,7 @@ class ServerConnection(WSConnection):
             await self._answer(response)
         if error is not None:
             raise error
-        self._answers_pings = client_answers_pings(http.headers)
+        self._pings = pings_for_client(http.headers)
         return self._terms.peer_number
 
     def admit(self) -> None:
@@ -468,7 +469,7 @@ class ServerConnection(WSConnection):
         answer, headers = handshake.admit(self._member.config.response_headers)
         self.http = attrs.evolve(self.http, response_headers=headers)
         self._answered = True
-        self._websocket = WebSocket(handshake.protocol, self._terms.split, self._terms.options.max_message_size)
+        self._websocket = WebSocket(Side.SERVER, self._terms.split, self._terms.options.max_message_size)
         self._control = answer
         self.send_nowait(deque())
         self._websocket.add(handshake.rest)
@@ -485,7 +486,7 @@ class ServerConnection(WSConnection):
         await self._answer(response)
 
     async def _answer(self, response: HTTPResponse) -> None:
-        """Send *response*; time to read it comes with ``linger``."""
+        """Send *response*; time to read it comes with ``see_off``."""
         self._answered = True
         try:
             await self._send_all(self._encode_answer(response))
@@ -495,9 +496,9 @@ class ServerConnection(WSConnection):
     def _encode_answer(self, response: HTTPResponse) -> bytes:
         return response.encode(with_body=self._handshake is None or not self._handshake.is_head)
 
-    async def linger(self) -> None:
+    async def see_off(self) -> None:
         if self._answered:
-            await super().linger()
+            await super().see_off()
 
     def close(self, error: Exception | None = None) -> None:
         if self._opened and not self._answered and not self.closed:
@@ -505,7 +506,10 @@ class ServerConnection(WSConnection):
             response = refusal(503, "going away")
             if error is not None:
                 late = isinstance(error, GreetingError)
-                response = refusal(403, "refused") if not late else refusal(408, "no request in time") if self.http is None else response
+                if late and self.http is None and not self._asking:
+                    response = refusal(408, "no request in time")
+                elif isinstance(error, (PipeRefused, trio.ClosedResourceError)):
+                    response = refusal(403, "refused")
             try:
                 self._link.send(self._encode_answer(response))
             except (OSError, PeerError):

@@ -28,11 +28,12 @@ from sp.transports.websocket import (
     MAX_HEAD,
     SUBPROTOCOLS,
     ClientHandshake,
+    Pings,
     ServerHandshake,
     WebSocket,
-    client_answers_pings,
     client_protocol,
-    server_answers_pings,
+    pings_for_client,
+    pings_for_server,
 )
 
 KIB = 1 << 10
@@ -135,7 +136,7 @@ def asked() -> ServerHandshake:
 
 def opened(handshake: ServerHandshake | ClientHandshake, split: Split | None, limit: int | None) -> WebSocket:
     """Return the WebSocket that a handshake has led to, with what came behind it."""
-    websocket = WebSocket(handshake.protocol, split, limit)
+    websocket = WebSocket(handshake.protocol.side, split, limit)
     websocket.add(handshake.rest)
     return websocket
 
@@ -808,22 +809,23 @@ def websockets_request() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "answers_pings"),
+    ("data", "pings"),
     [
-        pytest.param(LIBNANOMSG_REQUEST, False, id="libnanomsg and libnng"),
-        pytest.param(BROWSER_REQUEST, True, id="a browser"),
-        pytest.param(dialing(target="/x").request, True, id="ours"),
-        pytest.param(websockets_request(), True, id="websockets"),
-        pytest.param(request(("Origin", "null")), True, id="a page without an origin"),
-        pytest.param(request(("user-AGENT", "")), True, id="an agent without a name"),
-        pytest.param(request(("Sec-WebSocket-Extensions", "permessage-deflate")), True, id="one with extensions"),
-        pytest.param(request(("X-Forwarded-For", "203.0.113.7"), ("Via", "1.1 proxy")), False, id="somebody behind a proxy"),
-        pytest.param(request(("Authorization", "Bearer x")), False, id="somebody with credentials"),
+        pytest.param(LIBNANOMSG_REQUEST, Pings.NONE, id="libnanomsg and libnng"),
+        pytest.param(BROWSER_REQUEST, Pings.ANSWERED, id="a browser"),
+        pytest.param(dialing(target="/x").request, Pings.ANSWERED, id="ours"),
+        pytest.param(websockets_request(), Pings.ANSWERED, id="websockets"),
+        pytest.param(request(("Origin", "null")), Pings.ANSWERED, id="a page without an origin"),
+        pytest.param(request(("user-AGENT", "")), Pings.ANSWERED, id="an agent without a name"),
+        pytest.param(request(("Sec-WebSocket-Extensions", "permessage-deflate")), Pings.ANSWERED, id="one with extensions"),
+        pytest.param(request(("X-Forwarded-For", "203.0.113.7"), ("Via", "1.1 proxy")), Pings.NONE, id="somebody behind a proxy"),
+        pytest.param(request(("User-Agent", "Go-http-client/1.1")), Pings.SENT, id="mangos"),
+        pytest.param(request(("Authorization", "Bearer x")), Pings.NONE, id="somebody with credentials"),
     ],
 )
-def test_who_may_be_libnanomsg_is_served_and_not_pinged(data: bytes, answers_pings: bool) -> None:
+def test_who_may_be_libnanomsg_is_served_and_not_pinged(data: bytes, pings: Pings) -> None:
     assert begun(data)[0] == 101
-    assert client_answers_pings(headers_in(data)) == answers_pings
+    assert pings_for_client(headers_in(data)) is pings
 
 
 def test_a_browser_gets_no_extension() -> None:
@@ -1164,26 +1166,30 @@ def websockets_answer(handshake: ClientHandshake) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("answer", "answers_pings"),
+    ("answer", "pings"),
     [
-        pytest.param(lambda handshake: answer_of(handshake, LIBNNG_ANSWER), True, id="libnng"),
-        pytest.param(lambda handshake: answer_of(handshake, LIBNANOMSG_ANSWER), False, id="libnanomsg"),
-        pytest.param(ours, True, id="ours"),
-        pytest.param(websockets_answer, False, id="websockets"),
-        pytest.param(lambda handshake: answer_of(handshake, LIBNNG_ANSWER, [("Server", "nginx")]), False, id="libnng behind a proxy"),
-        pytest.param(lambda handshake: answer_of(handshake, list(map(str.lower, LIBNNG_ANSWER))), False, id="a proxy's spelling"),
-        pytest.param(lambda handshake: answer_of(handshake, LIBNANOMSG_ANSWER, [("Via", "1.1 x")]), False, id="libnanomsg behind a proxy"),
+        pytest.param(lambda handshake: answer_of(handshake, LIBNNG_ANSWER), Pings.SENT, id="libnng"),
+        pytest.param(lambda handshake: answer_of(handshake, LIBNANOMSG_ANSWER), Pings.NONE, id="libnanomsg"),
+        pytest.param(ours, Pings.ANSWERED, id="ours"),
+        pytest.param(websockets_answer, Pings.NONE, id="websockets"),
+        pytest.param(lambda handshake: answer_of(handshake, LIBNNG_ANSWER, [("Server", "nginx")]), Pings.NONE, id="libnng behind a proxy"),
+        pytest.param(lambda handshake: answer_of(handshake, list(map(str.lower, LIBNNG_ANSWER))), Pings.NONE, id="a proxy's spelling"),
         pytest.param(
-            lambda handshake: answer_of(handshake, LIBNANOMSG_ANSWER, [("SP-Implementation", "trio-sp")]), True, id="ours behind a proxy"
+            lambda handshake: answer_of(handshake, LIBNANOMSG_ANSWER, [("Via", "1.1 x")]), Pings.NONE, id="libnanomsg behind a proxy"
         ),
-        pytest.param(lambda handshake: answer_of(handshake, LIBNNG_ANSWER[1:] + LIBNNG_ANSWER[:1]), False, id="another order"),
+        pytest.param(
+            lambda handshake: answer_of(handshake, LIBNANOMSG_ANSWER, [("SP-Implementation", "trio-sp")]),
+            Pings.ANSWERED,
+            id="ours behind a proxy",
+        ),
+        pytest.param(lambda handshake: answer_of(handshake, LIBNNG_ANSWER[1:] + LIBNNG_ANSWER[:1]), Pings.NONE, id="another order"),
     ],
 )
-def test_a_server_that_may_be_libnanomsg_is_taken_and_not_pinged(answer: Callable[[ClientHandshake], bytes], answers_pings: bool) -> None:
+def test_a_server_that_may_be_libnanomsg_is_taken_and_not_pinged(answer: Callable[[ClientHandshake], bytes], pings: Pings) -> None:
     handshake = dialing()
     assert handshake.receive_data(answer(handshake))
     assert handshake.response is not None
-    assert server_answers_pings(handshake.response) == answers_pings
+    assert pings_for_server(handshake.response) is pings
 
 
 def test_an_answer_may_come_byte_by_byte_and_with_messages_behind_it() -> None:
@@ -1399,7 +1405,7 @@ def test_any_answer_is_an_agreement_or_a_peer_error(chunks: list[bytes]) -> None
 
 
 def test_the_header_class_of_the_package_keeps_order_and_spelling() -> None:
-    # What server_answers_pings counts on.
+    # What pings_for_server counts on.
     headers = Headers()
     for name in LIBNNG_ANSWER:
         headers[name] = "x"

@@ -138,6 +138,47 @@ async def test_who_may_be_libnanomsg_is_pinged_only_when_all_are_to_be(everyone:
         await stream.aclose()
 
 
+async def test_no_ping_that_was_not_sent_is_missed(mock_clock: MockClock) -> None:
+    async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, trio.open_nursery() as nursery:
+        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        await bus.wait_for_peers()
+        nursery.start_soon(bus.listeners[0].drain, 100)
+        assert await receive_close(stream) == (1001, "")
+        for _ in range(9):
+            await jump(mock_clock, 10)
+        assert bus.pipes[0].error is None  # no ping follows a Close
+        await jump(mock_clock, 10)
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("agent", ["Go-http-client/1.1", "Mozilla/5.0"])
+async def test_a_silent_mangos_is_pinged_and_not_given_up(agent: str, mock_clock: MockClock) -> None:
+    # It does not read while its application does not.
+    async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
+        stream = await upgrade(bus.listeners[0].url, BUS, f"User-Agent: {agent}")
+        await bus.wait_for_peers()
+        for _ in range(6):
+            await jump(mock_clock, 20)
+        assert (await receive_ws_frame(stream))[0] == PING
+        assert len(bus.pipes) == (1 if agent.startswith("Go") else 0)
+        await stream.aclose()
+
+
+async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
+    never = sp.HTTPServerConfig(ping_interval=None)
+    async with sp.Bus0(listen="ws://127.0.0.1:0", http=never) as bus, sp.Bus0() as other:
+        await other.dial(bus.listeners[0].url)
+        await bus.wait_for_peers()
+        (pipe,) = bus.pipes
+        pinged: list[bytes] = []
+        link = pipe._connection._link
+        real = link.send
+        link.send = lambda data: (pinged.append(bytes(data)), real(data))[1]
+        await jump(mock_clock, 20)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert pinged == [bytes((0x80 | PONG, 0))]  # what a ping is answered with
+
+
 async def test_without_an_interval_nobody_is_pinged(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0", http=sp.HTTPServerConfig(ping_interval=None)) as bus:
         stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
@@ -533,6 +574,7 @@ async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -
             await until(lambda: rep.statistics().listeners[0].greeting == 1)
             nursery.start_soon(listener.drain, 5)
             assert await receive_close(peer) == (1001, "")
+            await waiting.send_all(request("/s", REP).partition(b"\r\n")[2])
             assert (await receive_answer(waiting))[0] == 503
             for head, expected in ((b"GET /healthz HTTP/1.1\r\n\r\n", 503), (request("/s", REP), 503)):
                 newcomer = await connect_plainly(listener.url)
@@ -650,7 +692,7 @@ async def test_a_peer_that_goes_on_sending_after_a_close_holds_nobody_up_either(
 async def test_a_malformed_backtrace_ends_the_websocket_with_a_protocol_error(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
-        with trio.fail_after(5):
+        with trio.fail_after(15):
             for body in (b"\0\0\0\1no end", b"\x80"):
                 stream = await upgrade(rep.listeners[0].url, REP)
                 await stream.send_all(ws_frame(BINARY, body))
