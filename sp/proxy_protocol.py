@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 
 from sp.errors import GreetingError, printable
-from sp.http import format_ip
+from sp.forwarding import format_ip
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _V1: Final = b"PROXY "

@@ -21,6 +21,7 @@ VALUES = {
     "engine",
     "turns",
     "http",
+    "forwarding",
     "statistics",
 }
 CODECS = {"framing", "proxy_protocol", "tls", "tls_context", "openssl", "transports.tls_session", "transports.websocket"}

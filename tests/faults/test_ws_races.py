@@ -308,7 +308,7 @@ async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatc
             raise failures.pop()
         return real(headers)
 
-    monkeypatch.setattr("sp.transports.ws_connection.pings_for_client", fail_once)
+    monkeypatch.setattr("sp.transports.ws_server.pings_for_client", fail_once)
     async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
         with trio.fail_after(5):
             await req.dial(rep.listeners[0].url, wait=False)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sp.http import Client, HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPProxy, HTTPResponse, HTTPServerConfig, client_of
+from sp.forwarding import Client, client_of
+from sp.http import HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPProxy, HTTPResponse, HTTPServerConfig
 
 Config = Callable[..., HTTPServerConfig | HTTPClientConfig]
 

@@ -1,0 +1,179 @@
+"""How ws, wss and ws+unix are dialed, directly or through a proxy."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import urllib.request
+from typing import cast
+
+import trio
+from websockets.http11 import Response
+from websockets.protocol import Side
+from websockets.streams import StreamReader
+
+from sp.address import Address
+from sp.errors import AddressError, GreetingError, PeerClosed, printable
+from sp.http import HTTPClientConfig, HTTPInfo, HTTPProxy, HTTPResponse
+from sp.tls import TLSClientConfig
+from sp.transports import Connection, Terms, ipc, tcp
+from sp.transports.stream import READ_SIZE, Link, SocketLink
+from sp.transports.tls import TLSLink
+from sp.transports.websocket import ClientHandshake, WebSocket, client_protocol, pings_for_server, refused_by
+from sp.transports.ws_connection import WSConnection
+
+
+async def connect(address: Address, terms: Terms) -> Connection:
+    """Connect to *address*, through a proxy if there is one; all handshakes are part of the greeting."""
+    config = cast("HTTPClientConfig", terms.http)
+    link: Link
+    if address.scheme == "ws+unix":
+        return ClientConnection(await ipc.connect_link(address), terms, address)
+    proxy = _proxy_for(address, config)
+    inner = await tcp.connect_link(address, terms) if proxy is None else await _connect_through(proxy, address, terms)
+    link = inner
+    if isinstance(terms.tls, TLSClientConfig):
+        link = TLSLink(inner, terms.tls, host=address.host, port=address.port, http=True)
+    return ClientConnection(link, terms, address)
+
+
+class ClientConnection(WSConnection):
+    """A dialer's."""
+
+    __slots__ = ("_address", "_handshake")
+
+    def __init__(self, link: Link, terms: Terms, address: Address) -> None:
+        super().__init__(link, terms)
+        self._address = address
+        self._handshake: ClientHandshake | None = None
+
+    @property
+    def stage(self) -> str:
+        handshake = self._handshake
+        if self._terms.tls is not None and self._link.tls is None:
+            return self._link.stage
+        said = f" (the server has begun with {handshake.first_line!r})" if handshake is not None and handshake.first_line else ""
+        return f"WebSocket handshake{said}"
+
+    async def greet(self) -> int:
+        terms, link, address = self._terms, self._link, self._address
+        config = cast("HTTPClientConfig", self._config)
+        protocol = client_protocol(terms.peer_number)
+        number, host = terms.peer_number, address.host_header
+        handshake = ClientHandshake(protocol, number, address.target, host, config.headers, over_tls=terms.tls is not None)
+        self._handshake = handshake
+        if terms.tls is None:
+            await link.open(b"")
+            await self._send_all(handshake.request)
+        else:
+            await link.open(handshake.request)  # it leaves with the end of the TLS handshake
+        agreed = False
+        while not agreed:
+            self._check_open()
+            await link.wait_readable()
+            try:
+                data = link.recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            agreed = handshake.receive_data(data)
+        assert handshake.response is not None
+        path, _, query = address.target.partition("?")
+        self.http = HTTPInfo(
+            path=path,
+            query=query,
+            headers=handshake.request_headers,
+            response_headers=handshake.response,
+            scheme="http" if terms.tls is None else "https",
+        )
+        self._pings = pings_for_server(handshake.response)
+        self._websocket = WebSocket(Side.CLIENT, terms.split, terms.options.max_message_size)
+        self._websocket.add(handshake.rest)
+        self._handshake = None
+        return terms.peer_number
+
+    def admit(self) -> None:
+        pass  # it was the server that was asked
+
+    async def refuse(self, response: HTTPResponse) -> None:
+        pass  # it was the server that was asked
+
+
+# Dialing through a proxy.
+
+
+def _proxy_for(address: Address, config: HTTPClientConfig) -> HTTPProxy | None:
+    if config.proxy is None:
+        return None
+    if isinstance(config.proxy, str):
+        return HTTPProxy.parse(config.proxy)
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    kind = "https" if address.is_encrypted else "http"
+    url = urllib.request.getproxies().get(kind)
+    if not url or _is_loopback(address.host) or urllib.request.proxy_bypass(f"{host}:{address.port}"):
+        return None
+    try:
+        return HTTPProxy.parse(url)
+    except ValueError as error:
+        raise AddressError(f"{kind.upper()}_PROXY in the environment: {error}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether no proxy could reach *host* for us: as in Go, the environment then does not count."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+async def _connect_through(proxy: HTTPProxy, address: Address, terms: Terms) -> SocketLink:
+    """Connect to *proxy*, and have it connect to *address* (RFC 9110, 9.3.6)."""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    authority = f"{host}:{address.port}"
+    lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
+    if proxy.username is not None:
+        credentials = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
+        lines.append(f"Proxy-Authorization: Basic {credentials}")
+    try:
+        link = await tcp.connect_link(Address(f"http://{proxy.address}", "tcp", host=proxy.host, port=proxy.port), terms)
+    except OSError as error:
+        raise OSError(error.errno, f"the proxy {proxy.address} cannot be reached: {error.strerror or error}") from error
+    try:
+        await link.open("\r\n".join([*lines, "", ""]).encode())
+        response = await _read_answer(link, proxy)
+        if not 200 <= response.status_code < 300:
+            raise refused_by(f"the proxy {proxy.address}", response)
+    except BaseException:
+        link.close()
+        raise
+    link.proxy_address, link.remote_address = link.remote_address, authority
+    return link
+
+
+async def _read_answer(link: SocketLink, proxy: HTTPProxy) -> Response:
+    """Read the head of an answer; nothing may follow it, since it is we who speak first."""
+    reader = StreamReader()
+    parser = Response.parse(reader.read_line, reader.read_exact, reader.read_to_eof, proxy=True)
+    try:
+        next(parser)
+        while True:
+            await link.wait_readable()
+            try:
+                data = link.recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            if data:
+                reader.feed_data(data)
+            else:
+                reader.feed_eof()
+            next(parser)
+    except StopIteration as done:
+        response = cast("Response", done.value)
+        if reader.buffer and response.status_code < 300:
+            raise GreetingError(f"the proxy {proxy.address} has sent more than its answer") from None
+        return response
+    except EOFError as error:
+        raise PeerClosed(f"the proxy {proxy.address} closed the connection without an answer") from error
+    except (OSError, trio.ClosedResourceError):
+        raise
+    except Exception as error:
+        raise GreetingError(f"the proxy {proxy.address} has not answered in HTTP: {printable(str(error)[:300])}") from error
