@@ -193,7 +193,7 @@ class Listener:
                     log.exception("%s: a newcomer was refused, since this has failed", self.url)  # a fault of ours is one newcomer's
                 self._refused(connection, error)
                 reason = error
-            await connection.see_off()
+            await connection.see_off(reason)
         except BaseException:
             connection.close()
             raise

@@ -106,8 +106,8 @@ class Connection(Protocol):
         """The socket does not take the peer: answer it, if it waits for that."""
         ...
 
-    async def see_off(self) -> None:
-        """Give a peer that was refused a moment to read why, before ``close``: that could take our last words back (RST)."""
+    async def see_off(self, error: Exception | None = None) -> None:
+        """Give a peer that was refused, for *error*, a moment to read why, before ``close``: that could take our last words back (RST)."""
         ...
 
     @property

@@ -124,7 +124,7 @@ class InprocConnection:
     async def refuse(self, response: HTTPResponse) -> None:
         pass
 
-    async def see_off(self) -> None:
+    async def see_off(self, error: Exception | None = None) -> None:
         pass
 
     def send_nowait(self, outbox: deque[Message]) -> bool:

@@ -410,7 +410,7 @@ class StreamConnection(LinkConnection):
     async def refuse(self, response: HTTPResponse) -> None:
         pass  # there is no way to say so
 
-    async def see_off(self) -> None:
+    async def see_off(self, error: Exception | None = None) -> None:
         pass  # nothing was said
 
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:

@@ -137,7 +137,7 @@ class WSConnection(LinkConnection):
             self._say(websocket.data_to_send())
             if messages:
                 return messages
-        await self.see_off()
+        await self.see_off(websocket.error)
         raise websocket.error
 
     async def _wait_readable(self) -> None:
@@ -165,12 +165,14 @@ class WSConnection(LinkConnection):
                 await self._link.wait_writable()
                 self._check_open()
 
-    async def see_off(self) -> None:
+    async def see_off(self, error: Exception | None = None) -> None:
         if self._parted or self.closed:
             return
         self._parted = True
         link = self._link
         try:
+            if self._websocket is not None:
+                self._say_goodbye(self._websocket, error)
             self._flush()
             link.finish()
             with trio.move_on_after(_LAST_WORDS):

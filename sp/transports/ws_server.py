@@ -368,9 +368,9 @@ class ServerConnection(WSConnection):
     def _encode_answer(self, response: HTTPResponse) -> bytes:
         return response.encode(with_body=self._handshake is None or not self._handshake.is_head)
 
-    async def see_off(self) -> None:
+    async def see_off(self, error: Exception | None = None) -> None:
         if self._answered:
-            await super().see_off()
+            await super().see_off(error)
 
     def close(self, error: Exception | None = None) -> None:
         if self._opened and not self._answered and not self.closed:

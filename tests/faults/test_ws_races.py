@@ -17,6 +17,7 @@ from tests.transports.web import (
     connect_plainly,
     receive_answer,
     receive_close,
+    receive_head,
     receive_ws_frame,
     request,
     upgrade,
@@ -344,3 +345,92 @@ async def test_a_dialer_that_finds_no_http_names_what_it_finds(dialed: str, ther
         with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
             await req.dial(f"{dialed}://{port_of(rep.listeners[0])}/")
         assert words in str(caught.value), str(caught.value)
+
+
+async def test_who_is_let_in_while_the_listener_drains_is_told_to_go_on() -> None:
+    decide, asked = trio.Event(), trio.Event()
+
+    async def authorize(pipe: sp.Pipe) -> bool:
+        assert pipe.http is not None
+        if pipe.http.query:
+            asked.set()
+            await decide.wait()
+        return True
+
+    async with sp.Bus0(listen="ws://127.0.0.1:0", authorize=authorize) as bus, trio.open_nursery() as nursery:
+        with trio.fail_after(5):
+            stubborn = await upgrade(bus.listeners[0].url, BUS)  # so that the draining goes on
+            await bus.wait_for_peers()
+            newcomer = await connect_plainly(bus.listeners[0].url)
+            await newcomer.send_all(request("/?later", BUS))
+            await asked.wait()
+            nursery.start_soon(bus.listeners[0].drain, 100)
+            assert await receive_close(stubborn) == (1001, "")
+            decide.set()
+            assert (await receive_head(newcomer)).startswith("HTTP/1.1 101 ")
+            assert await receive_close(newcomer) == (1001, "")
+            await newcomer.aclose()
+            await stubborn.aclose()
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"PROXY UNKNOWN\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\xd8" + b"127.0.0.1:9".ljust(108, b"\0") + bytes(108),
+    ],
+    ids=["unknown", "local", "a unix socket with a name like an address"],
+)
+async def test_where_a_proxy_header_names_no_address_nobody_vouches_for_what_is_forwarded(header: bytes) -> None:
+    http = sp.HTTPServerConfig(trusted_proxies=("127.0.0.0/8", "unix"))
+    async with sp.Bus0(listen="ws://127.0.0.1:0", http=http, proxy_protocol=True) as bus:
+        with trio.fail_after(5):
+            stream = await connect_plainly(bus.listeners[0].url)
+            await stream.send_all(header + request("/", BUS, "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https"))
+            await bus.wait_for_peers()
+            (pipe,) = bus.pipes
+            assert pipe.http is not None
+            assert "192.0.2.1" not in pipe.remote_address
+            assert (pipe.http.scheme, pipe.http.via_trusted_proxy) == ("http", False)
+            await stream.aclose()
+
+
+async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sp.transports.ws_server import Member
+
+    async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other:
+        listener = await other.listen(f"ws://{port_of(leads.listeners[0])}/other")
+        with trio.fail_after(5):
+            with monkeypatch.context() as patched:
+                patched.setattr(Member, "wake", lambda _: None)  # it does not come to accept the newcomer
+                stream = await connect_plainly(listener.url)
+                await stream.send_all(request("/other", REP))
+                await until(lambda: leads.statistics().listeners[0].greeting == 0 and leads.statistics().listeners[0].accepted == 0)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            listener.close()
+            assert (await receive_answer(stream))[0] == 503
+            await stream.aclose()
+
+
+async def test_a_peer_that_the_protocol_has_no_place_for_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
+
+        def refuse(_: object) -> None:
+            raise sp.PipeRefused("there is a peer already")
+
+        monkeypatch.setattr(bus._core.engine, "pipe_attached", refuse)
+        with trio.fail_after(5):
+            stream = await upgrade(bus.listeners[0].url, BUS)
+            assert await receive_close(stream) == (1008, "there is a peer already")
+            await stream.aclose()
+
+
+async def test_a_request_of_http_1_0_needs_no_host_to_be_told_that_it_is_too_old() -> None:
+    async with sp.Rep0(listen="ws://127.0.0.1:0") as rep:
+        with trio.fail_after(5):
+            stream = await connect_plainly(rep.listeners[0].url)
+            await stream.send_all(b"GET / HTTP/1.0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+            assert (await receive_answer(stream))[0] == 505
+            await stream.aclose()
