@@ -24,7 +24,16 @@ VALUES = {
     "forwarding",
     "statistics",
 }
-CODECS = {"framing", "proxy_protocol", "tls", "tls_context", "openssl", "transports.tls_session", "transports.websocket"}
+CODECS = {
+    "framing",
+    "proxy_protocol",
+    "tls",
+    "tls_context",
+    "openssl",
+    "transports.tls_session",
+    "transports.websocket",
+    "transports.ws_handshake",
+}
 OPENSSL = {Path("openssl.py"), Path("tls_context.py"), Path("transports/tls_session.py")}
 """Imported on first use, by nobody's import of the package."""
 IO = {"trio", "socket", "ssl", "time", "asyncio", "select", "threading", "subprocess"}

@@ -19,8 +19,9 @@ from sp.tls import TLSClientConfig
 from sp.transports import Connection, Terms, ipc, tcp
 from sp.transports.stream import READ_SIZE, Link, SocketLink
 from sp.transports.tls import TLSLink
-from sp.transports.websocket import ClientHandshake, WebSocket, client_protocol, pings_for_server, refused_by
+from sp.transports.websocket import WebSocket
 from sp.transports.ws_connection import WSConnection
+from sp.transports.ws_handshake import ClientHandshake, client_protocol, pings_for_server, refused_by
 
 
 async def connect(address: Address, terms: Terms) -> Connection:

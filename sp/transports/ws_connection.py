@@ -14,7 +14,8 @@ from sp.http import HTTPClientConfig, HTTPInfo, HTTPServerConfig
 from sp.message import Message
 from sp.transports import Terms
 from sp.transports.stream import LARGE_READ_SIZE, MAX_PARTS, READ_SIZE, WRITE_SIZE, Link, LinkConnection, wait_for_either
-from sp.transports.websocket import Pings, WebSocket
+from sp.transports.websocket import WebSocket
+from sp.transports.ws_handshake import Pings
 
 _LAST_WORDS: Final = 1.0
 """Seconds that a peer has to read why it is sent away: closing at once could take the words back (RST)."""

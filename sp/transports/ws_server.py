@@ -25,8 +25,9 @@ from sp.tls import TLSServerConfig
 from sp.transports import Acceptor, Answered, Connection, Diverted, Terms, ipc, tcp
 from sp.transports.stream import READ_SIZE, Link, SocketLink, receive_first
 from sp.transports.tls import TLSLink
-from sp.transports.websocket import ServerHandshake, WebSocket, pings_for_client
+from sp.transports.websocket import WebSocket
 from sp.transports.ws_connection import GOING_AWAY, WSConnection
+from sp.transports.ws_handshake import ServerHandshake, pings_for_client
 
 log = logging.getLogger("sp")
 

@@ -24,13 +24,13 @@ from sp.http import HTTPHeaders
 from sp.message import Message
 from sp.protocol_numbers import BUS, PAIR1, PUB, REP, REQ, SUB
 from sp.protocols.backtrace import split_backtrace, split_reply
-from sp.transports.websocket import (
+from sp.transports.websocket import WebSocket
+from sp.transports.ws_handshake import (
     MAX_HEAD,
     SUBPROTOCOLS,
     ClientHandshake,
     Pings,
     ServerHandshake,
-    WebSocket,
     client_protocol,
     pings_for_client,
     pings_for_server,

@@ -299,12 +299,12 @@ async def test_headers_of_a_request_cannot_be_passed_on_to_split_an_answer() -> 
 
 
 async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from sp.transports import websocket
+    from sp.transports import ws_handshake
 
-    real = websocket.pings_for_client
+    real = ws_handshake.pings_for_client
     failures = [KeyError("a fault of ours")]
 
-    def fail_once(headers: sp.HTTPHeaders) -> websocket.Pings:
+    def fail_once(headers: sp.HTTPHeaders) -> ws_handshake.Pings:
         if failures:
             raise failures.pop()
         return real(headers)
