@@ -128,6 +128,13 @@ class SharedPort:
             if _the_ports().get(self.key) is self:
                 del _the_ports()[self.key]
 
+    def pass_on(self, connection: Connection) -> None:
+        """Let who leads now serve a newcomer."""
+        if self.members:
+            self.members[0].add(connection)
+        else:
+            connection.close()
+
     def member_for(self, path: str) -> Member | None:
         """Return who listens at *path*; as in nng, a slash behind it makes no difference."""
         path = normal_path(path)
@@ -212,9 +219,13 @@ class WSAcceptor:
                 if handed:
                     return handed
             with trio.CancelScope() as self._scope:
+                if not member.leads:
+                    await trio.sleep_forever()
+                newcomers = await self._base.accept()
                 if member.leads:
-                    return await self._base.accept()
-                await trio.sleep_forever()
+                    return newcomers
+                for connection in newcomers:  # they came in the moment in which it has left
+                    member.port.pass_on(connection)
 
     def wake(self) -> None:
         """Let ``accept`` look around."""

@@ -414,6 +414,28 @@ async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an
             await stream.aclose()
 
 
+async def test_who_comes_in_the_moment_in_which_the_leader_leaves_is_served_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other, sp.Req0() as req:
+        leader = leads.listeners[0]
+        listener = await other.listen(f"ws://{port_of(leader)}/other")
+        base = leader._acceptors[0]._base
+        accept = base.accept
+
+        async def accept_and_leave() -> Any:
+            newcomers = await accept()
+            monkeypatch.undo()
+            leader.close()
+            return newcomers
+
+        monkeypatch.setattr(base, "accept", accept_and_leave)
+        leader._acceptors[0].wake()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(5):
+            await req.dial(listener.url)
+            await other.wait_for_peers()
+        assert leads.statistics().listeners == ()
+
+
 async def test_a_peer_that_the_protocol_has_no_place_for_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
 
