@@ -68,6 +68,7 @@ async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
             assert event.pipe is not None
             assert event.pipe.reason == event.reason
             await arrivals.wait(2)
+            await ours.wait_for_peers()  # else a bus has nobody yet to send to
             if pair.ours is sp.Req0:
                 assert await theirs.arecv() == b"question", "the request is sent again to the next pipe"
                 await theirs.asend(b"answer")
