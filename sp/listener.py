@@ -64,12 +64,13 @@ class Listener:
             self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
 
     async def drain(self, timeout: float = 30.0) -> None:
-        """Let the peers go elsewhere, then close: for a restart that loses nothing.
+        """Let the peers go elsewhere, then close: for a restart that loses no request.
 
         No newcomer is taken from now on: at ``ws`` and ``wss`` they, and health checks, get a 503 that says so; elsewhere the address is
         freed.  What waits for a peer is still written, then it is told (a WebSocket by 1001, "going away"), and what it had sent before
-        is delivered.  A REQ at the other end asks somebody else then.  Returns when all are gone, or after *timeout* seconds at the
-        most.  Cancelled, it closes at once.
+        is delivered.  A REQ at the other end asks somebody else then, also what is being answered here: that reply is dropped.
+        Returns when all are gone, or after *timeout* seconds at the most.  Cancelled, it closes at once.  Raises StateError or
+        ClosedResourceError when the socket is not open, TypeError or ValueError for a *timeout* that is no positive number.
         """
         self._core.check_open()
         if check_seconds("timeout", timeout) is None:
@@ -170,7 +171,7 @@ class Listener:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._pipes.add(pipe)
         if self._draining:
-            pipe.leave()  # it was attached in the tick in which the draining began
+            pipe.leave()  # it was let in while the draining had begun
         del connection
         try:
             await pipe.run()

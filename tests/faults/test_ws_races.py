@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 import sp
-from tests.transports.ends import client_tls, server_tls
+from tests.tls.authority import Authority
+from tests.transports.ends import authority, client_tls, server_tls
 from tests.transports.web import (
     BROWSER,
     PING,
@@ -456,3 +457,17 @@ async def test_a_request_of_http_1_0_needs_no_host_to_be_told_that_it_is_too_old
             await stream.send_all(b"GET / HTTP/1.0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
             assert (await receive_answer(stream))[0] == 505
             await stream.aclose()
+
+
+async def test_the_subject_of_a_certificate_that_is_refused_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    forged = Authority().issue("client", subject="x)\nBUS attached forged \x1b[31m")
+    server = authority().server(client_ca=authority().pem)
+    caplog.set_level("DEBUG")
+    async with sp.Rep0(listen="wss://127.0.0.1:0", tls=server) as rep, sp.Req0(tls=authority().client(certificate=forged)) as req:
+        events = rep.events()
+        with trio.fail_after(5):
+            await req.dial(rep.listeners[0].url, wait=False)
+            event = await expect(events, K.REFUSED)
+        assert "forged" in event.reason
+        assert event.reason.isprintable()
+    assert all(record.getMessage().isprintable() for record in caplog.records if record.name == "sp")
