@@ -8,7 +8,7 @@ from statistics import median
 
 import trio
 
-from bench import tls, ws
+from bench import family, tls, ws
 from bench.engines import engines, subscriptions
 from bench.harness import Loop, Peer, Plan, Row, Side, compare, in_turn, on_asyncio, one_process, plainly, ratio, two_processes
 from bench.memory import churn, idle_pipes
@@ -143,6 +143,11 @@ FIGURES: dict[str, Callable[[Plan], list[Row]]] = {
     "oneway-64": oneway,
     "oneway-1MiB": oneway_large,
     "fanout": fan_out,
+    "push-64": family.pipeline,
+    "push-1MiB": family.pipeline_large,
+    "pair-64": family.pair,
+    "device-64": family.through_device,
+    "survey-100": family.survey,
     "memory": idle_pipes,
     "churn": churn,
     "subscriptions": subscriptions,

@@ -3,7 +3,8 @@
 What is here is the public interface; docs/reference.md lists it.  Values and errors come first, then what tasks use.
 """
 
-from sp.context import Rep0Context, Req0Context, Request, Sub0Context
+from sp.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
+from sp.device import device
 from sp.dialer import Dialer
 from sp.errors import (
     AddressError,
@@ -31,7 +32,7 @@ from sp.listener import Listener
 from sp.message import Message
 from sp.pipe import Pipe
 from sp.proxy_protocol import ProxyInfo, SSLInfo
-from sp.sockets import Bus0, Pub0, Rep0, Req0, Sub0
+from sp.sockets import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Respondent0, Sub0, Surveyor0
 from sp.statistics import DialerStatistics, ListenerStatistics, PipeStatistics, SocketStatistics
 from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 
@@ -59,6 +60,8 @@ __all__ = [
     "MalformedMessage",
     "Message",
     "MessageTooLarge",
+    "Pair0",
+    "Pair1",
     "PeerClosed",
     "PeerError",
     "PeerSilent",
@@ -67,6 +70,8 @@ __all__ = [
     "PipeStatistics",
     "ProxyInfo",
     "Pub0",
+    "Pull0",
+    "Push0",
     "Rep0",
     "Rep0Context",
     "Req0",
@@ -74,11 +79,15 @@ __all__ = [
     "Request",
     "RequestLost",
     "RequestReplaced",
+    "Respondent0",
+    "Respondent0Context",
     "SSLInfo",
     "SocketStatistics",
     "StateError",
     "Sub0",
     "Sub0Context",
+    "Surveyor0",
+    "Surveyor0Context",
     "TLSClientConfig",
     "TLSConfigError",
     "TLSError",
@@ -86,4 +95,5 @@ __all__ = [
     "TLSServerConfig",
     "UpgradeRefused",
     "WrongProtocol",
+    "device",
 ]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from sp.errors import StateError
-from sp.message import BytesLike, Message
+from sp.message import BytesLike, Message, to_body
 from sp.protocols.rep import RepContext
 from sp.protocols.req import ReqContext
 from sp.protocols.sub import SubContext
-from sp.verbs import ReceiveManyVerbs, ReceiveVerbs, SendVerbs, Verbs, prefix_of
+from sp.protocols.surveyor import SurveyorContext
+from sp.verbs import ReceiveManyVerbs, ReceiveVerbs, SendVerbs, Verbs
 
 if TYPE_CHECKING:
     from sp.core import Core
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 class Context(Verbs, trio.abc.AsyncResource):
     """One conversation.  Made by ``socket.context()``, closed with it, by ``close`` or at the end of its ``async with`` block."""
 
-    def __init__(self, core: Core, turns: Turns, conversation: ReqContext | RepContext | SubContext, receivers: Receivers) -> None:
+    def __init__(
+        self, core: Core, turns: Turns, conversation: ReqContext | RepContext | SubContext | SurveyorContext, receivers: Receivers
+    ) -> None:
         self._core = core
         self._turns = turns
         self._conversation = conversation
@@ -58,17 +61,24 @@ class Req0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
         super().__init__(core, turns, conversation, core.receivers(conversation.mailbox, exclusive=True))
         self._sender = self._receiver = conversation
 
-    def close(self) -> None:
-        if not self._closed:
-            super().close()
-            self._core.forget_receivers(self._receivers)
-
 
 class Rep0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
     """A REP conversation: receive, send, and again.  All contexts of a socket take requests from the same queue."""
 
     def __init__(self, core: Core, turns: Turns, conversation: RepContext, receivers: Receivers) -> None:
         super().__init__(core, turns, conversation, receivers)
+        self._sender = self._receiver = conversation
+
+
+class Respondent0Context(Rep0Context):
+    """A RESPONDENT conversation: receive a survey, answer it, and again.  All contexts of a socket take surveys from the same queue."""
+
+
+class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
+    """A SURVEYOR conversation, which sends a survey and receives answers: what the socket's own verbs do, any number side by side."""
+
+    def __init__(self, core: Core, turns: Turns, conversation: SurveyorContext) -> None:
+        super().__init__(core, turns, conversation, core.receivers(conversation.mailbox))
         self._sender = self._receiver = conversation
 
 
@@ -82,22 +92,20 @@ class Sub0Context(ReceiveManyVerbs, Context):
     def subscribe(self, prefix: BytesLike) -> None:
         """Receive messages whose body begins with *prefix*, from now on; ``b""`` is all.  A second time changes nothing."""
         self._check_open()
-        self._subscriptions.subscribe(prefix_of(prefix))
+        self._subscriptions.subscribe(to_body(prefix, "a subscription"))
 
     def unsubscribe(self, prefix: BytesLike) -> None:
         """End that subscription, and forget queued messages that no other one matches.  ValueError when there is none."""
         self._check_open()
-        if not self._subscriptions.unsubscribe(prefix_of(prefix)):
+        if not self._subscriptions.unsubscribe(to_body(prefix, "a subscription")):
             raise ValueError(f"not subscribed to {bytes(prefix)!r}")
-
-    def close(self) -> None:
-        if not self._closed:
-            super().close()
-            self._core.forget_receivers(self._receivers)
 
 
 class Request:
-    """A request and the way back.  It may be answered once, by any task, or be left unanswered: its requester then asks again."""
+    """A request or a survey, and the way back.
+
+    It may be answered once, by any task, or be left unanswered: a requester then asks again, a surveyor hears from the others.
+    """
 
     __slots__ = ("_context", "_message")
 

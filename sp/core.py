@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import inspect
 import logging
+import math
 import os
 import random
 import weakref
@@ -84,6 +85,8 @@ class Core:
         """A pipe that a waiting task may read itself, or does."""
         self.lent = 0
         """How often one has."""
+        self.in_device = False
+        """Whether a device passes on what the socket receives."""
         self.parked = 0
         """Tasks that wait for messages and do not read."""
         self.timer_idle = False
@@ -93,11 +96,13 @@ class Core:
         self._ended = trio.Event()
         self._changed = trio.Event()
         self._events: weakref.WeakSet[EventStream] = weakref.WeakSet()
-        self._receivers: dict[Receivers, None] = {}
+        self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
         self._senders: deque[_WaitingSender] = deque()
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
+        self._place_taker: Connection | None = None  # of an exclusive socket: whom we have greeted, and who may become its pipe
         self._timer_wanted = trio.Event()
+        self._timer_until = math.inf
         self._watching = False
         self._past = Counter[str]()  # what the pipes moved that are gone
         _cores.add(self)
@@ -210,7 +215,7 @@ class Core:
         waiting, self._senders = self._senders, deque()
         for sender in waiting:
             trio.lowlevel.reschedule(sender.task, outcome.Error(trio.ClosedResourceError("the socket is closed")))
-        for receivers in self._receivers:
+        for receivers in list(self._receivers):
             receivers.fail(lambda: trio.ClosedResourceError("the socket is closed"))
         self._change()
 
@@ -221,8 +226,18 @@ class Core:
 
     # Pipes.
 
-    async def welcome(self, connection: Connection, url: str) -> Pipe:
+    async def welcome(self, connection: Connection, url: str, priority: int) -> Pipe:
         """Greet and attach *connection*, within the greeting time.  Raises PeerError, PipeRefused, OSError, ClosedResourceError."""
+        if not self.engine.exclusive or connection.asks:
+            return await self._welcome(connection, url, priority)
+        self._check_place(connection)
+        self._place_taker = connection  # our greeting makes the peer attach us, so nobody else may take the place meanwhile
+        try:
+            return await self._welcome(connection, url, priority)
+        finally:
+            self._place_taker = None
+
+    async def _welcome(self, connection: Connection, url: str, priority: int) -> Pipe:
         seconds = self.options.greeting_timeout
         is_greeted = False
         with trio.move_on_after(seconds):
@@ -231,10 +246,12 @@ class Core:
             if number != self.engine.peer_number:
                 expected = protocol_name(self.engine.peer_number)
                 raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
-            pipe = Pipe(self, connection, url, number)
+            pipe = Pipe(self, connection, url, number, priority)
             is_greeted = True
             try:
+                self._check_place(connection)
                 await self._authorize(pipe)
+                self._check_place(connection)
                 if pipe.error is not None:
                     raise PipeRefused("refused: authorize closed the pipe")
             except PipeRefused as refused:
@@ -254,6 +271,16 @@ class Core:
         error = GreetingError(f"{late} within {seconds:g} s")
         connection.close(error)
         raise error
+
+    def _check_place(self, connection: Connection) -> None:
+        """Raise PipeRefused when there is no place for *connection*."""
+        try:
+            self.engine.check_vacancy()
+            if self._place_taker not in (None, connection):
+                raise PipeRefused("refused: this PAIR has its peer already, or is about to", permanent=False)
+        except PipeRefused as refused:
+            refused.response = refusal(503, str(refused))
+            raise
 
     async def _authorize(self, pipe: Pipe) -> None:
         if self.options.authorize is None:
@@ -437,33 +464,37 @@ class Core:
 
     def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
         """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
-        receivers = Receivers(self, mailbox, exclusive=exclusive)
-        self._receivers[receivers] = None
-        return receivers
+        return Receivers(self, mailbox, exclusive=exclusive)
 
-    def forget_receivers(self, receivers: Receivers) -> None:
-        """A context is closed."""
+    def receivers_wait(self, receivers: Receivers) -> None:
+        """Somebody waits in *receivers*, and is to be told when the socket is closed."""
+        self._receivers[receivers] = None
+
+    def receivers_rest(self, receivers: Receivers) -> None:
+        """Nobody waits there any more."""
         self._receivers.pop(receivers, None)
 
     # Time.
 
     def wake_timer(self) -> None:
-        """Tell the timer task that the engine has a deadline."""
-        if self.engine.next_deadline() is not None:
+        """Tell the timer task that the engine has a deadline before the one that it waits for."""
+        deadline = self.engine.next_deadline()
+        if deadline is not None and deadline < self._timer_until:
             self.timer_idle = False
             self._timer_wanted.set()
 
     async def _time(self) -> None:
-        # Deadlines only move away, so a task that sleeps until the first of them is never too late.
+        # Where deadlines only move away, a task that sleeps until the first of them is never too late.
+        engine = self.engine
         while True:
-            deadline = self.engine.next_deadline()
-            if deadline is None:
-                self.timer_idle = True
-                self._timer_wanted = trio.Event()
+            deadline = engine.next_deadline()
+            self._timer_until = math.inf if deadline is None else deadline
+            self.timer_idle = deadline is None or engine.deadlines_come_nearer
+            self._timer_wanted = trio.Event()
+            with trio.move_on_at(self._timer_until):
                 await self._timer_wanted.wait()
-            else:
-                await trio.sleep_until(deadline)
-                self.engine.deadline_reached(trio.current_time())
+                continue
+            engine.deadline_reached(trio.current_time())
 
     # Statistics.
 

@@ -11,14 +11,14 @@ import trio
 
 from sp.errors import Error, PeerClosed, PeerError
 from sp.events import Event, EventKind
-from sp.pipe import Pipe
+from sp.pipe import TAKEN_HINT, Pipe
 from sp.statistics import DialerStatistics
 from sp.transports import transport_for
 
 if TYPE_CHECKING:
     from sp.address import Address
     from sp.core import Core
-    from sp.transports import Terms
+    from sp.transports import Connection, Terms
 
 log = logging.getLogger("sp")
 
@@ -50,7 +50,7 @@ class BackOff:
 class Dialer:
     """A URL that a socket dials until the dialer is closed.  Made by ``socket.dial``."""
 
-    def __init__(self, core: Core, address: Address, terms: Terms, *, once: bool) -> None:
+    def __init__(self, core: Core, address: Address, terms: Terms, priority: int, *, once: bool) -> None:
         self.pipe: Pipe | None = None
         """The pipe, while there is one."""
         self.error: Exception | None = None
@@ -58,6 +58,7 @@ class Dialer:
         self._core = core
         self._address = address
         self._terms = terms
+        self._priority = priority
         self._told = (0, "") if terms.tls is None else terms.tls.contexts.news  # of reloads
         self._give_up = once  # the first failure is reported to the caller instead of tried again
         self._back_off = BackOff(core.options.redial_min, core.options.redial_max, core.random)
@@ -154,7 +155,7 @@ class Dialer:
             with trio.fail_after(self._core.options.greeting_timeout):
                 connection = await transport_for(self._address).connect(self._address, self._terms)
             log.debug("%s connected to %s", self.url, connection.remote_address)
-            return await self._core.welcome(connection, self.url)
+            return await self._welcome(connection)
         except trio.TooSlowError:
             raise TimeoutError(f"no connection within {self._core.options.greeting_timeout:g} s") from None
         except BaseException as error:
@@ -162,9 +163,18 @@ class Dialer:
                 connection.close(error if isinstance(error, Exception) else None)
             raise
 
+    async def _welcome(self, connection: Connection) -> Pipe:
+        try:
+            return await self._core.welcome(connection, self.url, self._priority)
+        except (PeerClosed, ConnectionError) as error:
+            if not self._core.engine.exclusive:
+                raise
+            raise PeerClosed(f"{error}{TAKEN_HINT}") from error
+
     async def _keep(self, pipe: Pipe) -> None:
-        if self._stopped:
-            pipe.close()  # we were stopped in the tick in which it was attached
+        late = self._stopped  # in the tick in which it was attached
+        if late:
+            pipe.close()
         self.pipe = pipe
         self.error = None
         self._attached += 1
@@ -172,7 +182,8 @@ class Dialer:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._decided.set()
         try:
-            await pipe.run()
+            with trio.CancelScope(shield=late):  # the cancellation is ours, and a pipe would take it for the socket's
+                await pipe.run()
         finally:
             self.pipe = None
         assert pipe.error is not None

@@ -29,12 +29,21 @@ class EnginePipe(Protocol):
     def id(self) -> int: ...
 
     @property
+    def priority(self) -> int:
+        """1 (the best) to 16, for protocols that pick a pipe for each message."""
+        ...
+
+    @property
     def broken(self) -> bool:
         """Whether nothing can be written any more; ``pipe_detached`` follows."""
         ...
 
     def offer(self, message: Message) -> bool:
         """Queue *message* to be written.  False: the outbox is full, and ``pipe_has_room`` will tell when it no longer is."""
+        ...
+
+    def offer_many(self, messages: list[Message]) -> int:
+        """Do as ``offer`` with each of *messages* until one is not taken; return how many were."""
         ...
 
     def discard_oldest(self) -> bool:
@@ -70,6 +79,22 @@ class Sender(Protocol):
         ...
 
 
+class BatchSender(Sender, Protocol):
+    """The sending half of a socket whose messages need no answer."""
+
+    def send_batch(self, messages: list[Message]) -> int:
+        """Do as ``send`` with each of *messages* until one is not taken; return how many were."""
+        ...
+
+
+def send_each(send: Callable[[Message], bool], messages: list[Message]) -> int:
+    """Give *send* each of *messages* until one is not taken; return how many were: the batch of those that have no better way."""
+    for taken, message in enumerate(messages):
+        if not send(message):
+            return taken
+    return len(messages)
+
+
 class Receiver(Protocol):
     """The receiving half of a context."""
 
@@ -78,6 +103,14 @@ class Receiver(Protocol):
 
     def receive(self) -> Message | None:
         """Return the next message, or None when there is none yet.  A wrong moment raises StateError."""
+        ...
+
+
+class RawReceiver(Receiver, Protocol):
+    """The receiving half of a raw socket."""
+
+    def put_back(self, message: Message) -> None:
+        """Take *message* back, which was received last and has gone nowhere: it is received next."""
         ...
 
 
@@ -102,11 +135,24 @@ class Engine:
     """Whether what a pipe did not write is not lost with it."""
     timed: bool = False
     """Whether it ever has a deadline."""
+    deadlines_come_nearer: bool = False
+    """Whether a new deadline may be before those that are known."""
     patience: float = math.inf
     """Seconds that a pipe waits for room before ``message_overdue``."""
+    balances: bool = False
+    """Whether it picks a pipe for each message, so that a pipe's priority counts."""
+    takes_batches: bool = False
+    """Whether ``messages_received`` can be called instead of ``message_received``."""
+    takes_headers: bool = False
+    """Whether messages to be sent bring their header with them, since the socket is raw."""
+    exclusive: bool = False
+    """Whether there is no place for every newcomer, so that a listener greets none before it has one."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
+
+    def check_vacancy(self) -> None:
+        """Raise PipeRefused when there is no place for another pipe, so that its greeting can be saved."""
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
         """A pipe is ready.  May raise PipeRefused."""
@@ -119,6 +165,10 @@ class Engine:
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         """Take *message*.  False: not now; the pipe holds it, reads no more, and comes again after ``pipe.resume()``."""
+        raise NotImplementedError
+
+    def messages_received(self, pipe: EnginePipe, messages: list[Message]) -> int:
+        """Take the first of *messages*; return how many.  Less than all: not now, as with ``message_received``."""
         raise NotImplementedError
 
     def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
@@ -190,6 +240,24 @@ class Inbox(Mailbox):
             self.wake()
         return True
 
+    def offer_many(self, pipe: EnginePipe, batch: list[Message]) -> int:
+        """Do as ``offer`` with each of *batch* until one is not taken; return how many were."""
+        messages = self._messages
+        first = batch[: max(0, self._limit - len(messages))]
+        size = sum([len(message.body) for message in first])
+        taken = 0
+        if first and self._bytes + size <= self._byte_limit:
+            messages.extend(first)
+            self._bytes += size
+            if self.wake is not None:
+                self.wake()
+            taken = len(first)
+        for message in batch[taken:]:
+            if not self.offer(pipe, message):
+                break
+            taken += 1
+        return taken
+
     def lose(self) -> None:
         """The application has not kept up: drop from now on."""
         self._losing = True
@@ -217,6 +285,19 @@ class Inbox(Mailbox):
         if self._held or self._losing:
             self._relax()
         return bodies
+
+    def put_back(self, message: Message) -> None:
+        """Take back the message that was taken last, whatever the bounds say."""
+        self._messages.appendleft(message)
+        self._bytes += len(message.body)
+        if self.wake is not None:
+            self.wake()
+
+    def release(self) -> None:
+        """Hold nobody back any more."""
+        held, self._held = self._held, {}
+        for pipe in held:
+            pipe.resume()
 
     def purge(self, keep: Callable[[Message], bool]) -> None:
         """Forget the messages that *keep* does not want."""
@@ -248,3 +329,46 @@ class Inbox(Mailbox):
         for pipe in list(self._held)[: None if everybody else self._limit - len(self._messages)]:
             del self._held[pipe]
             pipe.resume()
+
+
+class InboxEngine(Engine):
+    """An engine with one inbox, which all that it receives ends in; with a *policy*, one that drops."""
+
+    def __init__(self, options: SocketOptions, policy: DropPolicy | None = None) -> None:
+        super().__init__()
+        self._inbox = Inbox(options, policy)
+
+    @property
+    def mailbox(self) -> Mailbox:
+        return self._inbox
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._inbox.forget(pipe)
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        return self._inbox.offer(pipe, message)
+
+    def messages_received(self, pipe: EnginePipe, messages: list[Message]) -> int:
+        return self._inbox.offer_many(pipe, messages)
+
+    def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
+        self._inbox.lose()
+        self.message_received(pipe, message)
+
+    def receive(self) -> Message | None:
+        """Return the oldest message, or None."""
+        return self._inbox.take()
+
+    def receive_more(self, limit: int | None) -> list[bytes]:
+        """Return the bodies of the oldest messages, at most *limit*; None: of all."""
+        return self._inbox.take_bodies(limit)
+
+    def put_back(self, message: Message) -> None:
+        """Take back the message that was received last."""
+        self._inbox.put_back(message)
+
+    def queued(self) -> int:
+        return len(self._inbox)
+
+    def inbox_dropped(self) -> int:
+        return self._inbox.dropped

@@ -46,10 +46,9 @@ class DialError(Error):
 class PipeRefused(Error):
     """This side turned a new pipe away: ``authorize`` said no, or the protocol has no place for it."""
 
-    permanent = True
-
-    def __init__(self, reason: str, response: HTTPResponse | None = None) -> None:
+    def __init__(self, reason: str, response: HTTPResponse | None = None, *, permanent: bool = True) -> None:
         super().__init__(reason)
+        self.permanent = permanent
         self.response = response
         """What a peer that came by HTTP is answered, if ``authorize`` has chosen that."""
 

@@ -10,7 +10,7 @@ import trio
 
 from sp.errors import Error, StateError
 from sp.events import Event, EventKind
-from sp.options import check_seconds
+from sp.options import check_time
 from sp.pipe import Pipe
 from sp.statistics import ListenerStatistics
 from sp.transports import Answered, Diverted
@@ -29,11 +29,12 @@ _ACCEPT_PAUSE: Final = 0.1
 class Listener:
     """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
 
-    def __init__(self, core: Core, acceptors: list[Acceptor], tls: TLSServerConfig | None) -> None:
+    def __init__(self, core: Core, acceptors: list[Acceptor], tls: TLSServerConfig | None, priority: int) -> None:
         self.url = acceptors[0].url
         """The URL as it was given, with the port that was really bound."""
         self._core = core
         self._tls = tls
+        self._priority = priority
         self._told = (0, "") if tls is None else tls.contexts.news  # of reloads
         self._acceptors = acceptors
         self._greeting: dict[Connection, None] = {}  # the oldest first
@@ -73,8 +74,7 @@ class Listener:
         ClosedResourceError when the socket is not open, TypeError or ValueError for a *timeout* that is no positive number.
         """
         self._core.check_open()
-        if check_seconds("timeout", timeout) is None:
-            raise TypeError("timeout must be a number of seconds, not None: who never leaves would never let it end")
+        check_time("timeout", timeout)  # not None: who never leaves would never let it end
         self._draining = True
         try:
             for acceptor in self._acceptors:
@@ -183,7 +183,7 @@ class Listener:
         reason: Exception | None = None
         try:
             try:
-                return await self._core.welcome(connection, self.url)
+                return await self._core.welcome(connection, self.url, self._priority)
             except Diverted:
                 self._accepted -= 1
                 return None

@@ -34,12 +34,12 @@ class Message:
         return f"<Message header={self.header.hex()} body={len(self.body)} bytes pipe={self.pipe!r}>"
 
 
-def to_body(value: BytesLike | Any) -> bytes:
-    """Return *value* as bytes that nobody can change while they wait in a queue.  Anything but bytes-like is a TypeError."""
+def to_body(value: BytesLike | Any, what: str = "a message body") -> bytes:
+    """Return *value* as bytes that nobody can change while they wait in a queue.  Anything but bytes-like is a TypeError about *what*."""
     if type(value) is bytes:
         return value
     if isinstance(value, str):
-        raise TypeError("a message body must be bytes, not str: encode it first, for example with .encode()")
+        raise TypeError(f"{what} must be bytes, not str: encode it first, for example with .encode()")
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(cast("BytesLike", value))
-    raise TypeError(f"a message body must be bytes, bytearray or memoryview, not {type(value).__name__}")
+    raise TypeError(f"{what} must be bytes, bytearray or memoryview, not {type(value).__name__}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     _Attribute = attrs.Attribute[Any]
 
 Authorize = Callable[["Pipe"], "bool | HTTPResponse | Awaitable[bool | HTTPResponse]"]
+DEFAULT_PRIORITY = 8
 Redial = Callable[[Exception], bool]
 DropPolicy = Literal["oldest", "newest"]
 
@@ -52,13 +53,27 @@ def optional(check: Callable[[object, _Attribute, object], None]) -> Callable[[o
 
 def check_seconds(name: str, value: object) -> float | None:
     """Return *value*, a positive finite number of seconds or None; anything else raises, naming *name*."""
-    if value is None:
-        return None
+    return None if value is None else _check_time(name, value, " or None")
+
+
+def check_time(name: str, value: object) -> float:
+    """Return *value*, a positive finite number of seconds; anything else raises, naming *name*."""
+    return _check_time(name, value, "")
+
+
+def _check_time(name: str, value: object, alternative: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds{alternative}, not {value!r}")
     if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number of seconds or None, not {value}")
+        raise ValueError(f"{name} must be a positive number of seconds{alternative}, not {value}")
     return float(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return *value*, True or False; anything else raises, naming *name*."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
 
 
 def check_ttl(value: object) -> int:
@@ -67,6 +82,15 @@ def check_ttl(value: object) -> int:
         raise TypeError(f"ttl must be an int, not {value!r}")
     if not 1 <= value <= 255:
         raise ValueError(f"ttl must be from 1 to 255, not {value}")
+    return value
+
+
+def check_priority(value: object) -> int:
+    """Return *value*, a priority from 1 to 16; anything else raises."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"priority must be an int, not {value!r}")
+    if not 1 <= value <= 16:
+        raise ValueError(f"priority must be from 1, the best, to 16, not {value}")
     return value
 
 
@@ -86,8 +110,7 @@ def _tls(_: object, __: _Attribute, value: object) -> None:
 
 
 def _flag(_: object, attribute: _Attribute, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
+    check_flag(attribute.name, value)
 
 
 def _http(_: object, __: _Attribute, value: object) -> None:

@@ -7,7 +7,7 @@ import itertools
 import math
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sp.tls import TLSInfo
     from sp.transports import Connection
 
+TAKEN_HINT: Final = "; a PAIR that has its peer does that"
 _ids = itertools.count(secrets.randbits(31))
 
 
@@ -92,15 +93,18 @@ class Pipe:
         "messages_received",
         "messages_sent",
         "peer_number",
+        "priority",
         "url",
     )
 
-    def __init__(self, core: Core, connection: Connection, url: str, peer_number: int) -> None:
+    def __init__(self, core: Core, connection: Connection, url: str, peer_number: int, priority: int) -> None:
         self.id: int = next(_ids) & 0x7FFF_FFFF
         """31 bits, from a random start."""
         self.url = url
         """The URL of the dialer or listener that made the pipe."""
         self.peer_number = peer_number
+        self.priority = priority
+        """That of its dialer or listener, 1 (the best) to 16: whom PUSH and REQ prefer."""
         self.error: Exception | None = None
         """Why the pipe ended; None as long as it has not."""
         self.messages_sent = self.bytes_sent = self.messages_received = self.bytes_received = 0
@@ -214,6 +218,26 @@ class Pipe:
             self._core.write_soon(self)
         return True
 
+    def offer_many(self, messages: list[Message]) -> int:
+        """Do as ``offer`` with each of *messages* until one is not taken; return how many were."""
+        outbox = self._outbox
+        taken = 0
+        if outbox or self._writing is _IDLE:  # those that nobody writes at once
+            first = messages[: max(0, self._limit - len(outbox))]
+            size = sum([len(message.header) + len(message.body) for message in first])
+            if self._state is _ATTACHED and self._writing is not _BROKEN and self._outbox_bytes + size <= self._byte_limit:
+                if not outbox and first:
+                    self._writing = _DUE
+                    self._core.write_soon(self)
+                outbox.extend(first)
+                self._outbox_bytes += size
+                taken = len(first)
+        for message in messages[taken:]:
+            if not self.offer(message):
+                break
+            taken += 1
+        return taken
+
     def discard_oldest(self) -> bool:
         """Drop the oldest message that waits to be written.  False: none waits."""
         if not self._outbox:
@@ -285,7 +309,8 @@ class Pipe:
         """Read until the pipe ends, then detach it.  Only a cancellation comes out."""
         try:
             await self._read()
-            self.end(PeerClosed("the peer closed the connection"))
+            is_taken = self._core.engine.exclusive and not self.messages_received
+            self.end(PeerClosed(f"the peer closed the connection{TAKEN_HINT if is_taken else ''}"))
         except (PeerError, OSError, trio.ClosedResourceError) as error:
             self.end(error)
         except trio.Cancelled:
@@ -310,10 +335,11 @@ class Pipe:
 
     def _received(self, batch: list[Message]) -> None:
         """Count *batch* and mark it as ours."""
-        size = 0
         for message in batch:
-            size += len(message.header) + len(message.body)
             message.pipe = self
+        size = sum([len(message.body) for message in batch])
+        if self._core.engine.split is not None:
+            size += sum([len(message.header) for message in batch])
         self.messages_received += len(batch)
         self.bytes_received += size
         if self._writing is _IDLE:
@@ -321,7 +347,11 @@ class Pipe:
 
     def _deliver(self, batch: list[Message]) -> None:
         """Give *batch* to the engine, and take out of it what the engine took."""
-        message_received = self._core.engine.message_received
+        engine = self._core.engine
+        if engine.takes_batches and (self._state is _ATTACHED or self._state is _LEAVING):
+            del batch[: engine.messages_received(self, batch)]
+            return
+        message_received = engine.message_received
         taken = 0
         for message in batch:
             if self._state is not _ATTACHED and self._state is not _LEAVING:
@@ -336,7 +366,8 @@ class Pipe:
         while batch:
             await self._hold(batch)
             if batch:
-                await trio.lowlevel.checkpoint()  # others that were held deliver one as well before we deliver the rest
+                if not self._core.lone(self):
+                    await trio.lowlevel.checkpoint()  # others that were held deliver one as well before we deliver the rest
                 self._deliver(batch)
 
     async def _lend(self) -> bool:

@@ -45,6 +45,7 @@ class Receivers:
                 return message
         entry = (trio.lowlevel.current_task(), receiver)
         (self._waiting.appendleft if has_read else self._waiting.append)(entry)
+        core.receivers_wait(self)
         mailbox.wake = self._serve
         mailbox.fail = self.fail
         core.parked += 1
@@ -61,6 +62,7 @@ class Receivers:
     async def _read(self, pipe: Pipe, receiver: Receiver) -> Message | None:
         """Wait by reading *pipe*.  None: there is none yet, and the caller has to wait in another way."""
         self._reading = (pipe, receiver)
+        self._core.receivers_wait(self)
         self._mailbox.wake = self._serve
         self._mailbox.fail = self.fail
         try:
@@ -84,6 +86,7 @@ class Receivers:
         """Ask to be woken no more, if nobody waits."""
         if not self._waiting and self._reading is None:
             self._mailbox.wake = self._mailbox.fail = None
+            self._core.receivers_rest(self)
 
     def _serve(self) -> None:
         if self._reading is not None:

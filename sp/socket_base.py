@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Self, cast
+from typing import Final, NamedTuple, Self, cast
 
 import attrs
 import trio
@@ -14,18 +14,28 @@ import trio
 from sp.address import Address
 from sp.core import Core
 from sp.dialer import Dialer
-from sp.engine import Engine
+from sp.engine import Engine, RawReceiver, Sender
 from sp.errors import AddressError, DialError, TLSConfigError
 from sp.events import Event, EventKind, EventStream
 from sp.http import HTTPClientConfig, HTTPServerConfig
 from sp.listener import Listener
-from sp.options import SocketKeywords, SocketOptions
+from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions, check_priority
 from sp.pipe import Pipe
+from sp.receivers import Receivers
 from sp.statistics import SocketStatistics
 from sp.tls import TLSClientConfig, TLSServerConfig, default_client_config
 from sp.transports import Terms, transport_for
 from sp.turns import Turns
 from sp.verbs import Verbs
+
+
+class Wiring(NamedTuple):
+    """What a device works on, below the verbs; the halves that the protocol does not have are None."""
+
+    core: Core
+    receiver: RawReceiver | None
+    receivers: Receivers | None
+    sender: Sender | None
 
 
 class Socket(Verbs, trio.abc.AsyncResource):
@@ -35,7 +45,9 @@ class Socket(Verbs, trio.abc.AsyncResource):
     ``aclose`` does; left by an exception or a cancellation, it closes it at once.
     """
 
-    def __init__(self, engine: Engine, options: SocketOptions) -> None:
+    def __init__(self, engine: Engine, options: SocketOptions, *, raw: bool = False) -> None:
+        self.raw: Final = raw
+        """Whether headers are the application's business: nothing is matched, timed or filtered, and a device can use the socket."""
         self._options = options
         self._core = Core(engine, options)
         self._turns = Turns()
@@ -83,7 +95,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         try:
             swallowed = await manager.__aexit__(type(seen) if seen else None, seen, seen.__traceback__ if seen else None)
         except BaseExceptionGroup as group:
-            rest = _plain(group)
+            rest = plain(group)
             if rest is None:
                 return False  # cancelled from further out
             raise rest from error
@@ -102,12 +114,20 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self._core.close()
 
     async def dial(
-        self, url: str, *, wait: bool = True, tls: TLSClientConfig | None = None, http: HTTPClientConfig | None = None
+        self,
+        url: str,
+        *,
+        wait: bool = True,
+        priority: int | None = None,
+        tls: TLSClientConfig | None = None,
+        http: HTTPClientConfig | None = None,
     ) -> Dialer:
         """Connect to *url*, and again whenever the connection is lost.
 
         With *wait*, returns once a pipe is attached; when the first attempt fails, raises DialError with the reason as its cause,
         and nothing goes on.  Without it, keeps trying in the background; events and ``dialer.error`` tell how it goes.
+        *priority*, for PUSH and REQ, is that of the peer: 1 (the best) to 16, None: 8.  A peer gets messages only while nobody with a
+        better priority has room for them.
         *tls* is for URLs with TLS; None: that of the socket, or else one that trusts whom the system trusts.  *http* is for ``ws`` and
         ``wss``; None: that of the socket, or else the defaults.
         Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError for one that *tls*
@@ -115,11 +135,12 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """
         address = Address.parse(url)
         address.check_dialable()
+        rank = self._rank(priority)
         terms = self._terms(address, tls, TLSClientConfig, http, HTTPClientConfig)
         self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
         await trio.lowlevel.checkpoint()
         self._core.check_open()
-        dialer = Dialer(self._core, address, terms, once=wait)
+        dialer = Dialer(self._core, address, terms, rank, once=wait)
         self._core.dialers.append(dialer)
         self._core.spawn(dialer.run)
         if wait:
@@ -134,10 +155,17 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return dialer
 
     async def listen(
-        self, url: str, *, tls: TLSServerConfig | None = None, http: HTTPServerConfig | None = None, proxy_protocol: bool | None = None
+        self,
+        url: str,
+        *,
+        priority: int | None = None,
+        tls: TLSServerConfig | None = None,
+        http: HTTPServerConfig | None = None,
+        proxy_protocol: bool | None = None,
     ) -> Listener:
         """Bind *url* and accept whoever comes.  ``listener.url`` has the port that was really bound.
 
+        *priority* is that of all who come this way, as with ``dial``.
         *tls* is for URLs with TLS, *http* for ``ws`` and ``wss``; *proxy_protocol* says whether connections begin with a PROXY protocol
         header, at any URL but ``ipc``, ``abstract`` and ``inproc``.  None: as the socket has it.
         Several sockets of a trio run may share a host and port by different paths of ``ws`` or ``wss``.
@@ -146,19 +174,27 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """
         address = Address.parse(url)
         address.check_listenable()
+        rank = self._rank(priority)
         terms = self._terms(address, tls, TLSServerConfig, http, HTTPServerConfig)
-        terms = attrs.evolve(terms, proxy_protocol=self._proxied(address, proxy_protocol))
+        terms = attrs.evolve(terms, proxy_protocol=self._proxied(address, proxy_protocol), asks=self._core.engine.exclusive)
         self._core.check_open()
         acceptors = await transport_for(address).listen(address, terms)
         if not self._core.open:
             for acceptor in acceptors:
                 acceptor.close()
             self._core.check_open()
-        listener = Listener(self._core, acceptors, cast("TLSServerConfig | None", terms.tls))
+        listener = Listener(self._core, acceptors, cast("TLSServerConfig | None", terms.tls), rank)
         self._core.listeners.append(listener)
         self._core.spawn(listener.run)
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
         return listener
+
+    def _rank(self, priority: int | None) -> int:
+        if priority is None:
+            return DEFAULT_PRIORITY
+        if not self._core.engine.balances:
+            raise ValueError(f"priority is for sockets that pick a peer for each message, PUSH and REQ, not for {self._core.name}")
+        return check_priority(priority)
 
     def _terms(
         self,
@@ -219,6 +255,12 @@ class Socket(Verbs, trio.abc.AsyncResource):
             raise AddressError(f"proxy_protocol was given to listen on {address.url!r}, which no proxy forwards to")
         return possible and (self._options.proxy_protocol if proxied is None else proxied)
 
+    @property
+    def wiring(self) -> Wiring:
+        """What a device works on; not for applications."""
+        receiver = cast("RawReceiver | None", getattr(self, "_receiver", None))
+        return Wiring(self._core, receiver, getattr(self, "_receivers", None), getattr(self, "_sender", None))
+
     async def wait_for_peers(self, n: int = 1) -> None:
         """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
         self._core.check_open()
@@ -253,7 +295,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     def __repr__(self) -> str:
         core = self._core
-        return f"<{type(self).__name__} {core.state} pipes={len(core.pipes)} inbox={core.engine.queued()}>"
+        return f"<{type(self).__name__}{' raw' if self.raw else ''} {core.state} pipes={len(core.pipes)} inbox={core.engine.queued()}>"
 
     def __del__(self) -> None:
         if getattr(self, "_manager", None) is not None:
@@ -269,13 +311,13 @@ def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
     return SocketOptions(**keywords)
 
 
-def _plain(error: BaseException) -> BaseException | None:
+def plain(error: BaseException) -> BaseException | None:
     """Return what *error* is about, without trio.Cancelled and without groups of one; None: nothing but Cancelled."""
     if isinstance(error, trio.Cancelled):
         return None
     if not isinstance(error, BaseExceptionGroup):
         return error
-    rest = [inner for inner in map(_plain, cast("BaseExceptionGroup[BaseException]", error).exceptions) if inner is not None]
+    rest = [inner for inner in map(plain, cast("BaseExceptionGroup[BaseException]", error).exceptions) if inner is not None]
     if not rest:
         return None
     return rest[0] if len(rest) == 1 else BaseExceptionGroup("several tasks of the socket failed", rest)

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from random import SystemRandom
-from typing import Unpack, cast
+from typing import TypeVar, Unpack, cast
 
 import trio
 
-from sp.context import Rep0Context, Req0Context, Request, Sub0Context
-from sp.message import BytesLike
-from sp.options import DropPolicy, SocketKeywords, check_policy, check_seconds, check_ttl
-from sp.protocols.bus import BusEngine
+from sp.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
+from sp.engine import Sender
+from sp.errors import StateError
+from sp.message import BytesLike, Message, to_body
+from sp.options import DropPolicy, SocketKeywords, check_flag, check_policy, check_seconds, check_time, check_ttl
+from sp.protocols.bus import BusEngine, RawBusEngine
+from sp.protocols.pair0 import Pair0Engine
+from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine
 from sp.protocols.pub import PubEngine
-from sp.protocols.rep import RepEngine
-from sp.protocols.req import ReqEngine
+from sp.protocols.pull import PullEngine
+from sp.protocols.push import PushEngine
+from sp.protocols.rep import RawRepEngine, RepEngine
+from sp.protocols.req import RawReqEngine, ReqEngine
+from sp.protocols.respondent import RawRespondentEngine, RespondentEngine
 from sp.protocols.sub import SubEngine
+from sp.protocols.surveyor import RawSurveyorEngine, SurveyorEngine
 from sp.socket_base import Socket, options_from
-from sp.verbs import ReceiveManyVerbs, ReceiveVerbs, SendManyVerbs, SendVerbs, prefix_of
+from sp.verbs import ReceiveManyVerbs, ReceiveVerbs, SendManyVerbs, SendVerbs
+
+_Engine = TypeVar("_Engine")
+
+
+def _cooked(engine: _Engine | None, what: str) -> _Engine:
+    """Return *engine*, or say that a raw socket has no *what*."""
+    if engine is None:
+        raise StateError(f"a raw socket has no {what}: its messages bring their headers with them")
+    return engine
 
 
 class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
@@ -27,14 +44,24 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     without an answer after *resend_after* seconds (None: never; then a lost pipe raises RequestLost in ``receive``).
     ``send`` and ``receive`` are one conversation, where a new request replaces the old; ``request`` and ``context`` make others.
     A cancelled ``receive`` leaves the request under way (nanomsg does so; nng and mangos give it up).
+
+    *raw*: ``send_message`` takes, and ``receive_message`` returns, messages with their backtrace; there are no conversations.
     """
 
-    def __init__(self, *, resend_after: float | None = 60.0, **options: Unpack[SocketKeywords]) -> None:
-        engine = ReqEngine(check_seconds("resend_after", resend_after), SystemRandom(), trio.current_time)
-        super().__init__(engine, options_from(options, "resend_after"))
-        self._engine = engine
-        self._sender = self._receiver = conversation = engine.open_context()
-        self._receivers = self._core.receivers(conversation.mailbox, exclusive=True)
+    def __init__(self, *, resend_after: float | None = 60.0, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "resend_after", "raw")
+        seconds = check_seconds("resend_after", resend_after)
+        self._engine: ReqEngine | None = None
+        if check_flag("raw", raw):
+            engine = RawReqEngine(keywords)
+            super().__init__(engine, keywords, raw=True)
+            self._sender, self._receiver = engine, engine
+            self._receivers = self._core.receivers(engine.mailbox)
+        else:
+            self._engine = ReqEngine(seconds, SystemRandom(), trio.current_time)
+            super().__init__(self._engine, keywords)
+            self._sender = self._receiver = conversation = self._engine.open_context()
+            self._receivers = self._core.receivers(conversation.mailbox, exclusive=True)
 
     async def request(self, value: BytesLike) -> bytes:
         """Send *value* and return the body of the reply, in a conversation of its own: any number of tasks may do so at once.
@@ -51,20 +78,20 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     def context(self) -> Req0Context:
         """Open another conversation."""
         self._check_open()
-        return Req0Context(self._core, self._turns, self._engine.open_context())
+        return Req0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context())
 
 
 class Requests:
-    """An async iterator over the requests of a REP socket, each one a conversation of its own."""
+    """An async iterator over the requests of a REP socket or the surveys of a RESPONDENT, each one a conversation of its own."""
 
-    def __init__(self, socket: Rep0) -> None:
+    def __init__(self, socket: Rep0 | Respondent0) -> None:
         self._socket = socket
 
     def __aiter__(self) -> Requests:
         return self
 
     async def __anext__(self) -> Request:
-        """Wait for the next request.  Cancelled, none is lost."""
+        """Wait for the next one.  Cancelled, none is lost."""
         context = self._socket.context()
         return Request(context, await context.receive_message())
 
@@ -76,15 +103,24 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     ``receive``; ``requests`` and ``context`` make others.  ``send`` waits while the requester does not read, so a service for
     strangers should use ``requests``, where that holds up one answer and not the service.
     Requests with more than *ttl* hops (1 to 255) are dropped.
+
+    *raw*: ``receive_message`` returns messages whose header begins with the id of their pipe, and ``send_message`` takes it off again.
+    Replies to nobody, or to somebody without room, are dropped and counted.
     """
 
-    def __init__(self, *, ttl: int = 8, **options: Unpack[SocketKeywords]) -> None:
-        keywords = options_from(options, "ttl")
-        engine = RepEngine(keywords, check_ttl(ttl))
-        super().__init__(engine, keywords)
-        self._engine = engine
-        self._sender = self._receiver = engine.open_context()
-        self._receivers = self._core.receivers(engine.inbox)
+    def __init__(self, *, ttl: int = 8, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "ttl", "raw")
+        self._engine: RepEngine | None = None
+        if check_flag("raw", raw):
+            engine = RawRepEngine(keywords, check_ttl(ttl))
+            super().__init__(engine, keywords, raw=True)
+            self._sender, self._receiver = engine, engine
+            self._receivers = self._core.receivers(engine.mailbox)
+        else:
+            self._engine = RepEngine(keywords, check_ttl(ttl))
+            super().__init__(self._engine, keywords)
+            self._sender = self._receiver = self._engine.open_context()
+            self._receivers = self._core.receivers(self._engine.inbox)
 
     def requests(self) -> Requests:
         """Return an async iterator over requests that can be answered in any order, by any task."""
@@ -93,20 +129,203 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     def context(self) -> Rep0Context:
         """Open another conversation."""
         self._check_open()
-        return Rep0Context(self._core, self._turns, self._engine.open_context(), self._receivers)
+        return Rep0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context(), self._receivers)
+
+
+class Survey:
+    """An async iterator over the answers to one survey, in a conversation of its own; it ends with the survey's time.
+
+    The survey is sent when the iteration begins, and forgotten when its time is up or by ``close``, whatever comes first.
+    """
+
+    def __init__(self, context: Surveyor0Context, value: bytes) -> None:
+        self._context = context
+        self._value: bytes | None = value
+        self._over = False
+
+    def __aiter__(self) -> Survey:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Wait for the next answer and return its body.  Cancelled, none is lost, and the survey may be under way."""
+        if self._over:
+            await trio.lowlevel.checkpoint()
+            raise StopAsyncIteration
+        value, self._value = self._value, None
+        if value is not None:
+            try:
+                await self._context.send(value)
+            except BaseException:
+                self._value = value
+                raise
+        try:
+            return await self._context.receive()
+        except trio.EndOfChannel:
+            self.close()
+        except trio.ClosedResourceError:
+            if not self._over:
+                raise
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """End the survey: further answers are late.  A second time does nothing."""
+        self._over = True
+        self._context.close()
+
+
+class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
+    """Asks everybody and takes the answers that come in time.
+
+    ``send`` begins a survey of *deadline* seconds, and ends the one before; it never waits, and who has no room misses the survey.
+    ``receive`` returns an answer, and raises trio.EndOfChannel when the time is up and no answer is left, so that ``async for`` ends.
+    ``survey`` and ``context`` make conversations beside that one.  An application that does not receive holds its respondents back for a
+    tenth of a second; then their newest answers are dropped and counted.
+
+    *raw*: ``send_message`` takes, and ``receive_message`` returns, messages with their backtrace; there is no deadline.
+    """
+
+    def __init__(self, *, deadline: float = 1.0, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "deadline", "raw")
+        self._deadline = check_time("deadline", deadline)
+        self._engine: SurveyorEngine | None = None
+        if check_flag("raw", raw):
+            engine = RawSurveyorEngine(keywords)
+            super().__init__(engine, keywords, raw=True)
+            self._sender, self._receiver = engine, engine
+            self._receivers = self._core.receivers(engine.mailbox)
+        else:
+            self._engine = SurveyorEngine(keywords, SystemRandom(), trio.current_time, trio.EndOfChannel)
+            super().__init__(self._engine, keywords)
+            self._sender = self._receiver = conversation = self._engine.open_context(self._deadline)
+            self._receivers = self._core.receivers(conversation.mailbox)
+
+    def survey(self, value: BytesLike, *, deadline: float | None = None) -> Survey:
+        """Return an async iterator that sends *value* to everybody and gives the bodies of the answers.
+
+        It ends *deadline* seconds after it was begun (None: as the socket has it).  Any number may be under way at once.
+        """
+        return Survey(self.context(deadline=deadline), to_body(value))
+
+    def context(self, *, deadline: float | None = None) -> Surveyor0Context:
+        """Open another conversation, whose surveys take *deadline* seconds (None: as the socket has it)."""
+        self._check_open()
+        seconds = self._deadline if deadline is None else check_time("deadline", deadline)
+        return Surveyor0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context(seconds))
+
+
+class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
+    """Receives surveys and answers them.
+
+    ``receive`` and ``send`` are one conversation, a survey at a time, where one that was not answered is given up by the next
+    ``receive``; ``surveys`` and ``context`` make others.  ``send`` waits while the surveyor does not read.
+    Surveys with more than *ttl* hops (1 to 255) are dropped.
+
+    *raw*: as with :class:`Rep0`.
+    """
+
+    def __init__(self, *, ttl: int = 8, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "ttl", "raw")
+        self._engine: RespondentEngine | None = None
+        if check_flag("raw", raw):
+            engine = RawRespondentEngine(keywords, check_ttl(ttl))
+            super().__init__(engine, keywords, raw=True)
+            self._sender, self._receiver = engine, engine
+            self._receivers = self._core.receivers(engine.mailbox)
+        else:
+            self._engine = RespondentEngine(keywords, check_ttl(ttl))
+            super().__init__(self._engine, keywords)
+            self._sender = self._receiver = self._engine.open_context()
+            self._receivers = self._core.receivers(self._engine.inbox)
+
+    def surveys(self) -> Requests:
+        """Return an async iterator over surveys that can be answered in any order, by any task, or not at all."""
+        return Requests(self)
+
+    def context(self) -> Respondent0Context:
+        """Open another conversation."""
+        self._check_open()
+        return Respondent0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context(), self._receivers)
+
+
+class Push0(Socket, SendManyVerbs):
+    """Hands each message to one of its peers, in turn; ``send`` waits while none has room.
+
+    ``dial`` and ``listen`` take a priority.  *raw*: the same, for a device.
+    """
+
+    def __init__(self, *, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        engine = PushEngine()
+        super().__init__(engine, options_from(options, "raw"), raw=check_flag("raw", raw))
+        self._sender = self._batch_sender = engine
+
+
+class Pull0(Socket, ReceiveManyVerbs):
+    """Receives the messages of its PUSH peers, from all of them alike.  Who is not received from is held back; nothing is dropped.
+
+    *raw*: the same, for a device.
+    """
+
+    def __init__(self, *, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "raw")
+        engine = PullEngine(keywords)
+        super().__init__(engine, keywords, raw=check_flag("raw", raw))
+        self._receiver = self._batches = engine
+        self._receivers = self._core.receivers(engine.mailbox)
+
+
+class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
+    """Talks with one peer, both ways; ``send`` waits while it has no room, or is not there.  Nothing is dropped.
+
+    The first peer stays until it leaves; another one is refused, with an event that says so, and can dial again later.
+    *raw*: the same, for a device.
+    """
+
+    def __init__(self, *, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "raw")
+        engine = Pair0Engine(keywords)
+        super().__init__(engine, keywords, raw=check_flag("raw", raw))
+        self._sender = self._batch_sender = engine
+        self._receiver = self._batches = engine
+        self._receivers = self._core.receivers(engine.mailbox)
+
+
+class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
+    """Talks with one peer, like :class:`Pair0`, and through devices, up to *ttl* hops (1 to 255); what has more is dropped and counted.
+
+    *poly*: with any number of peers.  ``receive_message`` tells by its ``pipe`` who has sent a message, ``send_message`` takes one with
+    the ``pipe`` that it is to go to (``sp.Message(body, pipe=pipe)``), and ``send`` takes the peer that has been there for longest.
+    *raw*: messages have their hops in the header; not together with *poly*.
+    """
+
+    def __init__(self, *, ttl: int = 8, poly: bool = False, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "ttl", "poly", "raw")
+        if check_flag("poly", poly) and check_flag("raw", raw):
+            raise ValueError("poly and raw cannot both be True: a raw socket has one peer")
+        kind = PolyPair1Engine if poly else RawPair1Engine if check_flag("raw", raw) else Pair1Engine
+        engine = kind(keywords, check_ttl(ttl))
+        super().__init__(engine, keywords, raw=raw)
+        self._sender = self._batch_sender = engine
+        self._receiver = self._batches = engine
+        self._receivers = self._core.receivers(engine.mailbox)
+        self._poly = engine if isinstance(engine, PolyPair1Engine) else None
+
+    def _sender_for(self, message: Message) -> Sender:
+        if self._poly is None or message.pipe is None:
+            return self._sender
+        return self._poly.lane_to(message.pipe)
 
 
 class Pub0(Socket, SendManyVerbs):
     """Sends each message to all subscribers that are there.
 
     Never waits: who does not keep up misses messages, the oldest of its outbox or the newest, as *outbox_drops* says.
-    ``statistics().dropped`` counts them, and those that were sent to nobody.
+    ``statistics().dropped`` counts them, and those that were sent to nobody.  *raw*: the same, for a device.
     """
 
-    def __init__(self, *, outbox_drops: DropPolicy = "oldest", **options: Unpack[SocketKeywords]) -> None:
+    def __init__(self, *, outbox_drops: DropPolicy = "oldest", raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
         engine = PubEngine(check_policy("outbox_drops", outbox_drops))
-        super().__init__(engine, options_from(options, "outbox_drops"))
-        self._sender = engine
+        super().__init__(engine, options_from(options, "outbox_drops", "raw"), raw=check_flag("raw", raw))
+        self._sender = self._batch_sender = engine
 
 
 class Sub0(Socket, ReceiveManyVerbs):
@@ -114,6 +333,8 @@ class Sub0(Socket, ReceiveManyVerbs):
 
     An application that does not receive holds the publisher back for a tenth of a second; then messages are dropped, the oldest
     of the inbox or the newest, as *inbox_drops* says, and counted.  ``context`` makes queues with topics of their own.
+
+    *raw*: it receives everything, and has neither topics nor contexts.
     """
 
     def __init__(
@@ -121,14 +342,17 @@ class Sub0(Socket, ReceiveManyVerbs):
         *,
         topics: BytesLike | Sequence[BytesLike] = (),
         inbox_drops: DropPolicy = "oldest",
+        raw: bool = False,
         **options: Unpack[SocketKeywords],
     ) -> None:
-        keywords = options_from(options, "topics", "inbox_drops")
+        keywords = options_from(options, "topics", "inbox_drops", "raw")
         engine = SubEngine(keywords, check_policy("inbox_drops", inbox_drops))
-        super().__init__(engine, keywords)
-        self._engine = engine
+        super().__init__(engine, keywords, raw=check_flag("raw", raw))
+        self._engine = None if raw else engine
         self._receiver = self._batches = self._subscriptions = engine.open_context()
         self._receivers = self._core.receivers(self._subscriptions.mailbox)
+        if raw:
+            self._subscriptions.subscribe(b"")
         if isinstance(topics, str | bytes | bytearray | memoryview):
             topics = (cast("BytesLike", topics),)
         if not isinstance(topics, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -138,17 +362,19 @@ class Sub0(Socket, ReceiveManyVerbs):
 
     def subscribe(self, prefix: BytesLike) -> None:
         """Receive messages whose body begins with *prefix*, from now on; ``b""`` is all.  A second time changes nothing."""
-        self._subscriptions.subscribe(prefix_of(prefix))
+        _cooked(self._engine, "topics")
+        self._subscriptions.subscribe(to_body(prefix, "a subscription"))
 
     def unsubscribe(self, prefix: BytesLike) -> None:
         """End that subscription, and forget queued messages that no other one matches.  ValueError when there is none."""
-        if not self._subscriptions.unsubscribe(prefix_of(prefix)):
+        _cooked(self._engine, "topics")
+        if not self._subscriptions.unsubscribe(to_body(prefix, "a subscription")):
             raise ValueError(f"not subscribed to {bytes(prefix)!r}")
 
     def context(self) -> Sub0Context:
         """Open another queue, with subscriptions of its own."""
         self._check_open()
-        return Sub0Context(self._core, self._turns, self._engine.open_context())
+        return Sub0Context(self._core, self._turns, _cooked(self._engine, "topics").open_context())
 
 
 class Bus0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
@@ -156,11 +382,15 @@ class Bus0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
 
     Never waits to send: a peer that does not keep up misses the newest messages.  An application that does not receive holds its peers back
     for a tenth of a second; then messages are dropped, the newest or the oldest of the inbox, as *inbox_drops* says.  All are counted.
+
+    *raw*: the header of a received message is the id of its pipe, and what is sent goes to everybody but the pipe in its header.
     """
 
-    def __init__(self, *, inbox_drops: DropPolicy = "newest", **options: Unpack[SocketKeywords]) -> None:
-        keywords = options_from(options, "inbox_drops")
-        engine = BusEngine(keywords, check_policy("inbox_drops", inbox_drops))
-        super().__init__(engine, keywords)
-        self._sender = self._receiver = self._batches = engine
+    def __init__(self, *, inbox_drops: DropPolicy = "newest", raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
+        keywords = options_from(options, "inbox_drops", "raw")
+        kind = RawBusEngine if check_flag("raw", raw) else BusEngine
+        engine = kind(keywords, check_policy("inbox_drops", inbox_drops))
+        super().__init__(engine, keywords, raw=raw)
+        self._sender = self._batch_sender = engine
+        self._receiver = self._batches = engine
         self._receivers = self._core.receivers(engine.mailbox)

@@ -13,8 +13,9 @@ _ids = itertools.count(1)
 class FakePipe:
     """A pipe for an engine: it keeps what it is offered, as many messages as it has *room* for."""
 
-    def __init__(self, room: int | None = None) -> None:
+    def __init__(self, room: int | None = None, priority: int = 8) -> None:
         self.id = next(_ids)
+        self.priority = priority
         self.room = room
         """Messages that it still takes; None: any number."""
         self.taken: list[Message] = []
@@ -31,6 +32,13 @@ class FakePipe:
             self.room -= 1
         self.taken.append(message)
         return True
+
+    def offer_many(self, messages: list[Message]) -> int:
+        """Keep the first of *messages*; return how many there was room for."""
+        for taken, message in enumerate(messages):
+            if not self.offer(message):
+                return taken
+        return len(messages)
 
     def discard_oldest(self) -> bool:
         """Forget the oldest message, which makes room for one; False: there is none."""

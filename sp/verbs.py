@@ -7,13 +7,14 @@ does not (``sp.turns``).  Any number of tasks may call at once, except for REQ's
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from itertools import islice
+from typing import Final
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from sp.core import Core
-from sp.engine import BatchReceiver, Receiver, Sender
+from sp.engine import BatchReceiver, BatchSender, Receiver, Sender
 from sp.message import BytesLike, Message, to_body
 from sp.receivers import Receivers
 from sp.turns import Turns
@@ -61,6 +62,33 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         else:
             await core.wait_to_send(self._sender, message)
 
+    async def send_message(self, message: Message) -> None:
+        """Send the body of *message*, as ``send`` does: on a raw socket with its header, with PAIR1's *poly* to its pipe.
+
+        Other sockets make their headers and choose pipes themselves, so that a message which was received can be sent on.
+        Raises ValueError for a header that the protocol cannot have; otherwise as ``send``.
+        """
+        await checkpoint_if_cancelled()
+        self._check_open()
+        if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"send_message takes an sp.Message, not {type(message).__name__}: send takes a body")
+        core = self._core
+        sender = self._sender_for(message)
+        header = to_body(message.header, "a message header") if core.engine.takes_headers else b""
+        message = Message(to_body(message.body), header)
+        if core.senders_wait:
+            core.retry_senders()  # who waits already comes first
+        if not sender.send(message):
+            await core.wait_to_send(sender, message)
+            return
+        if core.timer_idle:
+            core.wake_timer()
+        if self._turns.due():
+            await cancel_shielded_checkpoint()
+
+    def _sender_for(self, _message: Message) -> Sender:
+        return self._sender
+
     def send_nowait(self, value: BytesLike) -> None:
         """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""
         self._check_open()
@@ -76,6 +104,8 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
 class SendManyVerbs(SendVerbs):
     """Sending in batches, for protocols without an order of turns."""
 
+    _batch_sender: BatchSender
+
     async def send_many(self, values: Iterable[BytesLike]) -> None:
         """Send each of *values* in order, as ``send`` does, at a fraction of its cost.
 
@@ -86,12 +116,18 @@ class SendManyVerbs(SendVerbs):
         self._check_open()
         if isinstance(values, bytes | bytearray | memoryview | str):
             raise TypeError("send_many takes bodies, not one body: use send, or put it into a list")
-        send = self._sender.send
-        for count, value in enumerate(values, 1):
-            message = Message(to_body(value))
-            if not send(message):
-                await self._core.wait_to_send(self._sender, message)
-            elif count % _MANY == 0:
+        send_batch = self._batch_sender.send_batch
+        is_list = isinstance(values, list | tuple)
+        rest = iter(values)
+        count = 0
+        # What is taken out of an iterator and not sent would be lost: so one at a time.
+        while messages := [Message(value if type(value) is bytes else to_body(value)) for value in islice(rest, _MANY if is_list else 1)]:
+            taken = 0
+            while (taken := taken + send_batch(messages[taken:] if taken else messages)) < len(messages):
+                await self._core.wait_to_send(self._sender, messages[taken])
+                taken += 1
+            count += len(messages)
+            if count % _MANY == 0:
                 await checkpoint()
                 self._check_open()
         if self._turns.due():
@@ -156,11 +192,3 @@ class ReceiveManyVerbs(ReceiveVerbs):
         bodies = [(await self.receive_message()).body]
         bodies += self._batches.receive_more(None if max_messages is None else max_messages - 1)
         return bodies
-
-
-def prefix_of(value: BytesLike | Any) -> bytes:
-    """Return a subscription's prefix as bytes, or raise a TypeError that speaks of subscriptions."""
-    try:
-        return to_body(value)
-    except TypeError as error:
-        raise TypeError(str(error).replace("a message body", "a subscription")) from None

@@ -70,3 +70,32 @@ async def subscribe(line: Line, url: str, *_: object) -> None:
     while await sub.recv():
         received += 1
     line.send((received + 1, received / (perf_counter() - start)))
+
+
+async def push(line: Line, size: int, seconds: float) -> None:
+    """Push as fast as it goes; tell how many messages, and how many a second."""
+    socket = _socket(zmq.PUSH)
+    _bind(line, socket)
+    body = bytes(size)
+    await socket.send(body)  # waits for the peer
+    sent = 1
+    start = perf_counter()
+    while (passed := perf_counter() - start) < seconds:
+        for _ in range(BATCH):
+            await socket.send(body)
+        sent += BATCH
+    await socket.send(END)
+    line.send((sent, sent / passed))
+    await asyncio.Event().wait()
+
+
+async def pull(line: Line, url: str, *_: object) -> None:
+    """Receive until the end; tell how many messages, and how many a second."""
+    socket = _socket(zmq.PULL)
+    socket.connect(url)
+    received = 0
+    await socket.recv()
+    start = perf_counter()
+    while await socket.recv():
+        received += 1
+    line.send((received + 1, received / (perf_counter() - start)))

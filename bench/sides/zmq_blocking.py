@@ -40,3 +40,33 @@ def subscribe(line: Line, url: str, *_: object) -> None:
     while sub.recv():
         received += 1
     line.send((received + 1, received / (perf_counter() - start)))
+
+
+def push(line: Line, size: int, seconds: float) -> None:
+    """Push as fast as it goes; tell how many messages, and how many a second."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+    url = f"tcp://{HOST}"
+    line.send(f"{url}:{socket.bind_to_random_port(url)}")
+    body = bytes(size)
+    socket.send(body)  # waits for the peer
+    sent = 1
+    start = perf_counter()
+    while (passed := perf_counter() - start) < seconds:
+        for _ in range(BATCH):
+            socket.send(body)
+        sent += BATCH
+    socket.send(END)
+    line.send((sent, sent / passed))
+    sleep(3600)  # until we are killed: closing would cut off what is under way
+
+
+def pull(line: Line, url: str, *_: object) -> None:
+    """Receive until the end; tell how many messages, and how many a second."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+    socket.connect(url)
+    received = 0
+    socket.recv()
+    start = perf_counter()
+    while socket.recv():
+        received += 1
+    line.send((received + 1, received / (perf_counter() - start)))

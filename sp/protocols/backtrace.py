@@ -1,12 +1,21 @@
 """The backtrace: a stack of 32-bit words before the body, ended by the request id.
 
 Each hop pushes the id of the pipe that a request came by, high bit clear; the request id at the bottom has its high bit set,
-and so marks the end of the header (request/reply draft, section 4).
+and so marks the end of the header (request/reply draft, section 4).  Surveys have the same.
+
+The ttl is the number of words that a request or survey may arrive with, its id among them (nanomsg, nng and mangos count so, but for
+mangos' raw respondent, which takes one less): 8 lets it through 7 devices.  nng cannot be told more than 15, here and in the others it
+is 255.  Who has more is dropped and counted, as everywhere.  libnanomsg 1.2.1 aborts when exactly 8 words arrive at its REP or
+RESPONDENT; a device with a ttl of 6 in front of it sends 7 at most.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sp.engine import EnginePipe
+    from sp.message import Message
 
 WORD: Final = 4
 MAX_WORDS: Final = 256
@@ -27,3 +36,16 @@ def split_backtrace(data: bytes, start: int, stop: int) -> int:
 def split_reply(_data: bytes, start: int, stop: int) -> int:
     """Return where the body of a reply to a cooked REQ begins: behind one word, whatever it is.  -1: it is shorter than that."""
     return start + WORD if stop - start >= WORD else -1
+
+
+def word_of(pipe: EnginePipe) -> bytes:
+    """Return the word that stands for *pipe* in a backtrace."""
+    return pipe.id.to_bytes(WORD, "big")
+
+
+def check_header(message: Message) -> None:
+    """Raise ValueError unless the header of *message*, which a raw socket is to send, is a backtrace."""
+    header = message.header
+    if split_backtrace(header, 0, len(header)) != len(header):
+        given = header[:64].hex() or "empty"
+        raise ValueError(f"the header must be a backtrace, 32-bit words of which the last one alone has its high bit set, not {given}")

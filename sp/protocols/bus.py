@@ -3,21 +3,26 @@
 On the wire a BUS message is its body alone.  Both directions drop: a peer that does not read misses messages (the newest, as in
 nanomsg, nng and mangos), and so does an application that does not receive, so that neither can stall the mesh (nng; mangos and
 nanomsg push back instead).
+
+A raw BUS puts the id of the pipe into the header of what it receives, 4 bytes as in nng and mangos (nanomsg: 8), and sends to everybody but
+the pipe in the header; without a header, to everybody.  The header is never on the wire, so that nothing ends a message that devices
+pass around in a ring.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, Mailbox
+from sp.engine import PATIENCE, EnginePipe, InboxEngine, send_each
+from sp.message import Message
 from sp.protocol_numbers import BUS
+from sp.protocols.backtrace import WORD, word_of
 
 if TYPE_CHECKING:
-    from sp.message import Message
     from sp.options import DropPolicy, SocketOptions
 
 
-class BusEngine(Engine):
+class BusEngine(InboxEngine):
     """The state behind a BUS socket."""
 
     number = BUS
@@ -25,27 +30,15 @@ class BusEngine(Engine):
     patience = PATIENCE
 
     def __init__(self, options: SocketOptions, inbox_drops: DropPolicy) -> None:
-        super().__init__()
-        self._inbox = Inbox(options, inbox_drops)
+        super().__init__(options, inbox_drops)
         self._pipes: dict[EnginePipe, None] = {}
-
-    @property
-    def mailbox(self) -> Mailbox:
-        return self._inbox
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
         self._pipes[pipe] = None
 
     def pipe_detached(self, pipe: EnginePipe) -> None:
         self._pipes.pop(pipe, None)
-        self._inbox.forget(pipe)
-
-    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
-        return self._inbox.offer(pipe, message)
-
-    def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
-        self._inbox.lose()
-        self._inbox.offer(pipe, message)
+        super().pipe_detached(pipe)
 
     def send(self, message: Message) -> bool:
         """Offer *message* to every peer.  Always taken: a peer that is full misses it."""
@@ -56,14 +49,28 @@ class BusEngine(Engine):
                 self.dropped["peer full"] += 1
         return True
 
-    def receive(self) -> Message | None:
-        return self._inbox.take()
+    def send_batch(self, messages: list[Message]) -> int:
+        return send_each(self.send, messages)
 
-    def receive_more(self, limit: int | None) -> list[bytes]:
-        return self._inbox.take_bodies(limit)
 
-    def queued(self) -> int:
-        return len(self._inbox)
+class RawBusEngine(BusEngine):
+    """The state behind a raw BUS socket."""
 
-    def inbox_dropped(self) -> int:
-        return self._inbox.dropped
+    takes_headers = True
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        return super().message_received(pipe, Message(message.body, word_of(pipe), message.pipe))
+
+    def send(self, message: Message) -> bool:
+        """Offer *message* to every peer but the one that its header names."""
+        header = message.header
+        if len(header) not in (0, WORD):
+            raise ValueError(f"the header must be empty or the id of a pipe in 4 bytes, not {header[:64].hex()}")
+        message = Message(message.body)
+        others = [pipe for pipe in self._pipes if word_of(pipe) != header]
+        if not others:
+            self.dropped["no peer"] += 1
+        for pipe in others:
+            if not pipe.offer(message):
+                self.dropped["peer full"] += 1
+        return True

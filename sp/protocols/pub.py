@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import Engine, EnginePipe
+from sp.engine import Engine, EnginePipe, send_each
 from sp.errors import MalformedMessage
 from sp.protocol_numbers import PUB, SUB
 
@@ -46,6 +46,9 @@ class PubEngine(Engine):
             if not pipe.offer(message):
                 self._drop(pipe, message)
         return True
+
+    def send_batch(self, messages: list[Message]) -> int:
+        return send_each(self.send, messages)
 
     def _drop(self, pipe: EnginePipe, message: Message) -> None:
         """*pipe* is full: drop as many of its oldest as it takes, or the new one."""

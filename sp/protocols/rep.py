@@ -3,17 +3,20 @@
 A request's header is the backtrace that it gathered on its way; the reply carries it back unchanged.  A reply whose requester is
 gone is dropped, one whose requester does not read waits (nng, mangos; nanomsg drops it).  A request without the end of its
 header ends the pipe, as in nng; one with more hops than the ttl is dropped, as everywhere.
+
+A raw REP pushes the id of the pipe onto the header of what it receives, and sends by popping it.  A reply to nobody, or to somebody
+without room, is dropped and counted, as in nng: waiting for one requester would hold up all others.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import Engine, EnginePipe, Inbox, Mailbox
+from sp.engine import Engine, EnginePipe, Inbox, InboxEngine, Mailbox
 from sp.errors import StateError
 from sp.message import Message
 from sp.protocol_numbers import REP, REQ
-from sp.protocols.backtrace import WORD, split_backtrace
+from sp.protocols.backtrace import WORD, check_header, split_backtrace, word_of
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -42,7 +45,7 @@ class RepContext:
     def send(self, message: Message) -> bool:
         """Answer the request."""
         if self._request is None:
-            raise StateError("REP has no request to answer: receive one first")
+            raise StateError(self._engine.nothing_asked)
         if not self._engine.reply(self._request, message.body):
             return False
         self._request = None
@@ -58,6 +61,7 @@ class RepEngine(Engine):
     number = REP
     peer_number = REQ
     split = staticmethod(split_backtrace)
+    nothing_asked = "REP has no request to answer: receive one first"
 
     def __init__(self, options: SocketOptions, ttl: int) -> None:
         super().__init__()
@@ -91,3 +95,41 @@ class RepEngine(Engine):
 
     def queued(self) -> int:
         return len(self.inbox)
+
+
+class RawRepEngine(InboxEngine):
+    """The state behind a raw REP socket: nothing is matched, and any number of requests are under way."""
+
+    number = REP
+    peer_number = REQ
+    split = staticmethod(split_backtrace)
+    takes_headers = True
+
+    def __init__(self, options: SocketOptions, ttl: int) -> None:
+        super().__init__(options)
+        self._max_header = WORD * ttl
+        self._pipes: dict[bytes, EnginePipe] = {}  # by their word in a backtrace
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._pipes[word_of(pipe)] = pipe
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._pipes.pop(word_of(pipe), None)
+        super().pipe_detached(pipe)
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        if len(message.header) > self._max_header:
+            self.dropped["ttl"] += 1
+            return True
+        return self._inbox.offer(pipe, Message(message.body, word_of(pipe) + message.header, message.pipe))
+
+    def send(self, message: Message) -> bool:
+        """Send *message* by the pipe whose id is on top of its header.  Always taken."""
+        check_header(message)
+        header = message.header
+        pipe = self._pipes.get(header[:WORD])
+        if pipe is None or pipe.broken:
+            self.dropped["requester gone"] += 1
+        elif not pipe.offer(Message(message.body, header[WORD:])):
+            self.dropped["peer full"] += 1
+        return True

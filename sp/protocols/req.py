@@ -5,21 +5,27 @@ A request goes to the next pipe with room, in turn.  It is sent again when the p
 has room, and when no reply came for ``resend_after`` seconds.  A reply counts when it comes by a pipe that carried the request:
 ids follow each other, so another peer could guess one.  Any other reply, stale or foreign, is dropped.  A reply of fewer than
 four bytes ends the pipe, as in nng.
+
+A raw REQ sends what brings its backtrace, once, to the next pipe with room, and receives whatever replies come (their whole backtrace
+is the header, as in nng; in nanomsg and mangos its first word, which is the same on the wire).
 """
 
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from sp.engine import Engine, EnginePipe, Mailbox
+from sp.engine import Engine, EnginePipe, InboxEngine, Mailbox
 from sp.errors import Error, RequestLost, RequestReplaced, StateError
 from sp.message import Message
 from sp.protocol_numbers import REP, REQ
-from sp.protocols.backtrace import split_reply
+from sp.protocols.backtrace import check_header, split_backtrace, split_reply
+from sp.protocols.balancer import Balancer
+
+if TYPE_CHECKING:
+    from sp.options import SocketOptions
 
 _HIGH_BIT: Final = 0x8000_0000
 
@@ -81,6 +87,7 @@ class ReqEngine(Engine):
     peer_number = REP
     split = staticmethod(split_reply)
     timed = True
+    balances = True
 
     def __init__(self, resend_after: float | None, random: Random, clock: Callable[[], float]) -> None:
         super().__init__()
@@ -88,7 +95,7 @@ class ReqEngine(Engine):
         self.sends_again = resend_after is not None
         self._clock = clock
         self._next_id = random.getrandbits(31)
-        self._pipes: deque[EnginePipe] = deque()
+        self._balancer = Balancer()
         self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the longest unsent or unanswered first
 
     def open_context(self) -> ReqContext:
@@ -97,7 +104,7 @@ class ReqEngine(Engine):
     def start(self, context: ReqContext, body: bytes) -> bool:
         """Send a new request for *context*.  False: no pipe has room for it."""
         message = Message(body, self._take_id())
-        pipe = self._offer(message)
+        pipe = self._balancer.offer(message)
         if pipe is None:
             return False
         if context.mailbox.fail is not None and context.request is not None:
@@ -119,15 +126,15 @@ class ReqEngine(Engine):
         context.earlier = ()
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
-        self._pipes.append(pipe)
+        self._balancer.add(pipe)
         self._send_unsent()
 
     def pipe_has_room(self, pipe: EnginePipe) -> None:
+        self._balancer.has_room(pipe)
         self._send_unsent()
 
     def pipe_detached(self, pipe: EnginePipe) -> None:
-        if pipe in self._pipes:
-            self._pipes.remove(pipe)
+        self._balancer.remove(pipe)
         for context in [c for c in self._under_way.values() if c.pipe is pipe or pipe in c.earlier]:
             context.earlier = tuple(other for other in context.earlier if other is not pipe)
             if context.pipe is not pipe:
@@ -163,7 +170,7 @@ class ReqEngine(Engine):
         due = [context for context in self._under_way.values() if context.deadline <= now]
         for context in due:
             assert context.request is not None
-            pipe = self._offer(context.request)
+            pipe = self._balancer.offer(context.request)
             if pipe is None:
                 # Nobody has room, so the request is still waiting in somebody's outbox, or there is nobody.
                 self._stamp(context)
@@ -178,16 +185,6 @@ class ReqEngine(Engine):
             header = (self._next_id | _HIGH_BIT).to_bytes(4, "big")
             if header not in self._under_way:
                 return header
-
-    def _offer(self, message: Message) -> EnginePipe | None:
-        """Offer *message* to the pipes in turn; return the one that took it."""
-        pipes = self._pipes
-        for _ in range(len(pipes)):
-            pipe = pipes[0]
-            pipes.rotate(-1)
-            if pipe.offer(message):
-                return pipe
-        return None
 
     def _sent(self, context: ReqContext, pipe: EnginePipe) -> None:
         context.state = _SENT
@@ -207,7 +204,7 @@ class ReqEngine(Engine):
     def _send_unsent(self) -> None:
         for context in [c for c in self._under_way.values() if c.state is _UNSENT]:
             assert context.request is not None
-            pipe = self._offer(context.request)
+            pipe = self._balancer.offer(context.request)
             if pipe is None:
                 return
             self._sent(context, pipe)
@@ -223,3 +220,32 @@ class ReqEngine(Engine):
 
 def _request_lost() -> RequestLost:
     return RequestLost("the pipe that carried the request is gone, and resending is switched off")
+
+
+class RawReqEngine(InboxEngine):
+    """The state behind a raw REQ socket: nothing is matched, timed or sent again."""
+
+    number = REQ
+    peer_number = REP
+    split = staticmethod(split_backtrace)
+    balances = True
+    takes_headers = True
+
+    def __init__(self, options: SocketOptions) -> None:
+        super().__init__(options)
+        self._balancer = Balancer()
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._balancer.add(pipe)
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._balancer.remove(pipe)
+        super().pipe_detached(pipe)
+
+    def pipe_has_room(self, pipe: EnginePipe) -> None:
+        self._balancer.has_room(pipe)
+
+    def send(self, message: Message) -> bool:
+        """Hand *message* to one peer.  False: none has room."""
+        check_header(message)
+        return self._balancer.offer(message) is not None

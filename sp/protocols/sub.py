@@ -2,6 +2,7 @@
 
 A subscription is a prefix of the body; without one nothing is delivered.  A SUB never sends, since that aborts a nanomsg PUB.
 Each context has subscriptions and an inbox of its own.  A full inbox holds the pipe back for a moment, then drops.
+A raw SUB does not filter, as in nng and mangos: it is subscribed to everything.
 """
 
 from __future__ import annotations
@@ -91,6 +92,9 @@ class SubContext:
 
     def receive_more(self, limit: int | None) -> list[bytes]:
         return self.inbox.take_bodies(limit)
+
+    def put_back(self, message: Message) -> None:
+        self.inbox.put_back(message)
 
     def subscribe(self, prefix: bytes) -> None:
         self.subscriptions.add(prefix)  # a second time is no news: nng, mangos

@@ -36,6 +36,8 @@ class Terms:
     """For a scheme that begins as HTTP: the side's configuration."""
     proxy_protocol: bool = False
     """For a listener: whether connections begin with a PROXY protocol header."""
+    asks: bool = False
+    """For a listener: whether peers are greeted only when the socket takes them."""
 
 
 class Diverted(Exception):  # an answer of ``greet``, and no error
@@ -88,6 +90,11 @@ class Connection(Protocol):
     @property
     def closed(self) -> bool:
         """Whether ``close`` was called."""
+        ...
+
+    @property
+    def asks(self) -> bool:
+        """Whether the peer's greeting is a question: it has no pipe before ``admit``."""
         ...
 
     async def greet(self) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from sp.address import Address
-from sp.errors import PeerError
+from sp.errors import PeerClosed, PeerError
 from sp.framing import broken_header, too_large
 from sp.http import HTTPResponse
 from sp.message import Message
@@ -99,6 +99,7 @@ class InprocConnection:
         self.unsent = 0
         self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
         self.stage = "greeting"
+        self.asks = terms.asks
         self.lendable = False  # a wake-up saved would be worth less than the wait of who no longer comes
         self._terms = terms
         self._peer: InprocConnection
@@ -107,6 +108,8 @@ class InprocConnection:
         self._error: PeerError | None = None
         self._ended = False  # the peer sends no more
         self.closed = False
+        self._has_greeted = False
+        self._greeting = trio.Event()  # we have, or never will
         self._readable = trio.Event()
         self._writable = trio.Event()
 
@@ -115,11 +118,22 @@ class InprocConnection:
         self._peer = peer
 
     async def greet(self) -> int:
-        await trio.lowlevel.checkpoint()
-        return self._peer._terms.number
+        peer = self._peer
+        if not self.asks:
+            self._say()
+        await peer._greeting.wait()
+        if self.closed:
+            raise trio.ClosedResourceError
+        if not peer._has_greeted:
+            raise PeerClosed("the peer closed the connection before its greeting")
+        return peer._terms.number
 
     def admit(self) -> None:
-        pass
+        self._say()
+
+    def _say(self) -> None:
+        self._has_greeted = True
+        self._greeting.set()
 
     async def refuse(self, response: HTTPResponse) -> None:
         pass
@@ -185,6 +199,8 @@ class InprocConnection:
     def close(self, error: Exception | None = None) -> None:
         if not self.closed:
             self.closed = True
+            self._greeting.set()
+            self._peer._greeting.set()
             self._queue.clear()
             self._readable.set()
             self._writable.set()

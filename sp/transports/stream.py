@@ -373,17 +373,18 @@ class StreamConnection(LinkConnection):
     http = None
     keep_alive = None
 
-    __slots__ = ("_decoder", "_more", "_typed")
+    __slots__ = ("_decoder", "_more", "_typed", "asks")
 
     def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:
         super().__init__(link, terms)
+        self.asks = terms.asks
         self._typed = typed
         self._decoder = FrameDecoder(terms.split, terms.options.max_message_size, typed=typed)
         self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
 
     async def greet(self) -> int:
         # nanomsg gives its peer one second for this, so ours leaves at once.
-        await self._link.open(encode_greeting(self._terms.number))
+        await self._link.open(b"" if self.asks else encode_greeting(self._terms.number))
         data = b""
         while True:
             self._check_open()
@@ -405,7 +406,8 @@ class StreamConnection(LinkConnection):
                 return number
 
     def admit(self) -> None:
-        pass  # our greeting has left
+        if self.asks:
+            self._link.send(encode_greeting(self._terms.number))  # a fresh connection has room for 8 bytes
 
     async def refuse(self, response: HTTPResponse) -> None:
         pass  # there is no way to say so
@@ -417,12 +419,15 @@ class StreamConnection(LinkConnection):
         parts: list[bytes | memoryview] = []
         sizes: list[int] = []
         size = 0
+        last, prefix = -1, b""  # most messages are as long as the one before
+        take, add = outbox.popleft, parts.extend
         while outbox and size < WRITE_SIZE and len(parts) < MAX_PARTS:
-            message = outbox.popleft()
+            message = take()
             header, body = message.header, message.body
             length = len(header) + len(body)
-            prefix = frame_prefix(length, self._typed)
-            parts += (prefix, header, body) if header else (prefix, body)
+            if length != last:
+                last, prefix = length, frame_prefix(length, self._typed)
+            add((prefix, header, body) if header else (prefix, body))
             length += len(prefix)
             sizes.append(length)
             size += length

@@ -41,6 +41,8 @@ async def connect(address: Address, terms: Terms) -> Connection:
 class ClientConnection(WSConnection):
     """A dialer's."""
 
+    asks = False
+
     __slots__ = ("_address", "_handshake")
 
     def __init__(self, link: Link, terms: Terms, address: Address) -> None:

@@ -243,6 +243,7 @@ class ServerConnection(WSConnection):
 
     __slots__ = ("_answered", "_asking", "_client", "_handshake", "_member", "_opened", "_port")
 
+    asks = True
     _code = GOING_AWAY
 
     def __init__(self, link: Link, terms: Terms, port: SharedPort) -> None:

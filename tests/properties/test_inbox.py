@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sp.engine import Inbox
 from sp.message import Message
@@ -15,7 +15,7 @@ sizes = st.integers(0, 12)
 
 
 class InboxMachine(RuleBasedStateMachine):
-    """Offers, takes and purges; the model knows each time what must come of it."""
+    """Offers, takes, purges and second thoughts; the model knows each time what must come of it."""
 
     @initialize(limit=st.integers(1, 5), size=st.integers(1, 20), policy=st.sampled_from([None, "oldest", "newest"]))
     def begin(self, limit: int, size: int, policy: DropPolicy | None) -> None:
@@ -23,6 +23,8 @@ class InboxMachine(RuleBasedStateMachine):
         self.inbox = Inbox(SocketOptions(inbox_limit=limit, inbox_bytes=size), policy)
         self.pipes = [FakePipe() for _ in range(3)]
         self.queue: list[bytes] = []
+        self.in_hand: Message | None = None  # taken last, and perhaps put back
+        self.excess = 0  # messages that were put back into a full inbox, and are there still at most
         self.held: dict[FakePipe, None] = {}
         self.losing = False
         self.dropped = 0
@@ -57,12 +59,63 @@ class InboxMachine(RuleBasedStateMachine):
                 self.dropped += 1
             self.queue.append(body)
 
+    @rule(number=numbers, batch=st.lists(sizes, max_size=7))
+    def offer_many(self, number: int, batch: list[int]) -> None:
+        pipe = self.pipes[number]
+        taken = self.inbox.offer_many(pipe, [Message(bytes(size)) for size in batch])
+        dropped = 0
+        for place, size in enumerate(batch):
+            if not self.fits(size) and not self.losing:
+                assert taken == place
+                self.held.setdefault(pipe)
+                break
+            if self.fits(size):
+                self.queue.append(bytes(size))
+            elif self.policy == "newest":
+                dropped += 1
+            else:
+                while not self.fits(size):
+                    del self.queue[0]
+                    dropped += 1
+                self.queue.append(bytes(size))
+        else:
+            assert taken == len(batch)
+        self.dropped += dropped
+
     @rule()
     def take(self) -> None:
         message = self.inbox.take()
         assert (message and message.body) == (self.queue.pop(0) if self.queue else None)
         if message:
             self.relax()
+        self.in_hand = message
+        self.excess = max(0, self.excess - 1)
+
+    @rule(limit=st.one_of(st.none(), numbers))
+    def take_many(self, limit: int | None) -> None:
+        bodies = self.inbox.take_bodies(limit)
+        count = len(self.queue) if limit is None else limit
+        assert bodies == self.queue[:count]
+        del self.queue[:count]
+        self.relax()
+        self.in_hand = None
+        self.excess = max(0, self.excess - len(bodies))
+
+    @precondition(lambda self: self.in_hand)
+    @rule()
+    def put_back(self) -> None:
+        assert self.in_hand is not None
+        self.excess += not self.fits(len(self.in_hand.body))
+        self.inbox.put_back(self.in_hand)
+        self.queue.insert(0, self.in_hand.body)
+        self.in_hand = None
+
+    @rule()
+    def release(self) -> None:
+        self.inbox.release()
+        for pipe in self.held:
+            self.resumed[pipe] += 1
+        self.held.clear()
 
     @rule(remainder=numbers)
     def purge(self, remainder: int) -> None:
@@ -90,8 +143,8 @@ class InboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_is_as_the_model_says(self) -> None:
-        assert len(self.inbox) == len(self.queue) <= self.limit
-        assert sum(map(len, self.queue)) <= self.size or len(self.queue) == 1
+        assert len(self.inbox) == len(self.queue) <= self.limit + self.excess
+        assert sum(map(len, self.queue)) <= self.size or len(self.queue) == 1 or self.excess
         assert self.inbox.dropped == self.dropped
         assert {pipe: pipe.resumed for pipe in self.pipes} == self.resumed
 

@@ -41,6 +41,13 @@ def test_a_full_peer_misses_the_message_and_the_others_get_it() -> None:
     assert engine.dropped == {"peer full": 2}
 
 
+def test_every_peer_gets_each_message_of_a_batch_that_it_has_room_for() -> None:
+    engine, (full, other) = make_bus(1, None)
+    assert engine.send_batch([Message(b"1"), Message(b"2"), Message(b"3")]) == 3
+    assert (full.bodies, other.bodies) == ([b"1"], [b"1", b"2", b"3"])
+    assert engine.dropped == {"peer full": 2}
+
+
 def test_a_message_to_nobody_is_counted() -> None:
     engine, _ = make_bus()
     assert engine.send(Message(b"hello"))

@@ -181,6 +181,189 @@ def test_purging_an_empty_inbox_does_no_harm() -> None:
     assert len(inbox) == 0
 
 
+# Batches
+
+
+def test_a_batch_is_taken_as_far_as_there_are_places_and_then_the_pipe_is_held(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=4)
+    assert inbox.offer_many(pipe, [Message(b"%d" % number) for number in range(3)]) == 3
+    assert inbox.offer_many(pipe, [Message(b"%d" % number) for number in range(3, 6)]) == 1
+    assert inbox.offer_many(pipe, [Message(b"4")]) == 0
+    assert take_all(inbox) == [b"0", b"1", b"2", b"3"]
+    assert pipe.resumed == 1
+    assert inbox.dropped == 0
+
+
+def test_an_empty_batch_holds_nobody_and_wakes_nobody(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1)
+    woken: list[None] = []
+    inbox.wake = lambda: woken.append(None)
+    assert inbox.offer_many(pipe, []) == 0
+    offer(inbox, pipe, b"1")
+    assert inbox.offer_many(pipe, []) == 0
+    assert len(woken) == 1
+    take_all(inbox)
+    assert not pipe.resumed
+
+
+def test_a_batch_that_is_all_taken_holds_nobody(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=3, size=6)
+    assert inbox.offer_many(pipe, [Message(bytes(2))] * 3) == 3
+    take_all(inbox)
+    assert not pipe.resumed
+
+
+@pytest.mark.parametrize(("sizes", "taken"), [((5, 5, 1), 2), ((5, 6), 1), ((11, 1), 1), ((11,), 1), ((4, 7, 6), 1), ((0, 10, 0, 1), 3)])
+def test_a_batch_is_taken_as_far_as_there_are_bytes(pipe: FakePipe, sizes: tuple[int, ...], taken: int) -> None:
+    inbox = make_inbox(size=10)
+    assert inbox.offer_many(pipe, [Message(bytes(size)) for size in sizes]) == taken
+    assert [len(body) for body in take_all(inbox)] == list(sizes[:taken])
+    assert offer(inbox, pipe, bytes(10), b"x") == [True, False], "all bytes are free again"
+
+
+def test_the_bytes_of_a_batch_count(pipe: FakePipe) -> None:
+    inbox = make_inbox(size=10)
+    inbox.offer_many(pipe, [Message(bytes(4)), Message(bytes(4))])
+    assert offer(inbox, pipe, bytes(3), bytes(2)) == [False, True]
+    inbox.take()
+    assert inbox.offer_many(pipe, [Message(bytes(2)), Message(bytes(3))]) == 1
+
+
+def test_a_batch_wakes_who_waits_when_it_is_there_and_what_that_takes_makes_room_for_the_rest(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=2)
+    received: list[bytes] = []
+    inbox.wake = lambda: received.extend(inbox.take_bodies(None))
+    assert inbox.offer_many(pipe, [Message(b"%d" % number) for number in range(5)]) == 5
+    assert received == [b"0", b"1", b"2", b"3", b"4"]
+    assert not pipe.resumed
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("oldest", [b"3", b"4"]), ("newest", [b"0", b"1"])])
+def test_a_batch_is_dropped_like_its_messages(pipe: FakePipe, policy: DropPolicy, kept: list[bytes]) -> None:
+    inbox = make_inbox(limit=2, policy=policy)
+    inbox.lose()
+    assert inbox.offer_many(pipe, [Message(b"%d" % number) for number in range(5)]) == 5
+    assert inbox.dropped == 3
+    assert take_all(inbox) == kept
+
+
+def test_what_was_put_back_into_a_full_inbox_leaves_no_room_for_a_batch(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1)
+    offer(inbox, pipe, b"1")
+    message = inbox.take()
+    assert message is not None
+    offer(inbox, pipe, b"2")
+    inbox.put_back(message)
+    assert inbox.offer_many(pipe, [Message(b"3"), Message(b"4")]) == 0
+    assert take_all(inbox) == [b"1", b"2"]
+
+
+# Putting back and letting go
+
+
+def test_what_is_put_back_comes_out_next(pipe: FakePipe) -> None:
+    inbox = make_inbox()
+    offer(inbox, pipe, b"1", b"2")
+    message = inbox.take()
+    assert message is not None
+    inbox.put_back(message)
+    assert len(inbox) == 2
+    assert inbox.take() is message
+    assert take_all(inbox) == [b"2"]
+
+
+def test_several_are_put_back_the_last_one_first(pipe: FakePipe) -> None:
+    inbox = make_inbox()
+    offer(inbox, pipe, b"1", b"2", b"3")
+    first, second = inbox.take(), inbox.take()
+    assert first is not None
+    assert second is not None
+    inbox.put_back(second)
+    inbox.put_back(first)
+    assert take_all(inbox) == [b"1", b"2", b"3"]
+
+
+def test_what_is_put_back_wakes_who_waits(pipe: FakePipe) -> None:
+    inbox = make_inbox()
+    woken: list[int] = []
+    offer(inbox, pipe, b"1")
+    message = inbox.take()
+    assert message is not None
+    inbox.wake = lambda: woken.append(len(inbox))
+    inbox.put_back(message)
+    assert woken == [1], "the message is there when the call comes"
+
+
+def test_what_is_put_back_is_taken_whatever_the_bounds_say_and_counts_again(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=2, size=10)
+    offer(inbox, pipe, bytes(4), bytes(6))
+    message = inbox.take()
+    assert message is not None
+    assert offer(inbox, pipe, bytes(4)) == [True]
+    inbox.put_back(message)
+    assert len(inbox) == 3
+    assert offer(inbox, pipe, b"") == [False]
+    inbox.take()
+    assert offer(inbox, pipe, b"") == [False]
+    inbox.take()
+    assert offer(inbox, pipe, bytes(7), bytes(6), b"") == [False, True, False]
+    assert inbox.dropped == 0
+
+
+def test_of_a_message_that_is_put_back_the_bytes_count_again(pipe: FakePipe) -> None:
+    inbox = make_inbox(size=10)
+    offer(inbox, pipe, bytes(6))
+    for _ in range(3):
+        message = inbox.take()
+        assert message is not None
+        inbox.put_back(message)
+    assert offer(inbox, pipe, bytes(5), bytes(4), b"x") == [False, True, False]
+
+
+def test_letting_go_resumes_all_that_are_held_in_their_order_and_keeps_the_messages() -> None:
+    order: list[int] = []
+
+    class Pipe(FakePipe):
+        def resume(self) -> None:
+            order.append(self.id)
+
+    inbox = make_inbox(limit=1)
+    pipes = [Pipe() for _ in range(3)]
+    for place in (1, 0, 2, 1):
+        offer(inbox, pipes[place], b"1")
+    inbox.hold(pipes[1])
+    inbox.release()
+    assert order == [pipes[0].id, pipes[2].id, pipes[1].id]
+    inbox.release()
+    assert take_all(inbox) == [b"1"]
+    assert len(order) == 3, "each once"
+
+
+def test_who_was_let_go_and_comes_again_is_held_again(pipe: FakePipe) -> None:
+    inbox = make_inbox(limit=1)
+    offer(inbox, pipe, b"1", b"2")
+    inbox.release()
+    assert offer(inbox, pipe, b"2") == [False]
+    inbox.take()
+    assert pipe.resumed == 2
+
+
+def test_who_is_let_go_and_offers_again_from_within_the_call_is_held_again() -> None:
+    inbox = make_inbox(limit=1)
+
+    class Pipe(FakePipe):
+        def resume(self) -> None:
+            super().resume()
+            if self.resumed == 1:
+                assert not inbox.offer(self, Message(b"2"))
+
+    pipe = Pipe()
+    offer(inbox, pipe, b"1", b"2")
+    inbox.release()
+    inbox.take()
+    assert pipe.resumed == 2, "or it would be held for ever"
+
+
 # Dropping
 
 
@@ -259,11 +442,16 @@ def test_purging_half_of_it_ends_the_losing(pipe: FakePipe) -> None:
 
 def test_an_engine_that_overrides_nothing_has_nothing_to_do(pipe: FakePipe) -> None:
     engine = Engine()
+    engine.check_vacancy()
     engine.pipe_attached(pipe)
     engine.pipe_has_room(pipe)
     engine.pipe_detached(pipe)
     engine.deadline_reached(0.0)
     assert (engine.next_deadline(), engine.queued(), engine.inbox_dropped(), engine.dropped) == (None, 0, 0, {})
+    assert not any((engine.timed, engine.deadlines_come_nearer, engine.sends_again, engine.balances, engine.takes_headers))
+    assert not any((engine.takes_batches, engine.exclusive))
     for method in (engine.message_received, engine.message_overdue):
         with pytest.raises(NotImplementedError):
             method(pipe, Message(b""))
+    with pytest.raises(NotImplementedError):
+        engine.messages_received(pipe, [Message(b"")])

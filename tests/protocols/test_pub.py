@@ -44,6 +44,13 @@ def test_with_oldest_a_full_peer_misses_what_has_waited_longest_and_the_others_g
     assert engine.dropped == {"peer full": 1}
 
 
+def test_every_subscriber_gets_each_message_of_a_batch() -> None:
+    engine, (full, other) = publisher("newest", 1, None)
+    assert engine.send_batch([Message(b"1"), Message(b"2"), Message(b"3")]) == 3
+    assert (full.bodies, other.bodies) == ([b"1"], [b"1", b"2", b"3"])
+    assert engine.dropped == {"peer full": 2}
+
+
 class PipeForTwo(FakePipe):
     """Takes one big message or two small ones."""
 

@@ -510,9 +510,14 @@ def test_a_request_that_waits_for_a_pipe_past_its_deadline_is_sent_to_the_next_o
     context.send(Message(b"question"))
     engine.pipe_detached(first)
     clock.now += 60
-    second.room = None
     engine.deadline_reached(clock.now)
+    assert second.bodies == []
+    assert engine.next_deadline() == 1120.0, "and not at once again, which would be a busy loop"
+    clock.now += 5
+    second.room = None
+    engine.pipe_has_room(second)
     assert second.bodies == [b"question"]
+    assert engine.next_deadline() == 1125.0
     answer(engine, second, second.taken[0])
     assert body_of(context) == b"answer"
 
@@ -522,12 +527,47 @@ def test_a_request_that_waits_for_room_is_replaced_by_one_that_finds_it(engine: 
     second.room = 0
     context = engine.open_context()
     woken = wait(context.mailbox)
-    context.send(Message(b"too large for the second"))
+    context.send(Message(b"old"))
     engine.pipe_detached(first)
-    second.room = 1
-    assert context.send(Message(b"small"))
-    assert second.bodies == [b"small"]
+    assert not context.send(Message(b"new")), "it waits for room as well"
+    assert not woken
+    second.room = 2
+    engine.pipe_has_room(second)
+    assert second.bodies == [b"old"], "who came first is sent first"
+    assert context.send(Message(b"new"))
+    assert second.bodies == [b"old", b"new"]
     assert [type(error) for error in woken] == [RequestReplaced]
+    answer(engine, second, second.taken[0], b"re: old")
+    answer(engine, second, second.taken[1], b"re: new")
+    assert body_of(context) == b"re: new"
+
+
+def test_a_full_pipe_is_sent_nothing_before_it_tells_of_room(engine: ReqEngine) -> None:
+    full, other = attach(engine, 2)
+    full.room = 0
+    for number in range(2):
+        engine.open_context().send(Message(b"%d" % number))
+    full.room = None
+    engine.open_context().send(Message(b"2"))
+    assert (full.bodies, other.bodies) == ([], [b"0", b"1", b"2"])
+    engine.pipe_has_room(full)
+    for number in (3, 4):
+        engine.open_context().send(Message(b"%d" % number))
+    assert (full.bodies, other.bodies) == ([b"4"], [b"0", b"1", b"2", b"3"])
+
+
+def test_the_best_priority_gets_the_requests_and_the_next_one_those_that_it_loses(engine: ReqEngine, clock: Clock) -> None:
+    spare, best = FakePipe(priority=2), FakePipe(priority=1)
+    for pipe in (spare, best):
+        engine.pipe_attached(pipe)
+    for number in range(2):
+        engine.open_context().send(Message(b"%d" % number))
+    clock.now += 60
+    engine.deadline_reached(clock.now)
+    assert (best.bodies, spare.bodies) == ([b"0", b"1"] * 2, [])
+    engine.pipe_detached(best)
+    assert spare.bodies == [b"0", b"1"]
+    assert engine.balances
 
 
 def test_with_resending_off_a_request_has_no_deadline(once: ReqEngine) -> None:

@@ -8,7 +8,7 @@ import outcome
 import pytest
 import trio
 
-import sp
+from sp.socket_base import Socket
 from tests.transports.ends import dial
 
 _numbers = itertools.count()
@@ -33,9 +33,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> str:
     }[request.param]
 
 
-async def connect(
-    listening: sp.Req0 | sp.Rep0 | sp.Pub0 | sp.Sub0 | sp.Bus0, *dialing: sp.Req0 | sp.Sub0 | sp.Pub0 | sp.Bus0 | sp.Rep0
-) -> None:
+async def connect(listening: Socket, *dialing: Socket) -> None:
     """Dial *listening* with each of *dialing*, until both sides have all the pipes."""
     for socket in dialing:
         await dial(socket, listening.listeners[0].url)

@@ -4,42 +4,71 @@ from __future__ import annotations
 
 import gc
 import json
+import math
+import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import sp
 from tests.transports.ends import dial, listen, server_tls
 
-ALL = [sp.Req0, sp.Rep0, sp.Pub0, sp.Sub0, sp.Bus0]
-SENDERS = [sp.Req0, sp.Rep0, sp.Pub0, sp.Bus0]
-RECEIVERS = [sp.Req0, sp.Rep0, sp.Sub0, sp.Bus0]
-PEERS = {sp.Req0: sp.Rep0, sp.Rep0: sp.Req0, sp.Pub0: sp.Sub0, sp.Sub0: sp.Pub0, sp.Bus0: sp.Bus0}
+from .conftest import Background
+from .kinds import ALL, COOKED, ID, RAW, Kind, each, gone, talking
 
-every_socket = pytest.mark.parametrize("kind", ALL)
-every_sender = pytest.mark.parametrize("kind", SENDERS)
-every_receiver = pytest.mark.parametrize("kind", RECEIVERS)
+every_socket = each(ALL)
+every_cooked_socket = each(COOKED)
+every_raw_socket = each(RAW)
+every_sender = each([kind for kind in ALL if kind.sends])
+every_receiver = each([kind for kind in ALL if kind.receives])
+with_ttl = each([kind for kind in ALL if kind.socket in (sp.Rep0, sp.Respondent0, sp.Pair1)])
+without_ttl = each([kind for kind in ALL if kind.socket not in (sp.Rep0, sp.Respondent0, sp.Pair1)])
+with_priority = each([kind for kind in ALL if kind.socket in (sp.Push0, sp.Req0)])
+without_priority = each([kind for kind in ALL if kind.socket not in (sp.Push0, sp.Req0)])
+
+SEND = {"send", "send_nowait", "send_message"}
+RECEIVE = {"receive", "receive_nowait", "receive_message"}
+VERBS = {
+    sp.Req0: SEND | RECEIVE | {"request", "context"},
+    sp.Rep0: SEND | RECEIVE | {"requests", "context"},
+    sp.Surveyor0: SEND | RECEIVE | {"survey", "context"},
+    sp.Respondent0: SEND | RECEIVE | {"surveys", "context"},
+    sp.Push0: SEND | {"send_many"},
+    sp.Pull0: RECEIVE | {"receive_many"},
+    sp.Pub0: SEND | {"send_many"},
+    sp.Sub0: RECEIVE | {"receive_many", "subscribe", "unsubscribe", "context"},
+    sp.Bus0: SEND | RECEIVE | {"send_many", "receive_many"},
+    sp.Pair0: SEND | RECEIVE | {"send_many", "receive_many"},
+    sp.Pair1: SEND | RECEIVE | {"send_many", "receive_many"},
+    sp.Req0Context: SEND | RECEIVE,
+    sp.Rep0Context: SEND | RECEIVE,
+    sp.Surveyor0Context: SEND | RECEIVE,
+    sp.Respondent0Context: SEND | RECEIVE,
+    sp.Sub0Context: RECEIVE | {"receive_many", "subscribe", "unsubscribe"},
+}
 
 
-def test_who_only_sends_is_a_send_channel_and_who_only_receives_a_receive_channel() -> None:
-    assert issubclass(sp.Pub0, trio.abc.SendChannel)
-    assert not hasattr(sp.Pub0, "receive")
-    assert issubclass(sp.Sub0, trio.abc.ReceiveChannel)
-    assert not hasattr(sp.Sub0, "send")
-    for both in (sp.Req0, sp.Rep0, sp.Bus0):
-        assert issubclass(both, trio.abc.Channel)
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_what_a_protocol_cannot_do_is_absent_from_its_class(kind: type) -> None:
+    every = set().union(*VERBS.values())
+    assert {verb for verb in every if hasattr(kind, verb)} == VERBS[kind]
+    assert issubclass(kind, trio.abc.SendChannel) == (VERBS[kind] >= SEND)
+    assert issubclass(kind, trio.abc.ReceiveChannel) == (VERBS[kind] >= RECEIVE)
+    assert issubclass(kind, trio.abc.Channel) == (VERBS[kind] >= SEND | RECEIVE)
 
 
 @every_socket
-async def test_an_unknown_option_is_named(kind: type) -> None:
+async def test_an_unknown_option_is_named(kind: Kind) -> None:
     with pytest.raises(TypeError, match="unknown option 'recieve_limit', expected some of .*inbox_limit"):
         kind(recieve_limit=3)
 
 
 @every_socket
-async def test_a_socket_must_be_entered_before_it_is_used(kind: type) -> None:
+async def test_a_socket_must_be_entered_before_it_is_used(kind: Kind) -> None:
     socket = kind()
     with pytest.raises(sp.StateError, match="async with"):
         await socket.dial("inproc://x")
@@ -51,7 +80,7 @@ async def test_a_socket_must_be_entered_before_it_is_used(kind: type) -> None:
 
 
 @every_socket
-async def test_a_socket_can_be_entered_once(kind: type) -> None:
+async def test_a_socket_can_be_entered_once(kind: Kind) -> None:
     async with kind() as socket:
         pass
     with pytest.raises(sp.StateError, match="once"):
@@ -60,7 +89,7 @@ async def test_a_socket_can_be_entered_once(kind: type) -> None:
 
 
 @every_socket
-async def test_nothing_works_after_the_end_but_looking_back(kind: type) -> None:
+async def test_nothing_works_after_the_end_but_looking_back(kind: Kind) -> None:
     async with kind() as socket:
         await socket.aclose()
         await socket.aclose()
@@ -74,7 +103,7 @@ async def test_nothing_works_after_the_end_but_looking_back(kind: type) -> None:
 
 
 @every_sender
-async def test_sending_after_the_end_is_refused(kind: type) -> None:
+async def test_sending_after_the_end_is_refused(kind: Kind) -> None:
     async with kind() as socket:
         pass
     with pytest.raises(trio.ClosedResourceError):
@@ -84,7 +113,7 @@ async def test_sending_after_the_end_is_refused(kind: type) -> None:
 
 
 @every_receiver
-async def test_receiving_after_the_end_is_refused(kind: type) -> None:
+async def test_receiving_after_the_end_is_refused(kind: Kind) -> None:
     async with kind() as socket:
         pass
     for call in (socket.receive, socket.receive_message):
@@ -96,7 +125,7 @@ async def test_receiving_after_the_end_is_refused(kind: type) -> None:
 
 @every_sender
 @pytest.mark.parametrize("wrong", ["text", 7, None, [b"x"]])
-async def test_a_body_must_be_bytes(kind: type, wrong: object) -> None:
+async def test_a_body_must_be_bytes(kind: Kind, wrong: object) -> None:
     async with kind() as socket:
         with pytest.raises(TypeError, match="must be bytes"):
             await socket.send(wrong)
@@ -106,9 +135,9 @@ async def test_a_body_must_be_bytes(kind: type, wrong: object) -> None:
 
 @every_socket
 @pytest.mark.parametrize("error", [ValueError("mine"), ExceptionGroup("mine", [KeyError(1)]), KeyboardInterrupt(), trio.TooSlowError()])
-async def test_an_exception_of_the_block_comes_out_as_itself(kind: type, error: BaseException, name: str) -> None:
+async def test_an_exception_of_the_block_comes_out_as_itself(kind: Kind, error: BaseException, name: str) -> None:
     with pytest.raises(type(error)) as caught:
-        async with kind(listen=name) as socket, PEERS[kind]() as peer:
+        async with kind(listen=name) as socket, kind.peer() as peer:
             await peer.dial(name)
             raise error
     assert caught.value is error
@@ -116,9 +145,9 @@ async def test_an_exception_of_the_block_comes_out_as_itself(kind: type, error: 
 
 
 @every_socket
-async def test_a_cancelled_block_closes_at_once(kind: type, name: str) -> None:
+async def test_a_cancelled_block_closes_at_once(kind: Kind, name: str) -> None:
     with trio.CancelScope() as scope:
-        async with kind(listen=name) as socket, PEERS[kind]() as peer:
+        async with kind(listen=name) as socket, kind.peer() as peer:
             await peer.dial(name)
             scope.cancel()
             await trio.sleep_forever()
@@ -127,8 +156,8 @@ async def test_a_cancelled_block_closes_at_once(kind: type, name: str) -> None:
 
 
 @every_socket
-async def test_closing_in_a_cancelled_scope_does_not_block(kind: type, name: str) -> None:
-    async with kind(listen=name) as socket, PEERS[kind](dial=name) as peer:
+async def test_closing_in_a_cancelled_scope_does_not_block(kind: Kind, name: str) -> None:
+    async with kind(listen=name) as socket, kind.peer(dial=name) as peer:
         await socket.wait_for_peers()
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -139,7 +168,7 @@ async def test_closing_in_a_cancelled_scope_does_not_block(kind: type, name: str
 
 
 @every_socket
-async def test_closing_by_another_task_leaves_the_block_running(kind: type, name: str) -> None:
+async def test_closing_by_another_task_leaves_the_block_running(kind: Kind, name: str) -> None:
     async with trio.open_nursery() as nursery, kind(listen=name) as socket:
         nursery.start_soon(socket.aclose)
         await trio.testing.wait_all_tasks_blocked()
@@ -148,7 +177,7 @@ async def test_closing_by_another_task_leaves_the_block_running(kind: type, name
 
 
 @every_socket
-async def test_a_url_that_cannot_be_meant_comes_out_of_the_constructor_block(kind: type) -> None:
+async def test_a_url_that_cannot_be_meant_comes_out_of_the_constructor_block(kind: Kind) -> None:
     with pytest.raises(sp.AddressError, match="carrier-pigeon"):
         async with kind(listen="carrier-pigeon://roof"):
             raise AssertionError("entered")
@@ -158,15 +187,16 @@ async def test_a_url_that_cannot_be_meant_comes_out_of_the_constructor_block(kin
 
 
 @every_socket
-async def test_repr_and_statistics_show_what_is_there(kind: type, name: str) -> None:
-    async with kind(listen=name) as socket, PEERS[kind]() as peer:
+async def test_repr_and_statistics_show_what_is_there(kind: Kind, name: str) -> None:
+    async with kind(listen=name) as socket, kind.peer() as peer:
         await peer.dial(name)
         await socket.wait_for_peers()
-        assert repr(socket) == f"<{kind.__name__} open pipes=1 inbox=0>"
+        assert repr(socket) == f"<{kind.name}{' raw' if kind.raw else ''} open pipes=1 inbox=0>"
         assert repr(peer.dialers[0]) == f"<Dialer {name} attached>"
         assert repr(socket.listeners[0]) == f"<Listener {name} 1 pipes>"
-        assert repr(socket.pipes[0]) == f"<Pipe {socket.pipes[0].id} attached {PEERS[kind].__name__[:-1].upper()} {name}>"
+        assert repr(socket.pipes[0]) == f"<Pipe {socket.pipes[0].id} attached {kind.peer_protocol} {name}>"
         counters = json.loads(json.dumps(socket.statistics().as_dict()))
+        assert counters["protocol"] == kind.protocol
         assert counters["listeners"] == [{"url": name, "accepted": 1, "attached": 1, "greeting": 0, "failures": {}, "handshakes": {}}]
         assert counters["pipes"][0]["id"] == socket.pipes[0].id
         assert peer.statistics().as_dict()["dialers"] == ({"url": name, "attempts": 1, "attached": 1, "failures": {}, "handshakes": {}},)
@@ -236,13 +266,13 @@ async def test_every_call_is_a_cancel_point(method: str, name: str) -> None:
 
 
 @every_socket
-async def test_who_enters_a_socket_a_second_time_does_no_harm_to_the_first(kind: type, name: str) -> None:
+async def test_who_enters_a_socket_a_second_time_does_no_harm_to_the_first(kind: Kind, name: str) -> None:
     async with kind(listen=name) as socket:
         with pytest.raises(sp.StateError, match="once"):
             async with socket:
                 raise AssertionError("entered")
         assert len(socket.listeners) == 1
-        async with PEERS[kind]() as peer:
+        async with kind.peer() as peer:
             await peer.dial(name)
 
 
@@ -330,3 +360,404 @@ async def test_what_needs_not_wait_does_not_ask_the_event_loop(url: str) -> None
                 else:  # the turn that every 16th call gives: not to be driven from here
                     steps.close()
             assert at_once >= 14
+
+
+# Calls that wait.
+
+
+@every_receiver
+async def test_who_waits_to_receive_is_told_that_the_socket_was_closed(kind: Kind, name: str) -> None:
+    async with talking(kind, name) as talk, trio.open_nursery() as nursery:
+        if talk.ours is talk.front:
+            await talk.begin()
+        waiting = Background(nursery, talk.ours.receive_message)
+        await trio.testing.wait_all_tasks_blocked()
+        talk.ours.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await waiting.done()
+
+
+@each([kind for kind in ALL if kind.waits_for_peers])
+async def test_who_waits_for_a_peer_to_send_to_is_told_that_the_socket_was_closed(kind: Kind) -> None:
+    async with kind() as socket, trio.open_nursery() as nursery:
+        waiting = Background(nursery, lambda: socket.send_message(sp.Message(b"never", kind.header)))
+        await trio.testing.wait_all_tasks_blocked()
+        if not kind.header:
+            with pytest.raises(trio.WouldBlock):
+                socket.send_nowait(b"never")
+        socket.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await waiting.done()
+
+
+@each([kind for kind in ALL if kind.socket in (sp.Pub0, sp.Bus0, sp.Surveyor0)])
+async def test_who_sends_to_everybody_never_waits_for_a_peer_and_counts_what_nobody_gets(kind: Kind) -> None:
+    async with kind() as socket:
+        await socket.send_message(sp.Message(b"x", kind.header))
+        await socket.send_message(sp.Message(b"x", kind.header))
+        assert socket.statistics().dropped == {"no peer": 2}
+
+
+@every_receiver
+@pytest.mark.parametrize("call", ["receive", "receive_message"])
+async def test_a_cancelled_receive_leaves_the_message(kind: Kind, call: str, name: str) -> None:
+    async with talking(kind, name) as talk:
+        if talk.ours is talk.front:
+            await talk.begin()
+        await talk.send_to_ours(b"kept")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await getattr(talk.ours, call)()
+        assert scope.cancelled_caught
+        assert talk.ours.receive_nowait() == b"kept"
+
+
+@every_sender
+async def test_a_cancelled_send_has_not_happened(kind: Kind, name: str) -> None:
+    async with talking(kind, name) as talk:
+        if talk.ours is talk.back:
+            await talk.begin()
+        received = talk.theirs.statistics().messages_received
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await talk.send_from_ours(b"never")
+        assert scope.cancelled_caught
+        await trio.testing.wait_all_tasks_blocked()
+        assert talk.theirs.statistics().messages_received == received
+        await talk.send_from_ours(b"this time")
+        assert await talk.theirs.receive() == b"this time"
+        assert talk.ours.statistics().dropped == {}
+
+
+@every_receiver
+async def test_any_number_of_tasks_may_receive_at_once_unless_it_is_a_reply_that_they_wait_for(kind: Kind, name: str) -> None:
+    raw_peer = Kind(type(kind.peer()), {"raw": True})  # which may answer one question as often as it likes
+    async with talking(kind, name, peer_kind=None if kind.options else raw_peer) as talk, trio.open_nursery() as nursery:
+        if talk.ours is talk.front:
+            await talk.begin()
+        waiting = []
+        for _ in range(3):
+            waiting.append(Background(nursery, talk.ours.receive))
+            await trio.testing.wait_all_tasks_blocked()
+        if kind.socket is sp.Req0 and not kind.raw:
+            for busy in waiting[1:]:
+                with pytest.raises(trio.BusyResourceError, match="another task waits for the reply on this context: use request"):
+                    await busy.done()
+            del waiting[1:]
+        for number, call in enumerate(waiting if kind.options != {"raw": True} or talk.ours is talk.back else waiting[:1]):
+            await talk.send_to_ours(b"%d" % number)
+            assert await call.done() == b"%d" % number
+        nursery.cancel_scope.cancel()
+
+
+@every_socket
+async def test_events_tell_the_life_of_a_pipe(kind: Kind, name: str) -> None:
+    kinds = sp.EventKind
+    async with kind() as socket:
+        events = socket.events()
+        await listen(socket, name)
+        async with kind.peer() as peer:
+            heard = peer.events()
+            await dial(peer, name)
+            await socket.wait_for_peers()
+            pipe = socket.pipes[0]
+        await gone(socket)
+    told = [event async for event in events]
+    assert [event.kind for event in told] == [kinds.LISTENING, kinds.ATTACHED, kinds.DETACHED, kinds.STOPPED]
+    assert told[1].pipe is told[2].pipe is pipe
+    assert pipe.peer_protocol == kind.peer_protocol
+    assert told[2].reason.startswith("the peer closed the connection")
+    assert [event.kind async for event in heard] == [kinds.DIALING, kinds.ATTACHED, kinds.DETACHED, kinds.STOPPED]
+
+
+# Limits.
+
+
+@each([kind for kind in ALL if kind.receives and not (kind.socket is sp.Req0 and not kind.raw)])  # a REQ gets one reply at a time
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_the_inbox_takes_its_limit_and_not_one_more(kind: Kind, limit: int, name: str, autojump_clock: MockClock) -> None:
+    async with talking(kind, name, peer_kind=kind.talkative_peer, inbox_limit=limit) as talk:
+        if talk.ours is talk.front:
+            await talk.begin()
+        for number in range(limit + 1):
+            await talk.send_to_ours(b"%d" % number)
+        await trio.testing.wait_all_tasks_blocked()
+        assert talk.ours.statistics().inbox == limit
+        bodies = [talk.ours.receive_nowait() for _ in range(limit)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert [*bodies, talk.ours.receive_nowait()] == [b"%d" % number for number in range(limit + 1)]
+        assert talk.ours.statistics().dropped == {}
+
+
+@every_sender
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_the_outbox_takes_its_limit_and_the_next_message_waits_or_is_dropped_and_counted(
+    kind: Kind, limit: int, name: str, autojump_clock: MockClock
+) -> None:
+    stuck = {"inbox_limit": 1}
+    async with talking(kind, name, peer_kind=kind.talkative_peer, outbox_limit=limit, peer=stuck) as talk, trio.open_nursery() as nursery:
+        ours = talk.ours
+        senders = [ours] * 400
+        if kind.socket in (sp.Rep0, sp.Respondent0):
+            for place in range(400):
+                await talk.send(b"a question")
+                senders[place] = ours if kind.raw else ours.context()
+                talk._asked = await senders[place].receive_message()
+        longest = sent = 0
+
+        async def flood() -> None:
+            nonlocal longest, sent
+            for sender in senders:
+                if kind.raw or kind.poly:
+                    await talk.send_from_ours(b"x")
+                else:
+                    await (sender.context() if kind.socket is sp.Req0 else sender).send(b"x")
+                longest = max(longest, ours.statistics().pipes[0].outbox)
+                sent += 1
+                if ours.statistics().dropped:
+                    break
+
+        nursery.start_soon(flood)
+        await trio.testing.wait_all_tasks_blocked()
+        assert longest == ours.statistics().pipes[0].outbox == limit
+        assert ours.statistics().dropped == ({} if kind.waits_for_room else {"peer full": 1})
+        assert limit + 128 < sent < 400
+        nursery.cancel_scope.cancel()
+
+
+# What a socket may be told.
+
+
+@with_ttl
+@pytest.mark.parametrize("wrong", [True, 1.5, "8", None, b"8"])
+def test_a_ttl_is_an_int(kind: Kind, wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"ttl must be an int, not {re.escape(repr(wrong))}"):
+        kind(ttl=wrong)
+
+
+@with_ttl
+@pytest.mark.parametrize("wrong", [-1, 0, 256, 1 << 40])
+def test_a_ttl_is_from_1_to_255(kind: Kind, wrong: int) -> None:
+    with pytest.raises(ValueError, match=f"ttl must be from 1 to 255, not {wrong}"):
+        kind(ttl=wrong)
+
+
+@with_ttl
+@pytest.mark.parametrize("ttl", [1, 2, 254, 255])
+def test_a_ttl_of_1_to_255_is_taken(kind: Kind, ttl: int) -> None:
+    kind(ttl=ttl).close()
+
+
+@without_ttl
+def test_who_counts_no_hops_takes_no_ttl(kind: Kind) -> None:
+    with pytest.raises(TypeError, match="unknown option 'ttl', expected some of .*raw"):
+        kind(ttl=8)
+
+
+@pytest.mark.parametrize("option", ["raw", "poly"])
+@pytest.mark.parametrize("wrong", [1, 0, "yes", None])
+@every_cooked_socket
+def test_raw_and_poly_are_true_or_false(kind: Kind, option: str, wrong: object) -> None:
+    if option == "poly" and kind.socket is not sp.Pair1:
+        with pytest.raises(TypeError, match="unknown option 'poly'"):
+            kind.socket(poly=wrong)
+        return
+    with pytest.raises(TypeError, match=f"{option} must be True or False, not {re.escape(repr(wrong))}"):
+        kind.socket(**{option: wrong})
+
+
+def test_a_pair_cannot_be_poly_and_raw() -> None:
+    with pytest.raises(ValueError, match="poly and raw cannot both be True"):
+        sp.Pair1(poly=True, raw=True)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ("1", TypeError, "deadline must be a number of seconds.*, not '1'"),
+        (True, TypeError, "deadline must be a number of seconds.*, not True"),
+        (None, TypeError, "deadline must be a number of seconds, not None"),
+        (0, ValueError, "deadline must be a positive number of seconds.*, not 0"),
+        (-1, ValueError, "deadline must be a positive number of seconds.*, not -1"),
+        (math.inf, ValueError, "deadline must be a positive number of seconds.*, not inf"),
+        (math.nan, ValueError, "deadline must be a positive number of seconds.*, not nan"),
+    ],
+    ids=repr,
+)
+async def test_a_deadline_is_a_positive_number_of_seconds(wrong: object, error: type[Exception], message: str, raw: bool) -> None:
+    with pytest.raises(error, match=message):
+        sp.Surveyor0(deadline=wrong, raw=raw)  # type: ignore[arg-type]
+    async with sp.Surveyor0() as surveyor:
+        if wrong is None:  # as the socket has it
+            surveyor.context(deadline=None).close()
+            return
+        for call in (lambda: surveyor.context(deadline=wrong), lambda: surveyor.survey(b"", deadline=wrong)):
+            with pytest.raises(error, match=message):
+                call()
+
+
+async def test_no_survey_promises_an_end_that_is_no_promise() -> None:
+    with pytest.raises(TypeError) as caught:
+        sp.Surveyor0(deadline="1")  # type: ignore[arg-type]
+    assert "or None" not in str(caught.value)  # which is refused as well
+
+
+@with_priority
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ("1", TypeError, "priority must be an int, not '1'"),
+        (True, TypeError, "priority must be an int, not True"),
+        (1.0, TypeError, "priority must be an int, not 1.0"),
+        (0, ValueError, "priority must be from 1, the best, to 16, not 0"),
+        (17, ValueError, "priority must be from 1, the best, to 16, not 17"),
+    ],
+)
+async def test_a_priority_is_from_1_to_16(kind: Kind, wrong: object, error: type[Exception], message: str, name: str) -> None:
+    async with kind() as socket:
+        for call in (socket.dial, socket.listen):
+            with pytest.raises(error, match=message):
+                await call(name, priority=wrong)
+        assert socket.dialers == socket.listeners == ()
+        for number, priority in enumerate((1, 16, None)):
+            await socket.listen(f"{name}-{number}", priority=priority)
+        await socket.dial("inproc://nobody", wait=False, priority=16)
+
+
+@without_priority
+async def test_who_picks_no_peer_takes_no_priority(kind: Kind, name: str) -> None:
+    async with kind() as socket:
+        for call in (socket.dial, socket.listen):
+            with pytest.raises(ValueError, match=f"priority is for sockets that pick a peer .*PUSH and REQ, not for {kind.protocol}"):
+                await call(name, priority=8)
+        assert socket.dialers == socket.listeners == ()
+
+
+@every_sender
+async def test_send_message_says_that_it_takes_a_message(kind: Kind) -> None:
+    async with kind() as socket:
+        for wrong in (b"body", "text", None):
+            with pytest.raises(TypeError, match=f"(?i)message.*not {type(wrong).__name__}"):
+                await socket.send_message(wrong)
+
+
+@every_sender
+async def test_the_body_of_a_message_must_be_bytes(kind: Kind) -> None:
+    async with kind() as socket:
+        for wrong in ("text", None, 7):
+            with pytest.raises(TypeError, match=f"a message body must be bytes.*, not {type(wrong).__name__}"):
+                await socket.send_message(sp.Message(wrong, kind.header))  # type: ignore[arg-type]
+
+
+@each([kind for kind in RAW if kind.header or kind.socket is sp.Bus0])
+async def test_the_header_of_a_message_must_be_bytes(kind: Kind) -> None:
+    async with kind() as socket:
+        for wrong in ("head", None, 7, [1, 2, 3, 4]):
+            with pytest.raises(TypeError, match=f"header must be bytes.*, not {type(wrong).__name__}"):
+                await socket.send_message(sp.Message(b"", wrong))  # type: ignore[arg-type]
+
+
+@each([kind for kind in RAW if kind.header])
+@pytest.mark.parametrize("view", [False, True], ids=["bytearray", "memoryview"])
+async def test_a_header_may_be_changed_once_it_is_sent(kind: Kind, view: bool, name: str) -> None:
+    async with talking(kind, name) as talk:
+        await talk.begin()
+        header = bytearray(kind.header if talk.ours is talk.front else talk._asked.header)
+        given = memoryview(header) if view else header
+        with trio.fail_after(5):
+            await talk.ours.send_message(sp.Message(b"body", given))  # type: ignore[arg-type]
+            header[:] = bytes(len(header))
+            assert await talk.theirs.receive() == b"body"
+
+
+@each([kind for kind in RAW if kind.socket in (sp.Req0, sp.Surveyor0, sp.Rep0, sp.Respondent0)])
+@pytest.mark.parametrize("header", [b"", b"\0\0\0\1", b"\x80\0\0", ID + b"\0", ID + ID, ID + b"\0\0\0\1", bytes(5000)], ids=len)
+async def test_a_header_that_is_no_backtrace_is_refused_and_shown(kind: Kind, header: bytes) -> None:
+    async with kind() as socket:
+        with pytest.raises(ValueError, match=f"must be a backtrace.*, not {header[:64].hex() or 'empty'}$"):
+            await socket.send_message(sp.Message(b"body", header))
+        if not header:
+            with pytest.raises(ValueError, match=r"must be a backtrace.*, not empty$"):
+                await socket.send(b"body")
+            with pytest.raises(ValueError, match=r"must be a backtrace.*, not empty$"):
+                socket.send_nowait(b"body")
+        assert socket.statistics().dropped == {}
+
+
+@pytest.mark.parametrize("header", [b"", b"\0\0\0", b"\0\0\0\1\0", b"\0\0\1\1", b"\x80\0\0\1", bytes(8)], ids=bytes.hex)
+async def test_a_raw_pair1_refuses_what_are_no_hops(header: bytes) -> None:
+    async with sp.Pair1(raw=True) as pair:
+        with pytest.raises(ValueError, match=f"must be a word with the hops, from 0 to 255, not {header.hex() or 'empty'}$"):
+            await pair.send_message(sp.Message(b"body", header))
+
+
+@pytest.mark.parametrize("header", [b"\0", b"\0\0\0", bytes(8)], ids=bytes.hex)
+async def test_a_raw_bus_refuses_what_is_no_pipe(header: bytes) -> None:
+    async with sp.Bus0(raw=True) as bus:
+        with pytest.raises(ValueError, match=f"must be empty or the id of a pipe in 4 bytes, not {header.hex()}$"):
+            await bus.send_message(sp.Message(b"body", header))
+
+
+@every_raw_socket
+async def test_a_raw_socket_has_no_conversations(kind: Kind) -> None:
+    calls: dict[str, Callable[[Any], object]] = {
+        "context": lambda socket: socket.context(),
+        "request": lambda socket: socket.request(b""),
+        "requests": lambda socket: anext(socket.requests()),
+        "survey": lambda socket: socket.survey(b""),
+        "surveys": lambda socket: anext(socket.surveys()),
+        "subscribe": lambda socket: socket.subscribe(b""),
+        "unsubscribe": lambda socket: socket.unsubscribe(b""),
+    }
+    async with kind() as socket:
+        assert socket.raw
+        for verb in calls.keys() & VERBS[kind.socket]:
+            with pytest.raises(sp.StateError, match="a raw socket has no (conversations|topics)"):
+                result = calls[verb](socket)
+                await result  # type: ignore[misc]
+
+
+@every_raw_socket
+async def test_a_raw_socket_has_no_wrong_moment(kind: Kind) -> None:
+    async with kind() as socket:
+        if kind.receives:
+            with pytest.raises(trio.WouldBlock):
+                socket.receive_nowait()
+        if kind.sends and not kind.waits_for_peers:
+            await socket.send_message(sp.Message(b"x", kind.header))
+
+
+def test_a_raw_subscriber_takes_no_topics() -> None:
+    with pytest.raises(sp.StateError, match="a raw socket has no topics"):
+        sp.Sub0(raw=True, topics=b"a")
+
+
+@every_socket
+async def test_a_cooked_socket_says_so_and_so_does_a_raw_one(kind: Kind) -> None:
+    async with kind() as socket:
+        assert socket.raw is kind.raw
+
+
+# Counters.
+
+
+@every_socket
+async def test_counters_are_those_of_both_ends(kind: Kind, name: str) -> None:
+    async with talking(kind, name) as talk:
+        assert await talk.ask(b"x" * 10) == b"x" * 10
+        if talk.both_ways:
+            assert await talk.answer(b"y" * 20) == b"y" * 20
+        front, back = talk.front.statistics(), talk.back.statistics()
+    header = 4 if kind.socket in (sp.Req0, sp.Rep0, sp.Surveyor0, sp.Respondent0, sp.Pair1) else 0
+    both = talk.both_ways
+    assert (front.messages_sent, front.bytes_sent) == (back.messages_received, back.bytes_received) == (1, 10 + header)
+    assert (back.messages_sent, back.bytes_sent) == (front.messages_received, front.bytes_received) == (both, (20 + header) * both)
+    for figures in (front, back):
+        plain = figures.as_dict()
+        json.dumps(plain)
+        assert plain["dropped"] == {}
+        assert plain["inbox"] == 0
+        assert plain["pipes"][0]["messages_sent"] == figures.messages_sent
+        assert plain["pipes"][0]["outbox"] == 0

@@ -1,0 +1,81 @@
+"""Whose turn it is: each message goes to one pipe, the next one that has room.
+
+Pipes of the best priority share the messages in turn; those of the next one get some while none of the best has room, as in nanomsg
+(nng and mangos have no priorities).  A pipe without room leaves the round and joins it again, at its end, when it has room, as in nng.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sp.engine import EnginePipe
+    from sp.message import Message
+
+
+class Balancer:
+    """The pipes of a protocol that picks one for each message."""
+
+    __slots__ = ("_best", "_full", "_rounds")
+
+    def __init__(self) -> None:
+        self._rounds: dict[int, deque[EnginePipe]] = {}  # by priority, the best first: the pipes with room, next in turn first
+        self._best: deque[EnginePipe] = deque()  # the first of them with a pipe
+        self._full: set[EnginePipe] = set()
+
+    def add(self, pipe: EnginePipe) -> None:
+        """*pipe* is there: it comes after all others of its priority."""
+        priority = pipe.priority
+        if priority not in self._rounds:
+            self._rounds[priority] = deque()
+            self._rounds = dict(sorted(self._rounds.items()))
+        self._rounds[priority].append(pipe)
+        self._best = self._find_best()
+
+    def remove(self, pipe: EnginePipe) -> None:
+        """*pipe* is gone."""
+        self._full.discard(pipe)
+        ready = self._rounds.get(pipe.priority)
+        if ready is not None and pipe in ready:
+            ready.remove(pipe)
+            self._best = self._find_best()
+
+    def has_room(self, pipe: EnginePipe) -> None:
+        """*pipe*, which was full, no longer is."""
+        if pipe in self._full:
+            self._full.remove(pipe)
+            self._rounds[pipe.priority].append(pipe)
+            self._best = self._find_best()
+
+    def offer(self, message: Message) -> EnginePipe | None:
+        """Offer *message* to the pipes in turn; return the one that took it."""
+        ready = self._best
+        while ready:
+            pipe = ready[0]
+            if pipe.offer(message):
+                ready.rotate(-1)
+                return pipe
+            self._full.add(ready.popleft())
+            if not ready:
+                ready = self._best = self._find_best()
+        return None
+
+    def offer_many(self, messages: list[Message]) -> int:
+        """Do as ``offer`` with each of *messages* until one is not taken; return how many were."""
+        taken = 0
+        while taken < len(messages):
+            if len(self._best) == 1:  # nobody else's turn comes in between
+                taken += self._best[0].offer_many(messages[taken:])
+            if taken == len(messages) or self.offer(messages[taken]) is None:
+                break
+            taken += 1
+        return taken
+
+    def _find_best(self) -> deque[EnginePipe]:
+        """Return the round whose turn it is; an empty one when nobody has room."""
+        best: deque[EnginePipe] = deque()
+        for best in self._rounds.values():
+            if best:
+                break
+        return best

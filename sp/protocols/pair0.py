@@ -1,0 +1,52 @@
+"""PAIR0: one peer, and messages both ways.
+
+On the wire a PAIR0 message is its body alone.  The first peer stays: a listener does not greet another one, so that it knows at once
+that it has no pipe, where nanomsg, nng and mangos let it in and drop what it sends before they hang up.  Both directions wait
+for room; nothing is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sp.engine import EnginePipe, InboxEngine
+from sp.errors import PipeRefused
+from sp.protocol_numbers import PAIR0
+
+if TYPE_CHECKING:
+    from sp.message import Message
+    from sp.options import SocketOptions
+
+
+class Pair0Engine(InboxEngine):
+    """The state behind a PAIR0 socket, raw or not."""
+
+    number = PAIR0
+    peer_number = PAIR0
+    takes_batches = True
+    exclusive = True
+
+    def __init__(self, options: SocketOptions) -> None:
+        super().__init__(options)
+        self._pipe: EnginePipe | None = None
+
+    def check_vacancy(self) -> None:
+        if self._pipe is not None:
+            raise PipeRefused("refused: this PAIR has its peer already", permanent=False)
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self.check_vacancy()
+        self._pipe = pipe
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        if pipe is self._pipe:
+            self._pipe = None
+        super().pipe_detached(pipe)
+
+    def send(self, message: Message) -> bool:
+        """Hand *message* to the peer.  False: it has no room, or there is none."""
+        return self._pipe is not None and self._pipe.offer(message)
+
+    def send_batch(self, messages: list[Message]) -> int:
+        """Do as ``send`` with each of *messages* until one is not taken; return how many were."""
+        return 0 if self._pipe is None else self._pipe.offer_many(messages)

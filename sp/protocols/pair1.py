@@ -1,0 +1,122 @@
+"""PAIR1: one peer, or with *poly* several, and messages both ways through any number of devices.
+
+Before the body stands a word, three zero bytes and the hops that the message has made.  Ours leave with 1, as nng's; mangos sends 0 and
+adds when it receives, which comes to the same.  0 to ttl hops are accepted, more are dropped and counted (nng, mangos); a message
+without that word ends the pipe, as in nng (mangos drops it).  As with PAIR0 the first peer stays, and nothing else is dropped.
+
+Poly is nng's: a message goes to the pipe that it names, or else to the peer that has been there longest.  A full peer holds up
+what is meant for it alone; nng drops that.  What is meant for a peer that is gone is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sp.engine import send_each
+from sp.message import Message
+from sp.protocol_numbers import PAIR1
+from sp.protocols.pair0 import Pair0Engine
+
+if TYPE_CHECKING:
+    from sp.engine import EnginePipe, Sender
+    from sp.options import SocketOptions
+
+_WORD: Final = 4
+_HOPS: Final = [bytes([0, 0, 0, hops]) for hops in range(256)]
+
+
+def split_hops(data: bytes, start: int, stop: int) -> int:
+    """Return where the body begins: behind the word with the hops.  -1: there is none."""
+    return start + _WORD if stop - start >= _WORD and data[start : start + 3] == b"\0\0\0" else -1
+
+
+class Pair1Engine(Pair0Engine):
+    """The state behind a PAIR1 socket."""
+
+    number = PAIR1
+    peer_number = PAIR1
+    takes_batches = False
+    split = staticmethod(split_hops)
+
+    def __init__(self, options: SocketOptions, ttl: int) -> None:
+        super().__init__(options)
+        self._ttl = ttl
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        if message.header[3] > self._ttl:
+            self.dropped["ttl"] += 1
+            return True
+        return super().message_received(pipe, message)
+
+    def send(self, message: Message) -> bool:
+        message.header = _HOPS[1]
+        return super().send(message)
+
+    def send_batch(self, messages: list[Message]) -> int:
+        for message in messages:
+            message.header = _HOPS[1]
+        return super().send_batch(messages)
+
+
+class RawPair1Engine(Pair1Engine):
+    """The state behind a raw PAIR1 socket: each message has made one hop more when it is sent than when it came."""
+
+    takes_headers = True
+
+    def send(self, message: Message) -> bool:
+        header = message.header
+        if split_hops(header, 0, len(header)) != len(header):
+            raise ValueError(f"the header must be a word with the hops, from 0 to 255, not {header[:64].hex() or 'empty'}")
+        if header[3] == 255:
+            self.dropped["ttl"] += 1
+            return True
+        return self._pipe is not None and self._pipe.offer(Message(message.body, _HOPS[header[3] + 1]))
+
+    def send_batch(self, messages: list[Message]) -> int:
+        return send_each(self.send, messages)
+
+
+class PolyPair1Engine(Pair1Engine):
+    """The state behind a PAIR1 socket with several peers."""
+
+    exclusive = False
+
+    def __init__(self, options: SocketOptions, ttl: int) -> None:
+        super().__init__(options, ttl)
+        self._lanes: dict[object, _Lane] = {}
+
+    def check_vacancy(self) -> None:
+        pass
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._lanes[pipe] = _Lane(self, pipe)
+        if self._pipe is None:
+            self._pipe = pipe
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._lanes.pop(pipe, None)
+        super().pipe_detached(pipe)
+        if self._pipe is None:
+            self._pipe = next(iter(self._lanes.values())).pipe if self._lanes else None
+
+    def lane_to(self, pipe: object) -> Sender:
+        """Return what sends to *pipe* alone."""
+        return self._lanes.get(pipe) or _Lane(self, None)
+
+
+class _Lane:
+    """The way to one of several peers.  Who waits for one is not in the way of who waits for another."""
+
+    __slots__ = ("_engine", "pipe")
+
+    def __init__(self, engine: PolyPair1Engine, pipe: EnginePipe | None) -> None:
+        self._engine = engine
+        self.pipe = pipe
+
+    def send(self, message: Message) -> bool:
+        """Hand *message* to the peer.  False: it has no room."""
+        if self.pipe is None or self.pipe.broken:
+            self._engine.dropped["peer gone"] += 1
+            return True
+        message.header = _HOPS[1]
+        return self.pipe.offer(message)

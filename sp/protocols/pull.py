@@ -1,0 +1,17 @@
+"""PULL: receives what PUSH peers send, from all of them alike.
+
+A full inbox holds the pipes back, and lets each of them deliver in its turn: no peer can shut out another.  Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+from sp.engine import InboxEngine
+from sp.protocol_numbers import PULL, PUSH
+
+
+class PullEngine(InboxEngine):
+    """The state behind a PULL socket, raw or not."""
+
+    number = PULL
+    peer_number = PUSH
+    takes_batches = True

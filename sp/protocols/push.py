@@ -1,0 +1,49 @@
+"""PUSH: each message goes to one of the peers, the next in turn that has room; without one, it waits.
+
+On the wire a PUSH message is its body alone, and nothing comes back: what a peer sends all the same is dropped and counted, as by
+nanomsg, nng and mangos.  What a pipe has not written when it ends is lost and counted; nobody else knows whether the peer has it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sp.engine import Engine, EnginePipe
+from sp.protocol_numbers import PULL, PUSH
+from sp.protocols.balancer import Balancer
+
+if TYPE_CHECKING:
+    from sp.message import Message
+
+
+class PushEngine(Engine):
+    """The state behind a PUSH socket, raw or not."""
+
+    number = PUSH
+    peer_number = PULL
+    balances = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._balancer = Balancer()
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._balancer.add(pipe)
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._balancer.remove(pipe)
+
+    def pipe_has_room(self, pipe: EnginePipe) -> None:
+        self._balancer.has_room(pipe)
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        self.dropped["unexpected"] += 1
+        return True
+
+    def send(self, message: Message) -> bool:
+        """Hand *message* to one peer.  False: none has room."""
+        return self._balancer.offer(message) is not None
+
+    def send_batch(self, messages: list[Message]) -> int:
+        """Do as ``send`` with each of *messages* until one is not taken; return how many were."""
+        return self._balancer.offer_many(messages)

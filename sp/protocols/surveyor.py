@@ -1,0 +1,204 @@
+"""SURVEYOR: asks all respondents at once and takes their answers until its time is up; each context one survey at a time.
+
+The 32-bit survey id before the body has its high bit set and starts at random; respondents give it back unchanged (surveyor draft).
+A respondent without room misses the survey, as in nanomsg, nng and mangos.  An answer counts until the deadline, whatever pipe it
+comes by, since a device passes on those of many; later ones, and those to no survey of ours, are dropped and counted, as everywhere.
+What came in time can still be received afterwards (nng forgets it).  An answer of fewer than four bytes ends the pipe, as in nng.
+An application that does not receive holds the respondents back for a moment, then their newest answers are dropped (mangos).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import weakref
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, InboxEngine, Mailbox
+from sp.errors import StateError
+from sp.message import Message
+from sp.protocol_numbers import RESPONDENT, SURVEYOR
+from sp.protocols.backtrace import check_header, split_backtrace, split_reply
+
+if TYPE_CHECKING:
+    from sp.options import SocketOptions
+
+_HIGH_BIT = 0x8000_0000
+
+
+class _State(enum.Enum):
+    IDLE = "idle"
+    OPEN = "open"
+    OVER = "over"
+
+
+class SurveyorContext:
+    """One conversation: at most one survey is under way."""
+
+    __slots__ = ("__weakref__", "_engine", "_seconds", "deadline", "header", "inbox", "state")
+
+    def __init__(self, engine: SurveyorEngine, inbox: Inbox, seconds: float) -> None:
+        self._engine = engine
+        self._seconds = seconds
+        self.inbox = inbox
+        self.state = _State.IDLE
+        self.header = b""
+        self.deadline = math.inf
+
+    @property
+    def mailbox(self) -> Mailbox:
+        return self.inbox
+
+    def send(self, message: Message) -> bool:
+        """Begin a survey, and end the one before.  Always taken: a respondent without room misses it."""
+        self._engine.start(self, message, self._seconds)
+        return True
+
+    def receive(self) -> Message | None:
+        """Return the next answer.  Raises what *over* of the engine makes once the time is up and no answer is left."""
+        answer = self.inbox.take()
+        if answer is None and self.state is not _State.OPEN:
+            if self.state is _State.IDLE:
+                raise StateError("SURVEYOR has no survey under way: send one first")
+            raise self._engine.over("the survey is over: its time is up")
+        return answer
+
+    def close(self) -> None:
+        """End the survey, if there is one; its answers will be late."""
+        self._engine.end(self)
+        self.state = _State.IDLE
+        self.inbox.purge(lambda _: False)
+
+
+class SurveyorEngine(Engine):
+    """The state behind a SURVEYOR socket.  *over* makes the error for those who want more answers than there are."""
+
+    number = SURVEYOR
+    peer_number = RESPONDENT
+    split = staticmethod(split_reply)
+    timed = True
+    deadlines_come_nearer = True
+    patience = PATIENCE
+
+    def __init__(self, options: SocketOptions, random: Random, clock: Callable[[], float], over: Callable[[str], Exception]) -> None:
+        super().__init__()
+        self.over = over
+        self._options = options
+        self._clock = clock
+        self._next_id = random.getrandbits(31)
+        self._pipes: dict[EnginePipe, None] = {}
+        self._under_way: dict[bytes, SurveyorContext] = {}  # by the id as it is on the wire
+        self._contexts: weakref.WeakSet[SurveyorContext] = weakref.WeakSet()
+        self._first = math.inf  # no deadline is before this
+        self._inbox_dropped = 0
+
+    def open_context(self, seconds: float) -> SurveyorContext:
+        """Open a conversation whose surveys take *seconds*."""
+        context = SurveyorContext(self, Inbox(self._options, "newest"), seconds)
+        self._contexts.add(context)
+        return context
+
+    def start(self, context: SurveyorContext, message: Message, seconds: float) -> None:
+        """Send *message* to everybody as the survey of *context*."""
+        if context.state is _State.OPEN:
+            self._finish(context, "a new survey on this context ended the one you were waiting for")
+        context.inbox.purge(lambda _: False)
+        message.header = context.header = self._take_id()
+        context.state = _State.OPEN
+        context.deadline = self._clock() + seconds
+        self._under_way[context.header] = context
+        self._first = min(self._first, context.deadline)
+        if not self._pipes:
+            self.dropped["no peer"] += 1
+        for pipe in self._pipes:
+            if not pipe.offer(message):
+                self.dropped["peer full"] += 1
+
+    def end(self, context: SurveyorContext) -> None:
+        """Forget the survey of *context*."""
+        if self._under_way.get(context.header) is context:
+            del self._under_way[context.header]
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._pipes[pipe] = None
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._pipes.pop(pipe, None)
+        for context in self._under_way.values():
+            context.inbox.forget(pipe)
+
+    def message_received(self, pipe: EnginePipe, message: Message) -> bool:
+        context = self._under_way.get(message.header)
+        if context is None:
+            self.dropped["late answer"] += 1
+            return True
+        inbox = context.inbox
+        dropped = inbox.dropped
+        taken = inbox.offer(pipe, message)
+        self._inbox_dropped += inbox.dropped - dropped
+        return taken
+
+    def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
+        self._under_way[message.header].inbox.lose()  # there is one, or else it would have been taken
+        self.message_received(pipe, message)
+
+    def next_deadline(self) -> float | None:
+        return None if self._first == math.inf else self._first
+
+    def deadline_reached(self, now: float) -> None:
+        for context in [context for context in self._under_way.values() if context.deadline <= now]:
+            self._finish(context, "the survey is over: its time is up")
+        self._first = min((context.deadline for context in self._under_way.values()), default=math.inf)
+
+    def queued(self) -> int:
+        return sum(len(context.inbox) for context in self._contexts)
+
+    def inbox_dropped(self) -> int:
+        return self._inbox_dropped
+
+    def _finish(self, context: SurveyorContext, reason: str) -> None:
+        """End the survey of *context* and tell who waits for its answers."""
+        self.end(context)
+        context.state = _State.OVER
+        context.inbox.release()
+        if context.inbox.fail is not None:
+            context.inbox.fail(lambda: self.over(reason))
+
+    def _take_id(self) -> bytes:
+        while True:
+            self._next_id = (self._next_id + 1) & 0x7FFF_FFFF
+            header = (self._next_id | _HIGH_BIT).to_bytes(4, "big")
+            if header not in self._under_way:
+                return header
+
+
+class RawSurveyorEngine(InboxEngine):
+    """The state behind a raw SURVEYOR socket: surveys and answers bring their backtrace, and nothing is matched or timed."""
+
+    number = SURVEYOR
+    peer_number = RESPONDENT
+    split = staticmethod(split_backtrace)
+    takes_headers = True
+
+    def __init__(self, options: SocketOptions) -> None:
+        super().__init__(options)
+        self._pipes: dict[EnginePipe, None] = {}
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        self._pipes[pipe] = None
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        self._pipes.pop(pipe, None)
+        super().pipe_detached(pipe)
+
+    def send(self, message: Message) -> bool:
+        """Offer *message* to every respondent.  Always taken: one without room misses it."""
+        check_header(message)
+        if not self._pipes:
+            self.dropped["no peer"] += 1
+        for pipe in self._pipes:
+            if not pipe.offer(message):
+                self.dropped["peer full"] += 1
+        return True
