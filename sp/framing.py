@@ -7,6 +7,7 @@ that (ipc mapping draft).  What arrives is refused in PeerErrors and nothing els
 from __future__ import annotations
 
 import struct
+from itertools import repeat
 from typing import Final
 
 from sp.engine import Split
@@ -139,38 +140,34 @@ class FrameDecoder:
         # The loop that every message goes through: names are local, and a plain frame takes two slices.
         unpack = _length.unpack_from
         typed, prefix_size, limit, split = self._typed, self._prefix_size, self._limit, self._split
+        add = messages.append
         end = len(data)
-        room = _MAX_BATCH
-        while end - offset >= prefix_size:
-            if not room:
-                self._rest = data[offset:]
+        for _ in repeat(None, _MAX_BATCH):
+            start = offset + prefix_size
+            if start > end:
+                self._start = data[offset:]
                 return messages
-            room -= 1
-            if typed:
-                if data[offset] != 1:
-                    self.error = MalformedMessage(f"the message type byte must be 1, not {data[offset]}")
-                    return messages
-                offset += 1
-            size: int = unpack(data, offset)[0]
-            offset += 8
+            if typed and data[offset] != 1:
+                self.error = MalformedMessage(f"the message type byte must be 1, not {data[offset]}")
+                return messages
+            size: int = unpack(data, start - 8)[0]
             if size > limit:
                 self.error = too_large(size, limit)
                 return messages
-            stop = offset + size
-            if stop > end:
-                self._missing = stop - end
-                self._parts = [data[offset:] if end - offset < _KEPT_TAIL else memoryview(data)[offset:]]
+            offset = start + size
+            if offset > end:
+                self._missing = offset - end
+                self._parts = [data[start:] if end - start < _KEPT_TAIL else memoryview(data)[start:]]
                 return messages
             if split is None:
-                messages.append(Message(data[offset:stop]))
+                add(Message(data[start:offset]))
             else:
-                body = split(data, offset, stop)
+                body = split(data, start, offset)
                 if body < 0:
                     self.error = broken_header(size)
                     return messages
-                messages.append(Message(data[body:stop], data[offset:body]))
-            offset = stop
-        self._start = data[offset:]
+                add(Message(data[body:offset], data[start:body]))
+        self._rest = data[offset:]
         return messages
 
     def forget(self) -> None:

@@ -309,8 +309,9 @@ class Pipe:
         """Read until the pipe ends, then detach it.  Only a cancellation comes out."""
         try:
             await self._read()
-            is_taken = self._core.engine.exclusive and not self.messages_received
-            self.end(PeerClosed(f"the peer closed the connection{TAKEN_HINT if is_taken else ''}"))
+            self.end(self._explained(PeerClosed("the peer closed the connection")))
+        except (PeerClosed, ConnectionError) as error:
+            self.end(self._explained(error))
         except (PeerError, OSError, trio.ClosedResourceError) as error:
             self.end(error)
         except trio.Cancelled:
@@ -319,6 +320,12 @@ class Pipe:
         finally:
             self.end(trio.ClosedResourceError("the socket was closed"))
             self._core.detach(self)
+
+    def _explained(self, error: PeerClosed | ConnectionError) -> Exception:
+        """Return *error* with what may be behind it: other implementations let a second peer of a PAIR in and hang up."""
+        if not self._core.engine.exclusive or self.messages_received:
+            return error
+        return PeerClosed(f"{error}{TAKEN_HINT}")
 
     async def _read(self) -> None:
         receive_batch = self._connection.receive_batch

@@ -102,7 +102,7 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     ``receive`` and ``send`` are one conversation, a question at a time, where a question that was not answered is given up by the next
     ``receive``; ``requests`` and ``context`` make others.  ``send`` waits while the requester does not read, so a service for
     strangers should use ``requests``, where that holds up one answer and not the service.
-    Requests with more than *ttl* hops (1 to 255) are dropped.
+    Requests that come through *ttl* devices or more (1 to 255) are dropped and counted.
 
     *raw*: ``receive_message`` returns messages whose header begins with the id of their pipe, and ``send_message`` takes it off again.
     Replies to nobody, or to somebody without room, are dropped and counted.
@@ -218,7 +218,7 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     ``receive`` and ``send`` are one conversation, a survey at a time, where one that was not answered is given up by the next
     ``receive``; ``surveys`` and ``context`` make others.  ``send`` waits while the surveyor does not read.
-    Surveys with more than *ttl* hops (1 to 255) are dropped.
+    Surveys that come through *ttl* devices or more (1 to 255) are dropped and counted.
 
     *raw*: as with :class:`Rep0`.
     """
@@ -290,7 +290,7 @@ class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
 
 
 class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
-    """Talks with one peer, like :class:`Pair0`, and through devices, up to *ttl* hops (1 to 255); what has more is dropped and counted.
+    """Talks with one peer, like :class:`Pair0`, and through devices; what comes through *ttl* of them or more (1 to 255) is dropped and counted.
 
     *poly*: with any number of peers.  ``receive_message`` tells by its ``pipe`` who has sent a message, ``send_message`` takes one with
     the ``pipe`` that it is to go to (``sp.Message(body, pipe=pipe)``), and ``send`` takes the peer that has been there for longest.

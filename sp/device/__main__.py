@@ -59,7 +59,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--client-ca", metavar="PEM", help="who signs the certificates of clients; given, they have to have one")
     add("--ca", metavar="PEM", help="who signs the certificates of those that are dialed (default: whom the system trusts)")
     add("--origin", metavar="ORIGIN", action="append", default=[], help="pages that may connect by ws and wss")
-    add("--ttl", metavar="HOPS", type=int, default=8, help="hops that messages may have behind them, 1 to 255 (default: 8)")
+    add("--ttl", metavar="HOPS", type=int, default=8, help="drop what comes through as many devices or more, 1 to 255 (default: 8)")
     add("--max-message-size", metavar="BYTES", type=int, default=1 << 20, help="largest message that is passed on (default: 1 MiB)")
     add("--verbose", action="store_true", help="log what happens to connections")
     options = parser.parse_args(arguments)

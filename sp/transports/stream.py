@@ -383,7 +383,7 @@ class StreamConnection(LinkConnection):
         self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
 
     async def greet(self) -> int:
-        # nanomsg gives its peer one second for this, so ours leaves at once.
+        # nanomsg gives its peer one second for this, so ours leaves at once, unless it is to be an answer.
         await self._link.open(b"" if self.asks else encode_greeting(self._terms.number))
         data = b""
         while True:

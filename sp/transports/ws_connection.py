@@ -246,8 +246,13 @@ class WSConnection(LinkConnection):
 
     def finish(self) -> bool:
         assert self._websocket is not None
-        self._say(self._websocket.close(self._code))
-        return not (self._unwritten or self._control)
+        if self._pings is not Pings.NONE:
+            self._say(self._websocket.close(self._code))
+        if self._unwritten or self._control:
+            return False
+        if self._pings is Pings.NONE:
+            self._link.finish()  # a libnanomsg that has had a Close never dials again
+        return True
 
     def close(self, error: Exception | None = None) -> None:
         if self.closed:
@@ -265,5 +270,5 @@ class WSConnection(LinkConnection):
             self._say(websocket.close(_PROTOCOL_ERROR, str(error)))
         elif isinstance(error, PipeRefused):
             self._say(websocket.close(_POLICY, str(error)))
-        elif not isinstance(error, OSError):
+        elif not isinstance(error, OSError) and self._pings is not Pings.NONE:
             self._say(websocket.close(self._code))

@@ -69,6 +69,7 @@ def request(*headers: tuple[str, str], line: str = "GET / HTTP/1.1", without: Se
     """Return a good request, with some headers replaced, added, or left out."""
     items = [
         ("Host", "localhost"),
+        ("User-Agent", "a test"),  # so that it cannot be libnanomsg, which is not told that we leave
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
         ("Sec-WebSocket-Key", KEY),

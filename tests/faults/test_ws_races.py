@@ -133,7 +133,7 @@ def refuse_once(sock: sp.Bus0) -> None:
 
 async def test_a_close_that_the_kernel_does_not_take_at_once_is_written_when_it_does() -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, trio.open_nursery() as nursery:
-        stream = await upgrade(bus.listeners[0].url, BUS)
+        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
         await bus.wait_for_peers()
         await trio.testing.wait_all_tasks_blocked(0.01)
         refuse_once(bus)
@@ -360,10 +360,10 @@ async def test_who_is_let_in_while_the_listener_drains_is_told_to_go_on() -> Non
 
     async with sp.Bus0(listen="ws://127.0.0.1:0", authorize=authorize) as bus, trio.open_nursery() as nursery:
         with trio.fail_after(5):
-            stubborn = await upgrade(bus.listeners[0].url, BUS)  # so that the draining goes on
+            stubborn = await upgrade(bus.listeners[0].url, BUS, *BROWSER)  # so that the draining goes on
             await bus.wait_for_peers()
             newcomer = await connect_plainly(bus.listeners[0].url)
-            await newcomer.send_all(request("/?later", BUS))
+            await newcomer.send_all(request("/?later", BUS, *BROWSER))
             await asked.wait()
             nursery.start_soon(bus.listeners[0].drain, 100)
             assert await receive_close(stubborn) == (1001, "")

@@ -135,6 +135,46 @@ async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_re
     assert sorted(sent) == list(range(requests))
 
 
+async def test_messages_of_all_sizes_pass_through_narrow_queues_in_order_and_none_is_lost(new_url: NewUrl) -> None:
+    narrow = {"inbox_limit": 2, "outbox_limit": 2}
+    sizes = [number * 37 % 5000 if number % 50 else 200_000 for number in range(1000)]
+    async with sp.Pull0(**narrow) as pull, sp.Push0(**narrow) as push, trio.open_nursery() as nursery:  # type: ignore[arg-type]
+        await dial(push, (await listen(pull, new_url())).url)
+
+        async def send() -> None:
+            for number, size in enumerate(sizes):
+                await push.send(number.to_bytes(4, "big") + bytes(size))
+                assert push.statistics().pipes[0].outbox <= 2 + 64  # and what one write took over
+
+        nursery.start_soon(send)
+        with trio.fail_after(20):
+            for number, size in enumerate(sizes):
+                if number % 100 == 0:
+                    await trio.testing.wait_all_tasks_blocked(0.002)
+                body = await pull.receive()
+                assert (int.from_bytes(body[:4], "big"), len(body)) == (number, 4 + size)
+                assert pull.statistics().inbox <= 2
+        assert push.statistics().dropped == pull.statistics().dropped == {}
+
+
+async def test_two_that_have_place_for_one_peer_each_talk_and_a_third_is_turned_away(new_url: NewUrl) -> None:
+    async with sp.Pair1() as listening, sp.Pair1() as dialing, sp.Pair1() as third:
+        with trio.fail_after(5):
+            url = (await listen(listening, new_url())).url
+            await dial(dialing, url)
+            await listening.wait_for_peers()
+            for body in (b"", b"x", os.urandom(65_536)):
+                for sender, receiver in ((dialing, listening), (listening, dialing)):
+                    await sender.send(body)
+                    assert await receiver.receive() == body
+            events = listening.events()
+            with pytest.raises(sp.DialError, match="a PAIR that has its peer does that|this PAIR has its peer already"):
+                await dial(third, url)
+            assert isinstance((await expect(events, sp.EventKind.REFUSED)).error, sp.PipeRefused)
+            await listening.send(b"still there?")
+            assert await dialing.receive() == b"still there?"
+
+
 async def test_all_that_a_peer_sent_before_it_closed_is_received_and_then_the_pipe_ends_with_a_reason(new_url: NewUrl) -> None:
     async with sp.Bus0(inbox_limit=1_000) as receiver:
         url = (await listen(receiver, new_url())).url
@@ -211,21 +251,36 @@ async def test_a_dial_to_nobody_fails_at_once_with_the_real_cause(scheme: str, n
             assert req.dialers == ()
 
 
-async def test_peers_of_the_wrong_protocol_are_told_apart_by_name_on_both_sides(new_url: NewUrl) -> None:
-    async with sp.Pub0() as pub, sp.Req0() as req:
-        url = (await listen(pub, new_url())).url
-        pub_events, req_events = pub.events(), req.events()
+@pytest.mark.parametrize(
+    ("listening", "dialing", "refused_for", "failed_for"),
+    [
+        (sp.Pub0, sp.Req0, "the peer is REQ, expected SUB", "the peer is PUB, expected REP"),
+        (sp.Push0, sp.Push0, "the peer is PUSH, expected PULL", "the peer is PUSH, expected PULL"),
+        (sp.Respondent0, sp.Req0, "the peer is REQ, expected SURVEYOR", "the peer is RESPONDENT, expected REP"),
+        (sp.Pair0, sp.Req0, "the peer is REQ, expected PAIR0", "the peer is PAIR0, expected REP"),
+        (sp.Req0, sp.Pair0, "the peer is PAIR0, expected REP", "the peer is REQ, expected PAIR0"),
+        (sp.Pair0, sp.Pair1, "the peer is PAIR1, expected PAIR0", "the peer is PAIR0, expected PAIR1"),
+        (sp.Pair1, sp.Pair0, "the peer is PAIR0, expected PAIR1", "the peer is PAIR1, expected PAIR0"),
+    ],
+    ids=["pub req", "push push", "respondent req", "pair req", "req pair", "pair0 pair1", "pair1 pair0"],
+)
+async def test_peers_of_the_wrong_protocol_are_told_apart_by_name_on_both_sides(
+    new_url: NewUrl, listening: type, dialing: type, refused_for: str, failed_for: str
+) -> None:
+    async with listening() as listener, dialing() as dialer:
+        url = (await listen(listener, new_url())).url
+        told, heard = listener.events(), dialer.events()
         with trio.fail_after(5):
-            with pytest.raises(sp.DialError, match="PUB.*expected REP") as caught:
-                await dial(req, url)
+            with pytest.raises(sp.DialError, match=failed_for) as caught:
+                await dial(dialer, url)
             assert isinstance(caught.value.__cause__, sp.WrongProtocol)
-            refused = await expect(pub_events, sp.EventKind.REFUSED)
+            refused = await expect(told, sp.EventKind.REFUSED)
             assert isinstance(refused.error, sp.WrongProtocol)
-            assert "the peer is REQ, expected SUB" in refused.reason
-            failed = await expect(req_events, sp.EventKind.DIAL_FAILED)
+            assert refused_for in refused.reason
+            failed = await expect(heard, sp.EventKind.DIAL_FAILED)
             assert isinstance(failed.error, sp.WrongProtocol)
-            assert "the peer is PUB, expected REP" in failed.reason
-        assert pub.pipes == req.pipes == ()
+            assert failed_for in failed.reason
+        assert listener.pipes == dialer.pipes == ()
 
 
 async def test_a_closed_listener_frees_the_address_and_ends_its_pipes(new_url: NewUrl) -> None:

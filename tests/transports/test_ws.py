@@ -555,11 +555,24 @@ async def test_a_drained_backend_loses_no_request(scheme: str) -> None:
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("how", ["pipe", "listener", "drain", "socket"])
+async def test_who_may_be_libnanomsg_is_left_without_a_close_since_it_would_never_dial_again(how: str) -> None:
+    async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, trio.open_nursery() as nursery:
+        stream = await upgrade(rep.listeners[0].url, REP)
+        await rep.wait_for_peers()
+        nursery.start_soon({"drain": rep.listeners[0].drain, "socket": rep.aclose}.get(how, trio.lowlevel.checkpoint))
+        if how in ("pipe", "listener"):
+            {"pipe": rep.pipes[0], "listener": rep.listeners[0]}[how].close()
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b""
+        await stream.aclose()
+
+
 async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -> None:
     http = sp.HTTPServerConfig(health_path="/healthz")
     async with sp.Rep0(listen=url, tls=server_tls(url), http=http) as rep, trio.open_nursery() as nursery:
         listener = rep.listeners[0]
-        peer = await upgrade(listener.url, REP)
+        peer = await upgrade(listener.url, REP, *BROWSER)
         await rep.wait_for_peers()
         with trio.fail_after(5):
             ask = await connect_plainly(listener.url)
