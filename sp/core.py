@@ -462,6 +462,11 @@ class Core:
         """Whether somebody waits to send."""
         return bool(self._senders)
 
+    def is_waited_for(self, sender: Sender) -> bool:
+        """Whether somebody waits to send by *sender*, also after another try: who comes later has to wait behind."""
+        self.retry_senders()
+        return any(entry.sender is sender for entry in self._senders)
+
     def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
         """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
         return Receivers(self, mailbox, exclusive=exclusive)

@@ -290,7 +290,9 @@ class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
 
 
 class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
-    """Talks with one peer, like :class:`Pair0`, and through devices; what comes through *ttl* of them or more (1 to 255) is dropped and counted.
+    """Talks with one peer, like :class:`Pair0`, and through devices.
+
+    What comes through *ttl* devices or more (1 to 255) is dropped and counted.
 
     *poly*: with any number of peers.  ``receive_message`` tells by its ``pipe`` who has sent a message, ``send_message`` takes one with
     the ``pipe`` that it is to go to (``sp.Message(body, pipe=pipe)``), and ``send`` takes the peer that has been there for longest.

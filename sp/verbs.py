@@ -52,15 +52,14 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         if not core.open or self._closed:
             self._check_open()
         message = Message(value if type(value) is bytes else to_body(value))
-        if core.senders_wait:
-            core.retry_senders()  # who waits already comes first
-        if self._sender.send(message):
-            if core.timer_idle:
-                core.wake_timer()
-            if self._turns.due():
-                await cancel_shielded_checkpoint()
-        else:
-            await core.wait_to_send(self._sender, message)
+        sender = self._sender
+        if (core.senders_wait and core.is_waited_for(sender)) or not sender.send(message):
+            await core.wait_to_send(sender, message)
+            return
+        if core.timer_idle:
+            core.wake_timer()
+        if self._turns.due():
+            await cancel_shielded_checkpoint()
 
     async def send_message(self, message: Message) -> None:
         """Send the body of *message*, as ``send`` does: on a raw socket with its header, with PAIR1's *poly* to its pipe.
@@ -76,9 +75,7 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         sender = self._sender_for(message)
         header = to_body(message.header, "a message header") if core.engine.takes_headers else b""
         message = Message(to_body(message.body), header)
-        if core.senders_wait:
-            core.retry_senders()  # who waits already comes first
-        if not sender.send(message):
+        if (core.senders_wait and core.is_waited_for(sender)) or not sender.send(message):
             await core.wait_to_send(sender, message)
             return
         if core.timer_idle:
@@ -93,12 +90,11 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""
         self._check_open()
         message = Message(to_body(value))
-        if self._core.senders_wait:
-            self._core.retry_senders()  # who waits already comes first
-        if not self._sender.send(message):
+        core, sender = self._core, self._sender
+        if (core.senders_wait and core.is_waited_for(sender)) or not sender.send(message):
             raise trio.WouldBlock
-        if self._core.timer_idle:
-            self._core.wake_timer()
+        if core.timer_idle:
+            core.wake_timer()
 
 
 class SendManyVerbs(SendVerbs):
@@ -116,16 +112,19 @@ class SendManyVerbs(SendVerbs):
         self._check_open()
         if isinstance(values, bytes | bytearray | memoryview | str):
             raise TypeError("send_many takes bodies, not one body: use send, or put it into a list")
-        send_batch = self._batch_sender.send_batch
+        core, sender = self._core, self._batch_sender
         is_list = isinstance(values, list | tuple)
         rest = iter(values)
         count = 0
         # What is taken out of an iterator and not sent would be lost: so one at a time.
         while messages := [Message(value if type(value) is bytes else to_body(value)) for value in islice(rest, _MANY if is_list else 1)]:
             taken = 0
-            while (taken := taken + send_batch(messages[taken:] if taken else messages)) < len(messages):
-                await self._core.wait_to_send(self._sender, messages[taken])
-                taken += 1
+            while taken < len(messages):
+                if not (core.senders_wait and core.is_waited_for(sender)):
+                    taken += sender.send_batch(messages[taken:] if taken else messages)
+                if taken < len(messages):
+                    await core.wait_to_send(sender, messages[taken])
+                    taken += 1
             count += len(messages)
             if count % _MANY == 0:
                 await checkpoint()

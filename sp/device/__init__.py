@@ -11,6 +11,7 @@ from sp.protocol_numbers import COUNTERPARTS, protocol_name
 from sp.socket_base import plain
 
 if TYPE_CHECKING:
+    from sp.core import Core
     from sp.socket_base import Socket, Wiring
 
 _MANY: Final = 64
@@ -58,24 +59,25 @@ async def device(front: Socket, back: Socket | None = None) -> None:
 
 
 async def _run(ways: list[list[Wiring]]) -> None:
-    closed: list[trio.ClosedResourceError] = []
-
-    async def pass_on(source: Wiring, sink: Wiring) -> None:
-        try:
-            await _pass_on(source, sink)
-        except trio.ClosedResourceError as error:
-            closed.append(error)
-            nursery.cancel_scope.cancel()
-
+    cores = [end.core for end in ways[0]]
     try:
         async with trio.open_nursery() as nursery:
+            for core in cores:
+                nursery.start_soon(_watch, core)
             for source, sink in ways:
                 if source.receiver is not None and sink.sender is not None:
-                    nursery.start_soon(pass_on, source, sink)
+                    nursery.start_soon(_pass_on, source, sink)
     except BaseExceptionGroup as group:
+        for core in cores:
+            core.check_open()  # which is the reason then, and comes out once
         raise plain(group) or group from None
-    if closed:
-        raise closed[0]
+
+
+async def _watch(core: Core) -> None:
+    """Raise ClosedResourceError when the socket is closed: who passes on may wait for the other one."""
+    while True:
+        core.check_open()
+        await core.changed()
 
 
 async def _pass_on(source: Wiring, sink: Wiring) -> None:
