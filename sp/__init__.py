@@ -32,7 +32,8 @@ from sp.listener import Listener
 from sp.message import Message
 from sp.pipe import Pipe
 from sp.proxy_protocol import ProxyInfo, SSLInfo
-from sp.sockets import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Respondent0, Sub0, Surveyor0
+from sp.socket_base import Socket
+from sp.sockets import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Requests, Respondent0, Sub0, Survey, Surveyor0
 from sp.statistics import DialerStatistics, ListenerStatistics, PipeStatistics, SocketStatistics
 from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 
@@ -79,13 +80,16 @@ __all__ = [
     "Request",
     "RequestLost",
     "RequestReplaced",
+    "Requests",
     "Respondent0",
     "Respondent0Context",
     "SSLInfo",
+    "Socket",
     "SocketStatistics",
     "StateError",
     "Sub0",
     "Sub0Context",
+    "Survey",
     "Surveyor0",
     "Surveyor0Context",
     "TLSClientConfig",

@@ -15,6 +15,7 @@ import random
 import weakref
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 
 import outcome
@@ -54,6 +55,8 @@ _Arguments = TypeVarTuple("_Arguments")
 
 _WRITES_A_TURN: Final = 64
 """Pipes that are written to before other tasks get their turn."""
+_PLACE_KEPT: Final = 1.0
+"""Seconds for which a PAIR that dials keeps its place for that peer: a silent one would keep away all others."""
 _LENT_FOR: Final = 0.02
 """Seconds after which a pipe reads for itself again when the task that read it last has not come back."""
 
@@ -101,6 +104,7 @@ class Core:
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
         self._place_taker: Connection | None = None  # of an exclusive socket: whom we have greeted, and who may become its pipe
+        self._place_kept = 0.0  # until then
         self._timer_wanted = trio.Event()
         self._timer_until = math.inf
         self._watching = False
@@ -231,11 +235,13 @@ class Core:
         if not self.engine.exclusive or connection.asks:
             return await self._welcome(connection, url, priority)
         self._check_place(connection)
-        self._place_taker = connection  # our greeting makes the peer attach us, so nobody else may take the place meanwhile
+        # Our greeting makes the peer attach us, so nobody else may take the place meanwhile, unless the peer takes its time.
+        self._place_taker, self._place_kept = connection, trio.current_time() + _PLACE_KEPT
         try:
             return await self._welcome(connection, url, priority)
         finally:
-            self._place_taker = None
+            if self._place_taker is connection:
+                self._place_taker = None
 
     async def _welcome(self, connection: Connection, url: str, priority: int) -> Pipe:
         seconds = self.options.greeting_timeout
@@ -244,6 +250,9 @@ class Core:
             number = await connection.greet()
             log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
             if number != self.engine.peer_number:
+                if connection.asks:
+                    with suppress(OSError):
+                        connection.admit()  # so that the peer sees what we are
                 expected = protocol_name(self.engine.peer_number)
                 raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
             pipe = Pipe(self, connection, url, number, priority)
@@ -276,7 +285,7 @@ class Core:
         """Raise PipeRefused when there is no place for *connection*."""
         try:
             self.engine.check_vacancy()
-            if self._place_taker not in (None, connection):
+            if self._place_taker not in (None, connection) and trio.current_time() < self._place_kept:
                 raise PipeRefused("refused: this PAIR has its peer already, or is about to", permanent=False)
         except PipeRefused as refused:
             refused.response = refusal(503, str(refused))
@@ -462,8 +471,12 @@ class Core:
         """Whether somebody waits to send."""
         return bool(self._senders)
 
-    def is_waited_for(self, sender: Sender) -> bool:
-        """Whether somebody waits to send by *sender*, also after another try: who comes later has to wait behind."""
+    def must_wait(self, sender: Sender, message: Message) -> bool:
+        """Whether somebody waits to send by *sender*, also after another try, so that *message* has to wait behind.
+
+        Raises ValueError when it could never be sent.
+        """
+        self.engine.check_message(message)
         self.retry_senders()
         return any(entry.sender is sender for entry in self._senders)
 

@@ -141,6 +141,8 @@ class Engine:
     """Seconds that a pipe waits for room before ``message_overdue``."""
     balances: bool = False
     """Whether it picks a pipe for each message, so that a pipe's priority counts."""
+    fans_out: bool = False
+    """Whether it sends each message by all pipes."""
     takes_batches: bool = False
     """Whether ``messages_received`` can be called instead of ``message_received``."""
     takes_headers: bool = False
@@ -150,6 +152,9 @@ class Engine:
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
+
+    def check_message(self, message: Message) -> None:
+        """Raise ValueError when *message* could never be sent; ``send`` does so as well."""
 
     def check_vacancy(self) -> None:
         """Raise PipeRefused when there is no place for another pipe, so that its greeting can be saved."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sp.tls import TLSInfo
     from sp.transports import Connection
 
+_SOON: Final = 1.0
 TAKEN_HINT: Final = "; a PAIR that has its peer does that"
 _ids = itertools.count(secrets.randbits(31))
 
@@ -174,6 +175,10 @@ class Pipe:
         """End the pipe now; what waits to be written is dropped and counted.  Its dialer will redial."""
         self.end(trio.ClosedResourceError("the pipe was closed by the application"))
 
+    def is_of(self, core: Core) -> bool:
+        """Whether it is, or was, a pipe of the socket with *core*."""
+        return self._core is core
+
     def statistics(self) -> PipeStatistics:
         """Return what the pipe has moved so far."""
         return PipeStatistics(
@@ -307,11 +312,12 @@ class Pipe:
 
     async def run(self) -> None:
         """Read until the pipe ends, then detach it.  Only a cancellation comes out."""
+        began = trio.current_time()
         try:
             await self._read()
-            self.end(self._explained(PeerClosed("the peer closed the connection")))
+            self.end(self._explained(PeerClosed("the peer closed the connection"), began))
         except (PeerClosed, ConnectionError) as error:
-            self.end(self._explained(error))
+            self.end(self._explained(error, began))
         except (PeerError, OSError, trio.ClosedResourceError) as error:
             self.end(error)
         except trio.Cancelled:
@@ -321,9 +327,9 @@ class Pipe:
             self.end(trio.ClosedResourceError("the socket was closed"))
             self._core.detach(self)
 
-    def _explained(self, error: PeerClosed | ConnectionError) -> Exception:
-        """Return *error* with what may be behind it: other implementations let a second peer of a PAIR in and hang up."""
-        if not self._core.engine.exclusive or self.messages_received:
+    def _explained(self, error: PeerClosed | ConnectionError, began: float) -> Exception:
+        """Return *error* with what may be behind it: other implementations let a second peer of a PAIR in and soon hang up."""
+        if not self._core.engine.exclusive or self.messages_received or trio.current_time() - began > _SOON:
             return error
         return PeerClosed(f"{error}{TAKEN_HINT}")
 

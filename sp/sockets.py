@@ -124,6 +124,7 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     def requests(self) -> Requests:
         """Return an async iterator over requests that can be answered in any order, by any task."""
+        _cooked(self._engine, "conversations")
         return Requests(self)
 
     def context(self) -> Rep0Context:
@@ -172,6 +173,14 @@ class Survey:
         self._over = True
         self._context.close()
 
+    async def aclose(self) -> None:
+        """Do as ``close``, for ``contextlib.aclosing``."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def __repr__(self) -> str:
+        return f"<Survey {'over' if self._over else 'not begun' if self._value is not None else 'under way'}>"
+
 
 class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Asks everybody and takes the answers that come in time.
@@ -202,7 +211,9 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     def survey(self, value: BytesLike, *, deadline: float | None = None) -> Survey:
         """Return an async iterator that sends *value* to everybody and gives the bodies of the answers.
 
-        It ends *deadline* seconds after it was begun (None: as the socket has it).  Any number may be under way at once.
+        It is sent when the iteration begins, and ends *deadline* seconds later (None: as the socket has it).  Any number may be under
+        way at once.  Leaving the loop early, ``close`` it, or its answers go on taking room until then.
+        Raises TypeError and ValueError for a *value* or *deadline* that cannot be, StateError for a raw socket, ClosedResourceError.
         """
         return Survey(self.context(deadline=deadline), to_body(value))
 
@@ -239,6 +250,7 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     def surveys(self) -> Requests:
         """Return an async iterator over surveys that can be answered in any order, by any task, or not at all."""
+        _cooked(self._engine, "conversations")
         return Requests(self)
 
     def context(self) -> Respondent0Context:
@@ -314,6 +326,8 @@ class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     def _sender_for(self, message: Message) -> Sender:
         if self._poly is None or message.pipe is None:
             return self._sender
+        if not message.pipe.is_of(self._core):
+            raise ValueError(f"{message.pipe!r} is a pipe of another socket")
         return self._poly.lane_to(message.pipe)
 
 

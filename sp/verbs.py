@@ -16,6 +16,7 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_
 from sp.core import Core
 from sp.engine import BatchReceiver, BatchSender, Receiver, Sender
 from sp.message import BytesLike, Message, to_body
+from sp.pipe import Pipe
 from sp.receivers import Receivers
 from sp.turns import Turns
 
@@ -53,7 +54,7 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
             self._check_open()
         message = Message(value if type(value) is bytes else to_body(value))
         sender = self._sender
-        if (core.senders_wait and core.is_waited_for(sender)) or not sender.send(message):
+        if (core.senders_wait and core.must_wait(sender, message)) or not sender.send(message):
             await core.wait_to_send(sender, message)
             return
         if core.timer_idle:
@@ -65,17 +66,20 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         """Send the body of *message*, as ``send`` does: on a raw socket with its header, with PAIR1's *poly* to its pipe.
 
         Other sockets make their headers and choose pipes themselves, so that a message which was received can be sent on.
-        Raises ValueError for a header that the protocol cannot have; otherwise as ``send``.
+        Raises ValueError for a header that the protocol cannot have, and with *poly* for a pipe of another socket; what is meant for a
+        pipe that has ended is dropped and counted (``peer gone``).  Otherwise as ``send``.
         """
         await checkpoint_if_cancelled()
         self._check_open()
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"send_message takes an sp.Message, not {type(message).__name__}: send takes a body")
         core = self._core
+        header = to_body(message.header, "a message header")
+        if message.pipe is not None and not isinstance(message.pipe, Pipe):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"the pipe of a message must be an sp.Pipe or None, not {type(message.pipe).__name__}")
         sender = self._sender_for(message)
-        header = to_body(message.header, "a message header") if core.engine.takes_headers else b""
-        message = Message(to_body(message.body), header)
-        if (core.senders_wait and core.is_waited_for(sender)) or not sender.send(message):
+        message = Message(to_body(message.body), header if core.engine.takes_headers else b"")
+        if (core.senders_wait and core.must_wait(sender, message)) or not sender.send(message):
             await core.wait_to_send(sender, message)
             return
         if core.timer_idle:
@@ -91,7 +95,7 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         self._check_open()
         message = Message(to_body(value))
         core, sender = self._core, self._sender
-        if (core.senders_wait and core.is_waited_for(sender)) or not sender.send(message):
+        if (core.senders_wait and core.must_wait(sender, message)) or not sender.send(message):
             raise trio.WouldBlock
         if core.timer_idle:
             core.wake_timer()
@@ -105,8 +109,8 @@ class SendManyVerbs(SendVerbs):
     async def send_many(self, values: Iterable[BytesLike]) -> None:
         """Send each of *values* in order, as ``send`` does, at a fraction of its cost.
 
-        Cancelled or failed, the messages before some point were sent and those after it were not; of an iterator they are
-        still to be had, except the one that was waiting.
+        Cancelled or failed, the messages before some point were sent and those after it were not; of an iterator, the last one that was
+        taken out of it was not sent.
         """
         await checkpoint_if_cancelled()
         self._check_open()
@@ -118,17 +122,17 @@ class SendManyVerbs(SendVerbs):
         count = 0
         # What is taken out of an iterator and not sent would be lost: so one at a time.
         while messages := [Message(value if type(value) is bytes else to_body(value)) for value in islice(rest, _MANY if is_list else 1)]:
+            if count and count % _MANY == 0:
+                await checkpoint()
+                self._check_open()
             taken = 0
             while taken < len(messages):
-                if not (core.senders_wait and core.is_waited_for(sender)):
+                if not (core.senders_wait and core.must_wait(sender, messages[taken])):
                     taken += sender.send_batch(messages[taken:] if taken else messages)
                 if taken < len(messages):
                     await core.wait_to_send(sender, messages[taken])
                     taken += 1
             count += len(messages)
-            if count % _MANY == 0:
-                await checkpoint()
-                self._check_open()
         if self._turns.due():
             await cancel_shielded_checkpoint()
 

@@ -21,8 +21,8 @@ _COMMAND = (sys.executable, "-W", "error", "-m", "sp.device")
 
 
 @asynccontextmanager
-async def running(*arguments: str, ends: int = 2) -> AsyncIterator[list[str]]:
-    """Run the command; give the URLs that it says it listens on.  It has to end well when it is told to."""
+async def running(*arguments: str, ends: int = 2, last_words: str = "") -> AsyncIterator[list[str]]:
+    """Run the command; give the URLs that it says it listens on.  It has to end well, and with *last_words*, when it is told to."""
     process = await trio.lowlevel.open_process([*_COMMAND, *arguments], stdout=PIPE, stderr=PIPE, env=_ENVIRONMENT)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -37,7 +37,8 @@ async def running(*arguments: str, ends: int = 2) -> AsyncIterator[list[str]]:
         process.send_signal(signal.SIGTERM)
         with trio.fail_after(10):
             assert await process.wait() == 0
-            assert await process.stderr.receive_some() == b""
+            said = await process.stderr.receive_some()
+            assert said.decode().endswith(last_words) if last_words else not said
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
@@ -85,6 +86,16 @@ async def test_it_dials_on_both_sides_and_waits_for_who_is_not_there_yet(tmp_pat
             assert await pull.receive() == b"work"
 
 
+async def test_what_it_takes_to_its_grave_is_said_in_the_end() -> None:
+    said = "front: 3 messages were received and not passed on\n"
+    arguments = ("pull", "--front", "tcp://127.0.0.1:0", "--back", "inproc://nobody")
+    async with running(*arguments, ends=1, last_words=said) as (url,), sp.Push0() as push:
+        with trio.fail_after(10):
+            await push.dial(url)
+            await push.send_many([b"1", b"2", b"3"])
+            await push.aclose()
+
+
 async def test_without_a_back_it_reflects_a_bus() -> None:
     async with running("bus", "--front", "tcp://127.0.0.1:0", ends=1) as (url,), sp.Bus0() as one, sp.Bus0() as two, sp.Bus0() as three:
         with trio.fail_after(10):
@@ -109,7 +120,16 @@ async def test_without_a_back_it_reflects_a_bus() -> None:
         (("star", "--front", "inproc://x"), "invalid choice: 'star'"),
         (("--front", "tcp://127.0.0.1:x", "--back", "inproc://x"), "'tcp://127.0.0.1:x': 'x' is no port"),
         (("--front", "tls+tcp://127.0.0.1:0", "--back", "inproc://x"), "a server needs a certificate"),
-        (("--front", "tcp://127.0.0.1:0"), "a device cannot join REP and itself: expected REQ"),
+        (("--front", "tcp://127.0.0.1:0"), "the back needs a URL: --back or --back-listen; only bus, pair0, pair1 can do without"),
+        (
+            ("--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--certificate", "/nowhere.pem"),
+            "--certificate is given, and nothing uses it",
+        ),
+        (
+            ("--front", "tcp://127.0.0.1:0", "--back", "tls+tcp://x:1", "--client-ca", "/nowhere.pem"),
+            "--client-ca is given, and nothing uses it",
+        ),
+        (("push", "--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "3"), "--ttl is given, and nothing uses it"),
         (("--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "0"), "ttl must be from 1 to 255, not 0"),
         (("--front", "ipc:///nowhere/at/all", "--back", "inproc://x"), "/nowhere/at/all"),
     ],

@@ -10,6 +10,7 @@ INTERNAL = {
     "Pipe": {
         "offer",
         "offer_many",
+        "is_of",
         "discard_oldest",
         "resume",
         "settle",

@@ -8,14 +8,14 @@ import trio
 
 from sp.errors import StateError
 from sp.protocol_numbers import COUNTERPARTS, protocol_name
-from sp.socket_base import plain
+from sp.socket_base import Socket, plain
 
 if TYPE_CHECKING:
     from sp.core import Core
-    from sp.socket_base import Socket, Wiring
+    from sp.socket_base import Wiring
 
 _MANY: Final = 64
-"""Messages after which other tasks get their turn."""
+"""Messages after which other tasks get their turn; one to many peers counts for each of them."""
 
 
 async def device(front: Socket, back: Socket | None = None) -> None:
@@ -29,12 +29,16 @@ async def device(front: Socket, back: Socket | None = None) -> None:
     When one side has no room, the other is not read: whoever sends there is held back.  What protocols drop otherwise, they drop here,
     and ``front.statistics()`` and ``back.statistics()`` have all counts.  A side without peers is waited for.
 
+    Who receives on a socket beside its device takes messages away from it.
+
     Cancelled, nothing is lost: a message that was not passed on yet is received next from its socket.  The sockets stay open.
     Raises ValueError for sockets that do not fit, StateError for one that is not raw or not open, BusyResourceError for one that
     is in a device already, and ClosedResourceError when one is closed.  (nng's device closes the sockets; nanomsg's and mangos' do not.)
     """
     other = front if back is None else back
     for socket in (front, other):
+        if not isinstance(socket, Socket):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a device takes sockets, not {type(socket).__name__}")
         if not socket.raw:
             raise StateError(f"a device needs raw sockets: make {socket!r} with raw=True")
     if back is front:
@@ -68,6 +72,9 @@ async def _run(ways: list[list[Wiring]]) -> None:
                 if source.receiver is not None and sink.sender is not None:
                     nursery.start_soon(_pass_on, source, sink)
     except BaseExceptionGroup as group:
+        cancelled, _ = group.split(trio.Cancelled)
+        if cancelled is not None:
+            raise cancelled from None  # with whatever that has closed
         for core in cores:
             core.check_open()  # which is the reason then, and comes out once
         raise plain(group) or group from None
@@ -85,22 +92,22 @@ async def _pass_on(source: Wiring, sink: Wiring) -> None:
     assert receiver is not None
     assert receivers is not None
     assert sender is not None
-    in_a_row = 0
+    fans_out, pipes, left = sink.core.engine.fans_out, sink.core.pipes, _MANY
     while True:
         message = receiver.receive()
         if message is None:
             message = await receivers.wait(receiver)
-            in_a_row = 0
+            left = _MANY
         try:
             source.core.check_open()
             sink.core.check_open()
-            in_a_row += 1
-            if in_a_row % _MANY == 0:
+            left -= max(1, len(pipes)) if fans_out else 1
+            if left <= 0:
+                left = _MANY
                 await trio.lowlevel.checkpoint()
                 sink.core.check_open()
             if not sender.send(message):
                 await sink.core.wait_to_send(sender, message)
-                in_a_row = 0
         except BaseException:
             receiver.put_back(message)
             raise

@@ -13,7 +13,7 @@ import trio
 
 from sp.address import Address
 from sp.device import device
-from sp.errors import Error
+from sp.errors import AddressError, Error
 from sp.http import HTTPServerConfig
 from sp.socket_base import Socket
 from sp.sockets import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Respondent0, Sub0, Surveyor0
@@ -42,7 +42,8 @@ _BACKS: Final[dict[str, str]] = {
     "respondent": "surveyor",
     "surveyor": "respondent",
 }
-_WITH_TTL: Final = ("rep", "respondent", "pair1")
+_WITH_TTL: Final = ("rep", "req", "respondent", "surveyor", "pair1")
+_REFLECTORS: Final = ("bus", "pair0", "pair1")
 _log: Final = logging.getLogger("sp.device")
 
 
@@ -53,23 +54,45 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--front", metavar="URL", action="append", default=[], help="where the front listens; may be repeated, as those that follow")
     add("--front-dial", metavar="URL", action="append", default=[], help="whom the front dials")
     add("--back", metavar="URL", action="append", default=[], help="whom the back dials")
-    add("--back-listen", metavar="URL", action="append", default=[], help="where the back listens; no back: the front reflects (bus)")
+    add("--back-listen", metavar="URL", action="append", default=[], help="where the back listens; no back: the front reflects (bus, pair)")
     add("--certificate", metavar="PEM", help="our certificate and its intermediates, wherever there is TLS")
     add("--private-key", metavar="PEM", help="its key, if it is in a file of its own")
     add("--client-ca", metavar="PEM", help="who signs the certificates of clients; given, they have to have one")
     add("--ca", metavar="PEM", help="who signs the certificates of those that are dialed (default: whom the system trusts)")
     add("--origin", metavar="ORIGIN", action="append", default=[], help="pages that may connect by ws and wss")
-    add("--ttl", metavar="HOPS", type=int, default=8, help="drop what comes through as many devices or more, 1 to 255 (default: 8)")
+    add("--ttl", metavar="HOPS", type=int, help="drop what comes through as many devices or more, 1 to 255 (default: 8)")
     add("--max-message-size", metavar="BYTES", type=int, default=1 << 20, help="largest message that is passed on (default: 1 MiB)")
     add("--verbose", action="store_true", help="log what happens to connections")
     options = parser.parse_args(arguments)
     if not options.front and not options.front_dial:
         parser.error("the front needs a URL: --front or --front-dial")
+    if not options.back and not options.back_listen and options.protocol not in _REFLECTORS:
+        parser.error(f"the back needs a URL: --back or --back-listen; only {', '.join(_REFLECTORS)} can do without")
+    try:
+        _check_use(options)
+    except Error as error:
+        parser.error(str(error))
     return options
 
 
+def _check_use(options: argparse.Namespace) -> None:
+    """Raise for an option that would go unused: who gives a certificate means to be encrypted."""
+    listened = [Address.parse(url) for url in (*options.front, *options.back_listen)]
+    dialed = [Address.parse(url) for url in (*options.front_dial, *options.back)]
+    for name, given, used in (
+        ("certificate", options.certificate, any(address.is_encrypted for address in (*listened, *dialed))),
+        ("private-key", options.private_key, options.certificate),
+        ("client-ca", options.client_ca, any(address.is_encrypted for address in listened)),
+        ("ca", options.ca, any(address.is_encrypted for address in dialed)),
+        ("origin", options.origin, any(address.is_http for address in listened)),
+        ("ttl", options.ttl is not None, options.protocol in _WITH_TTL),
+    ):
+        if given and not used:
+            raise AddressError(f"--{name} is given, and nothing uses it: expected a URL, protocol or option that does")
+
+
 def _socket(protocol: str, options: argparse.Namespace) -> Socket:
-    ttl = {"ttl": options.ttl} if protocol in _WITH_TTL else {}
+    ttl = {"ttl": options.ttl} if options.ttl is not None and protocol in ("rep", "respondent", "pair1") else {}
     socket: Socket = _KINDS[protocol](raw=True, max_message_size=options.max_message_size, **ttl)
     return socket
 
@@ -110,6 +133,8 @@ async def _run(options: argparse.Namespace) -> None:
     finally:
         for side, socket in (("front", front), ("back", back)):
             counts = socket.statistics()
+            if counts.inbox:
+                _log.warning("%s: %d messages were received and not passed on", side, counts.inbox)
             _log.info("%s: %d received, %d sent, dropped %s", side, counts.messages_received, counts.messages_sent, dict(counts.dropped))
 
 

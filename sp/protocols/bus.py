@@ -27,6 +27,7 @@ class BusEngine(InboxEngine):
 
     number = BUS
     peer_number = BUS
+    fans_out = True
     patience = PATIENCE
 
     def __init__(self, options: SocketOptions, inbox_drops: DropPolicy) -> None:
@@ -58,6 +59,18 @@ class RawBusEngine(BusEngine):
 
     takes_headers = True
 
+    def __init__(self, options: SocketOptions, inbox_drops: DropPolicy) -> None:
+        super().__init__(options, inbox_drops)
+        self._words: dict[EnginePipe, bytes] = {}
+
+    def pipe_attached(self, pipe: EnginePipe) -> None:
+        super().pipe_attached(pipe)
+        self._words[pipe] = word_of(pipe)
+
+    def pipe_detached(self, pipe: EnginePipe) -> None:
+        super().pipe_detached(pipe)
+        self._words.pop(pipe, None)
+
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         return super().message_received(pipe, Message(message.body, word_of(pipe), message.pipe))
 
@@ -67,7 +80,7 @@ class RawBusEngine(BusEngine):
         if len(header) not in (0, WORD):
             raise ValueError(f"the header must be empty or the id of a pipe in 4 bytes, not {header[:64].hex()}")
         message = Message(message.body)
-        others = [pipe for pipe in self._pipes if word_of(pipe) != header]
+        others = [pipe for pipe, word in self._words.items() if word != header]
         if not others:
             self.dropped["no peer"] += 1
         for pipe in others:

@@ -63,10 +63,14 @@ class RawPair1Engine(Pair1Engine):
 
     takes_headers = True
 
-    def send(self, message: Message) -> bool:
+    def check_message(self, message: Message) -> None:
         header = message.header
         if split_hops(header, 0, len(header)) != len(header):
             raise ValueError(f"the header must be a word with the hops, from 0 to 255, not {header[:64].hex() or 'empty'}")
+
+    def send(self, message: Message) -> bool:
+        self.check_message(message)
+        header = message.header
         if header[3] == 255:
             self.dropped["ttl"] += 1
             return True

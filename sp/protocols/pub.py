@@ -22,6 +22,7 @@ class PubEngine(Engine):
 
     number = PUB
     peer_number = SUB
+    fans_out = True
 
     def __init__(self, outbox_drops: DropPolicy) -> None:
         super().__init__()

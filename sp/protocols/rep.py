@@ -123,6 +123,9 @@ class RawRepEngine(InboxEngine):
             return True
         return self._inbox.offer(pipe, Message(message.body, word_of(pipe) + message.header, message.pipe))
 
+    def check_message(self, message: Message) -> None:
+        check_header(message)
+
     def send(self, message: Message) -> bool:
         """Send *message* by the pipe whose id is on top of its header.  Always taken."""
         check_header(message)

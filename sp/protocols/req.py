@@ -245,6 +245,9 @@ class RawReqEngine(InboxEngine):
     def pipe_has_room(self, pipe: EnginePipe) -> None:
         self._balancer.has_room(pipe)
 
+    def check_message(self, message: Message) -> None:
+        check_header(message)
+
     def send(self, message: Message) -> bool:
         """Hand *message* to one peer.  False: none has room."""
         check_header(message)

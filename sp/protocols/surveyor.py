@@ -69,7 +69,7 @@ class SurveyorContext:
         """End the survey, if there is one; its answers will be late."""
         self._engine.end(self)
         self.state = _State.IDLE
-        self.inbox.purge(lambda _: False)
+        self._engine.empty(self.inbox)
 
 
 class SurveyorEngine(Engine):
@@ -77,6 +77,7 @@ class SurveyorEngine(Engine):
 
     number = SURVEYOR
     peer_number = RESPONDENT
+    fans_out = True
     split = staticmethod(split_reply)
     timed = True
     deadlines_come_nearer = True
@@ -104,7 +105,7 @@ class SurveyorEngine(Engine):
         """Send *message* to everybody as the survey of *context*."""
         if context.state is _State.OPEN:
             self._finish(context, "a new survey on this context ended the one you were waiting for")
-        context.inbox.purge(lambda _: False)
+        self.empty(context.inbox)
         message.header = context.header = self._take_id()
         context.state = _State.OPEN
         context.deadline = self._clock() + seconds
@@ -120,6 +121,12 @@ class SurveyorEngine(Engine):
         """Forget the survey of *context*."""
         if self._under_way.get(context.header) is context:
             del self._under_way[context.header]
+
+    def empty(self, inbox: Inbox) -> None:
+        """Give up the answers that wait in *inbox*."""
+        if len(inbox):
+            self.dropped["unread"] += len(inbox)
+        inbox.purge(lambda _: False)
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
         self._pipes[pipe] = None
@@ -179,6 +186,7 @@ class RawSurveyorEngine(InboxEngine):
 
     number = SURVEYOR
     peer_number = RESPONDENT
+    fans_out = True
     split = staticmethod(split_backtrace)
     takes_headers = True
 
@@ -192,6 +200,9 @@ class RawSurveyorEngine(InboxEngine):
     def pipe_detached(self, pipe: EnginePipe) -> None:
         self._pipes.pop(pipe, None)
         super().pipe_detached(pipe)
+
+    def check_message(self, message: Message) -> None:
+        check_header(message)
 
     def send(self, message: Message) -> bool:
         """Offer *message* to every respondent.  Always taken: one without room misses it."""

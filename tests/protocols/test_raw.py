@@ -31,10 +31,8 @@ ANSWERING = [RawRepEngine, RawRespondentEngine]
 
 
 def make(kind: type, *rooms: int | None, ttl: int = 8, policy: DropPolicy = "newest") -> tuple[Any, list[FakePipe]]:
-    if kind in ANSWERING:
-        engine = kind(OPTIONS, ttl)
-    else:
-        engine = kind(OPTIONS, policy) if kind is RawBusEngine else kind(OPTIONS)
+    more = [ttl] if kind in ANSWERING else [policy] if kind is RawBusEngine else []
+    engine = kind(OPTIONS, *more)
     pipes = [FakePipe(room) for room in rooms]
     for pipe in pipes:
         engine.pipe_attached(pipe)

@@ -533,7 +533,7 @@ def test_closing_a_context_ends_its_survey_and_no_other(engine: SurveyorEngine) 
     assert engine.queued() == 1
     for survey in surveys:
         answer(engine, pipe, survey, b"after")
-    assert engine.dropped == {"late answer": 1}
+    assert engine.dropped == {"unread": 1, "late answer": 1}
     assert received(other) == [b"before", b"after"]
     with pytest.raises(StateError):
         closed.receive()
@@ -634,7 +634,7 @@ def test_who_was_held_back_is_let_go_when_the_survey_ends(engine: SurveyorEngine
         context.close()
     assert (first.resumed, second.resumed) == (1, 1)
     assert answer(engine, first, survey, b"5") == answer(engine, second, survey, b"5") == [True]
-    assert engine.dropped == {"late answer": 2}
+    assert engine.dropped == {"late answer": 2} | ({} if end == "deadline" else {"unread": 4})
     if end == "deadline":
         assert left_over(context, 4) == [b"1", b"2", b"3", b"4"]
     assert (first.resumed, second.resumed) == (1, 1), "once"
@@ -675,7 +675,7 @@ def test_a_respondent_that_is_gone_is_not_resumed_and_the_next_one_is(engine: Su
 
 
 def test_nothing_is_kept_of_a_respondent_that_is_gone(engine: SurveyorEngine) -> None:
-    pipe, other = attach(engine, 2)
+    pipe, _ = attach(engine, 2)
     context = engine.open_context(1.0)
     answer(engine, pipe, fill(engine, context, pipe), b"5")
     gone = weakref.ref(pipe)

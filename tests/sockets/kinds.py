@@ -186,7 +186,7 @@ async def gone(*sockets: Any) -> None:
         await trio.lowlevel.checkpoint()
 
 
-_BACKS = (sp.Rep0, sp.Respondent0, sp.Pull0, sp.Sub0)
+BACKS = (sp.Rep0, sp.Respondent0, sp.Pull0, sp.Sub0)
 
 
 def everything(kind: Kind) -> dict[str, object]:
@@ -196,14 +196,14 @@ def everything(kind: Kind) -> dict[str, object]:
 
 @asynccontextmanager
 async def talking(
-    kind: Kind, url: str, *, peer_kind: Kind | None = None, peer: Mapping[str, Any] = {}, **options: Any
+    kind: Kind, url: str, *, peer_kind: Kind | None = None, peer: Mapping[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Talk]:
     """Connect a socket of *kind*, which listens, with one that it can talk to, which dials; *peer* are options of that one."""
     peer_kind = peer_kind or Kind(_COUNTERPARTS.get(kind.socket, kind.socket), kind.peer_options)
-    async with kind(**everything(kind), **options) as ours, peer_kind(**everything(peer_kind), **peer) as theirs:
+    async with kind(**everything(kind), **options) as ours, peer_kind(**everything(peer_kind), **(peer or {})) as theirs:
         listener = await listen(ours, url)
         await dial(theirs, listener.url)
         await ours.wait_for_peers()
-        talk = Talk(theirs, ours) if kind.socket in _BACKS else Talk(ours, theirs)
+        talk = Talk(theirs, ours) if kind.socket in BACKS else Talk(ours, theirs)
         talk.ours = ours
         yield talk

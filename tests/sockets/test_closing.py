@@ -158,6 +158,24 @@ async def test_closing_a_dialer_in_any_moment_of_its_dial_leaves_the_socket_open
         await dial(req, rep.listeners[0].url)
 
 
+async def test_cancelling_a_dial_in_any_moment_leaves_the_socket_open_and_nothing_behind(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
+        for moment in range(30):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(dial, req, rep.listeners[0].url)
+                    for _ in range(moment):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+            for dialer in req.dialers:  # it was quicker
+                dialer.close()
+            while req.dialers or req.pipes or rep.pipes:
+                await trio.lowlevel.checkpoint()
+        await dial(req, rep.listeners[0].url)
+        await req.send(b"x")
+        assert await rep.receive() == b"x"
+
+
 async def test_two_hundred_peers_are_written_to_in_turns_with_other_tasks(name: str) -> None:
     async with sp.Pub0(listen=name) as pub:
         subs = [sp.Sub0() for _ in range(200)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ async def test_of_two_that_come_at_the_same_moment_one_stays_and_the_other_is_to
                 url = (await listen(pair, new_url())).url
                 told = pair.events()
                 heard = {dialing: dialing.events() for dialing in (one, two)}
-                dials = {dialing: Background(nursery, lambda dialing=dialing: dial(dialing, url)) for dialing in (one, two)}
+                dials = {dialing: Background(nursery, partial(dial, dialing, url)) for dialing in (one, two)}
                 refused = await expect(told, sp.EventKind.REFUSED)
                 assert TAKEN in refused.reason
                 failures = {}
@@ -183,7 +184,7 @@ async def test_of_two_that_come_at_the_same_moment_neither_loses_a_message(kind:
     for _ in range(5):
         quick = {"redial_min": 0.005, "redial_max": 0.005}
         async with kind() as pair, kind(**quick) as one, kind(**quick) as two, trio.open_nursery() as nursery:
-            with trio.fail_after(2):
+            with trio.fail_after(5):
                 url = (await listen(pair, new_url())).url
                 told = pair.events()
                 for peer, body in ((one, b"one"), (two, b"two")):
@@ -227,7 +228,7 @@ async def test_the_second_dialer_of_a_socket_that_has_its_peer_is_told_so_and_ta
 async def test_a_socket_that_dials_two_at_the_same_moment_takes_one_and_loses_nothing_of_either(kind: Kind, new_url: NewUrl) -> None:
     for _ in range(5):
         async with kind() as one, kind() as two, kind(redial_min=0.005, redial_max=0.005) as pair, trio.open_nursery() as nursery:
-            with trio.fail_after(2):
+            with trio.fail_after(5):
                 heard = pair.events()
                 for peer, body in ((one, b"one"), (two, b"two")):
                     url = (await listen(peer, new_url())).url
@@ -315,8 +316,8 @@ async def test_a_storm_of_second_peers_is_slowed_down_by_the_back_off_and_the_pa
         for other in others:
             nursery.start_soon(live, other)
         rounds = 0
-        while rounds < 600:
-            await trio.sleep(0.1)
+        while rounds < 120:
+            await trio.sleep(0.5)
             before = trio.current_time()
             await good.send(b"ping")
             await pair.send(await pair.receive())
@@ -353,9 +354,9 @@ async def test_two_hundred_dialers_over_a_network_do_not_disturb_the_pair(new_ur
         began = trio.current_time()
         for other in others:
             nursery.start_soon(live, other)
-        with trio.fail_after(20):
-            while pair.statistics().listeners[0].accepted < 800:
-                with trio.fail_after(1):
+        with trio.fail_after(30):
+            while pair.statistics().listeners[0].accepted < 600:
+                with trio.fail_after(5):
                     await good.send(b"ping")
                     await pair.send(await pair.receive())
                     assert await good.receive() == b"ping"
@@ -507,9 +508,7 @@ async def test_what_is_meant_for_a_peer_that_is_gone_is_dropped_and_counted_also
             await connect(pair, leaving)
             await connect_also(pair, other)
             pipe = pair.pipes[0]
-            waiting = []
-            for number in range(400):
-                waiting.append(Background(nursery, lambda number=number: pair.send_message(sp.Message(b"%d" % number, pipe=pipe))))
+            waiting = [Background(nursery, partial(pair.send_message, sp.Message(b"%d" % number, pipe=pipe))) for number in range(400)]
             await wait_all_tasks_blocked()
             stuck = sum(call._outcome is None for call in waiting)
             assert stuck > 50
@@ -528,15 +527,6 @@ async def test_what_is_meant_for_a_peer_that_is_gone_is_dropped_and_counted_also
 async def connect_also(listening: Any, dialing: Any) -> None:
     await dial(dialing, listening.listeners[0].url)
     await listening.wait_for_peers(2)
-
-
-async def test_a_pipe_of_another_socket_is_none_of_ours(name: str) -> None:
-    async with sp.Pair1(poly=True, listen=name) as pair, sp.Pair1() as peer:
-        await connect(pair, peer)
-        await pair.send_message(sp.Message(b"never", pipe=peer.pipes[0]))
-        await wait_all_tasks_blocked()
-        assert pair.statistics().dropped == {"peer gone": 1}
-        assert peer.statistics().messages_received == 0
 
 
 async def test_a_poly_pair_without_peers_waits_for_one(name: str) -> None:
@@ -563,3 +553,42 @@ async def test_messages_to_one_peer_of_a_poly_pair_keep_their_order_however_they
         nursery.start_soon(send)
         await wait_all_tasks_blocked()
         assert [await peer.receive() for _ in range(600)] == [b"%d" % number for number in range(600)]
+
+
+async def test_a_pair_that_listens_tells_a_stranger_what_it_is(new_url: NewUrl) -> None:
+    async with sp.Pair0() as pair, sp.Pair1() as stranger:
+        with trio.fail_after(10):
+            url = (await listen(pair, new_url())).url
+            with pytest.raises(sp.DialError) as caught:
+                await dial(stranger, url)
+    assert isinstance(caught.value.__cause__, sp.WrongProtocol)
+
+
+async def test_a_peer_that_leaves_after_a_while_is_not_taken_for_one_that_refused_us(name: str, autojump_clock: MockClock) -> None:
+    async with sp.Pair0(listen=name) as pair, sp.Pair0() as peer:
+        told = peer.events()
+        await peer.dial(name)
+        await peer.send(b"and no answer")
+        assert await pair.receive() == b"and no answer"
+        await trio.sleep(1.1)
+        pair.close()
+        assert HINT not in (await expect(told, sp.EventKind.DETACHED)).reason
+
+
+@pytest.mark.parametrize("pipe", ["nonsense", 7, b"pipe"])
+async def test_the_pipe_of_a_message_must_be_one(pipe: object, name: str) -> None:
+    async with sp.Pair1(poly=True, listen=name) as desk, sp.Pair1(dial=name), sp.Pair1() as plain:
+        await desk.wait_for_peers()
+        for socket in (desk, plain):
+            with pytest.raises(TypeError, match=f"the pipe of a message must be an sp.Pipe or None, not {type(pipe).__name__}"):
+                await socket.send_message(sp.Message(b"x", pipe=pipe))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="a message header must be bytes"):
+            await desk.send_message(sp.Message(b"x", desk.pipes[0]))  # type: ignore[arg-type]  # as in pynng
+
+
+async def test_the_pipe_of_another_socket_is_refused(name: str) -> None:
+    async with sp.Pair1(poly=True, listen=name) as desk, sp.Pair1(dial=name) as guest:
+        await desk.wait_for_peers()
+        await guest.wait_for_peers()
+        with pytest.raises(ValueError, match="is a pipe of another socket"):
+            await desk.send_message(sp.Message(b"x", pipe=guest.pipes[0]))

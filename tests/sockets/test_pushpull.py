@@ -126,6 +126,38 @@ async def test_messages_that_wait_for_a_peer_leave_in_the_order_of_their_calls(n
         assert [int(await pull.receive()) for _ in range(21)] == list(range(21))
 
 
+@pytest.mark.parametrize("limit", [8, 300])  # written at once, or in parts
+@pytest.mark.parametrize("call", ["send", "send_many", "send_message"])
+@each([Kind(sp.Push0), Kind(sp.Pair0), Kind(sp.Pair1)])
+async def test_who_waits_to_send_is_not_overtaken_by_who_comes_later(kind: Kind, call: str, limit: int, name: str) -> None:
+    async with kind(listen=name, outbox_limit=limit) as push, kind.peer(inbox_limit=1) as pull, trio.open_nursery() as nursery:
+        await connect(push, pull)
+        blocked = 0
+        while not blocked:
+            try:
+                push.send_nowait(b"0")
+            except trio.WouldBlock:
+                blocked = 1
+            await wait_all_tasks_blocked()
+        early = Background(nursery, lambda: push.send(b"early"))
+        await wait_all_tasks_blocked()
+        calls = {
+            "send": lambda: push.send(b"late"),
+            "send_many": lambda: push.send_many([b"late"]),
+            "send_message": lambda: push.send_message(sp.Message(b"late")),
+        }
+        seen: list[bytes] = []
+        while b"early" not in seen:
+            assert len(seen) < 1000, "it is never its turn"
+            seen.append(await pull.receive())
+            nursery.start_soon(calls[call])
+            for _ in range(len(seen) % 4):
+                await trio.lowlevel.checkpoint()
+        assert b"late" not in seen
+        await early.done()
+        nursery.cancel_scope.cancel()
+
+
 # Who floods.
 
 

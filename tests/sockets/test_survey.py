@@ -271,12 +271,13 @@ async def test_an_iteration_cancelled_in_the_middle_loses_no_answer(name: str, a
             nursery.start_soon(partial(answer_all, respondent, b"%d" % number, after=number * 2))
         survey = surveyor.survey(b"x", deadline=10)
         answers = []
-        while True:
-            with trio.move_on_after(0.5) as scope:
-                async for answer in survey:
-                    answers.append(answer)
-            if not scope.cancelled_caught:
-                break
+        over = False
+        while not over:
+            with trio.move_on_after(0.5):
+                while not over:
+                    answer = await anext(survey, None)
+                    over = answer is None
+                    answers += [] if answer is None else [answer]
         assert answers == [b"x0", b"x1", b"x2"]
         assert [respondent.statistics().messages_received for respondent in sockets] == [1] * 3
         nursery.cancel_scope.cancel()
@@ -577,3 +578,36 @@ async def test_an_answer_waits_for_a_surveyor_that_does_not_read_and_the_others_
             await stream.aclose()
         assert respondent.statistics().dropped == {}
         nursery.cancel_scope.cancel()
+
+
+async def test_what_was_not_read_of_a_survey_is_counted(name: str, autojump_clock: MockClock) -> None:
+    async with sp.Surveyor0(listen=name) as surveyor, sp.Respondent0(dial=name) as respondent, trio.open_nursery() as nursery:
+
+        async def respond() -> None:
+            async for survey in respondent.surveys():
+                await survey.reply(survey.body)
+
+        nursery.start_soon(respond)
+        await surveyor.wait_for_peers()
+        for end in ("next", "close", "aclosing"):
+            await surveyor.send(b"one") if end == "next" else None
+            survey = surveyor.survey(b"two")
+            assert repr(survey) == "<Survey not begun>"
+            await trio.testing.wait_all_tasks_blocked()
+            if end == "next":
+                await surveyor.send(b"three")
+            else:
+                assert await anext(survey) == b"two"
+                await (survey.aclose() if end == "aclosing" else trio.lowlevel.checkpoint())
+                survey.close()
+                assert repr(survey) == "<Survey over>"
+        assert surveyor.statistics().dropped == {"unread": 1}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_raw_respondent_says_at_once_that_it_has_no_surveys() -> None:
+    async with sp.Respondent0(raw=True) as respondent, sp.Rep0(raw=True) as rep:
+        with pytest.raises(sp.StateError, match="raw"):
+            respondent.surveys()
+        with pytest.raises(sp.StateError, match="raw"):
+            rep.requests()
