@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from sp.errors import PeerError
@@ -23,7 +23,7 @@ Split = Callable[[bytes, int, int], int]
 
 
 class EnginePipe(Protocol):
-    """A pipe as an engine may use it."""
+    """A pipe as an engine may use it.  None of these calls comes back into the engine before it returns."""
 
     @property
     def id(self) -> int: ...
@@ -66,7 +66,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] | None = None
-        """Called when ``receive`` is worth a try."""
+        """Called when ``receive`` is worth a try.  It may call that before it returns, so who calls it has its state in order."""
         self.fail: Callable[[Callable[[], Exception]], None] | None = None
         """Called with what makes the error for those who wait, when what they wait for will not come."""
 
@@ -75,7 +75,10 @@ class Sender(Protocol):
     """The sending half of a context."""
 
     def send(self, message: Message) -> bool:
-        """Take *message*.  False: not now, try again when a pipe is attached or has room.  A wrong moment raises StateError."""
+        """Take *message*, whose header it may set in any case.  False: not now, try again when a pipe is attached or has room.
+
+        A wrong moment raises StateError.
+        """
         ...
 
 
@@ -123,7 +126,10 @@ class BatchReceiver(Receiver, Protocol):
 
 
 class Engine:
-    """What the shell calls.  The defaults here do nothing: an engine overrides the events that concern it."""
+    """What the shell calls.  The defaults here do nothing: an engine overrides the events that concern it.
+
+    For each pipe ``pipe_attached`` comes first and ``pipe_detached`` last, each once; a pipe that was refused is never detached.
+    """
 
     number: int
     """Our protocol number, for the greeting."""
@@ -134,7 +140,7 @@ class Engine:
     sends_again: bool = False
     """Whether what a pipe did not write is not lost with it."""
     timed: bool = False
-    """Whether it ever has a deadline."""
+    """Whether it ever has a deadline.  Such an engine takes no batches to send, and is not raw."""
     deadlines_come_nearer: bool = False
     """Whether a new deadline may be before those that are known."""
     patience: float = math.inf
@@ -144,11 +150,11 @@ class Engine:
     fans_out: bool = False
     """Whether it sends each message by all pipes."""
     takes_batches: bool = False
-    """Whether ``messages_received`` can be called instead of ``message_received``."""
+    """Whether ``messages_received`` can be called as well; a message that was held comes by ``message_received``."""
     takes_headers: bool = False
     """Whether messages to be sent bring their header with them, since the socket is raw."""
     exclusive: bool = False
-    """Whether there is no place for every newcomer, so that a listener greets none before it has one."""
+    """Whether not every newcomer has a place, so that a listener greets none before it has one, and who is dialed keeps it a while."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
@@ -177,7 +183,10 @@ class Engine:
         raise NotImplementedError
 
     def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
-        """Take *message* now, whatever must be dropped for it: the pipe's patience is over."""
+        """Take *message* now, whatever must be dropped for it: the pipe's patience is over.
+
+        ``message_received`` has just said no again.
+        """
         raise NotImplementedError
 
     def next_deadline(self) -> float | None:
@@ -186,6 +195,14 @@ class Engine:
 
     def deadline_reached(self, now: float) -> None:
         """Do what is due at *now*."""
+
+    def offer_to_all(self, pipes: Collection[EnginePipe], message: Message) -> None:
+        """Offer *message* to each of *pipes*, and count those that miss it."""
+        if not pipes:
+            self.dropped["no peer"] += 1
+        for pipe in pipes:
+            if not pipe.offer(message):
+                self.dropped["peer full"] += 1
 
     def queued(self) -> int:
         """Count the messages that wait for ``receive``, in all contexts."""

@@ -331,7 +331,9 @@ class Pipe:
         """Return *error* with what may be behind it: other implementations let a second peer of a PAIR in and soon hang up."""
         if not self._core.engine.exclusive or self.messages_received or trio.current_time() - began > _SOON:
             return error
-        return PeerClosed(f"{error}{TAKEN_HINT}")
+        explained = PeerClosed(f"{error}{TAKEN_HINT}")
+        explained.__cause__ = error
+        return explained
 
     async def _read(self) -> None:
         receive_batch = self._connection.receive_batch

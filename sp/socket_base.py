@@ -257,7 +257,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     @property
     def wiring(self) -> Wiring:
-        """What a device works on; not for applications."""
+        """What a device works on, of a raw socket; not for applications."""
         receiver = cast("RawReceiver | None", getattr(self, "_receiver", None))
         return Wiring(self._core, receiver, getattr(self, "_receivers", None), getattr(self, "_sender", None))
 

@@ -72,12 +72,15 @@ async def _run(ways: list[list[Wiring]]) -> None:
                 if source.receiver is not None and sink.sender is not None:
                     nursery.start_soon(_pass_on, source, sink)
     except BaseExceptionGroup as group:
-        cancelled, _ = group.split(trio.Cancelled)
+        cancelled, errors = group.split(trio.Cancelled)
+        other = None if errors is None else errors.split(trio.ClosedResourceError)[1]
+        if other is not None:
+            raise plain(other) or other from None
         if cancelled is not None:
-            raise cancelled from None  # with whatever that has closed
+            raise cancelled from None  # which may have closed the sockets as well
         for core in cores:
-            core.check_open()  # which is the reason then, and comes out once
-        raise plain(group) or group from None
+            core.check_open()  # the reason, once
+        raise
 
 
 async def _watch(core: Core) -> None:

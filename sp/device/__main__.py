@@ -117,20 +117,22 @@ async def _run(options: argparse.Namespace) -> None:
     protocol: str = options.protocol
     front, back = _socket(protocol, options), _socket(_BACKS.get(protocol, protocol), options)
     token = trio.lowlevel.current_trio_token()
+    scope = trio.CancelScope()
+
+    def stop(*_: object) -> None:
+        token.run_sync_soon(scope.cancel)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with trio.CancelScope() as scope:
-
-            def stop(*_: object) -> None:
-                token.run_sync_soon(scope.cancel)
-
-            signal.signal(signal.SIGINT, stop)
-            signal.signal(signal.SIGTERM, stop)
-            async with front, back:
+        async with front, back:
+            with scope:
                 await _open("front", front, options.front, options.front_dial, options)
                 await _open("back", back, options.back_listen, options.back, options)
                 is_reflector = not options.back and not options.back_listen
                 await device(front, None if is_reflector else back)
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for side, socket in (("front", front), ("back", back)):
             counts = socket.statistics()
             if counts.inbox:

@@ -11,6 +11,8 @@ RESPONDENT; a device with a ttl of 6 in front of it sends 7 at most.
 
 from __future__ import annotations
 
+from collections.abc import Container
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -19,7 +21,25 @@ if TYPE_CHECKING:
 
 WORD: Final = 4
 MAX_WORDS: Final = 256
-"""The longest header that is looked at: a ttl of 255, and the request id."""
+"""The longest header that is looked at: a ttl of 255, and the word that a raw REP or RESPONDENT puts in front."""
+_HIGH_BIT: Final = 0x8000_0000
+
+
+class Ids:
+    """32-bit ids of requests and surveys as they are on the wire: with the high bit set, from a random start."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self, random: Random) -> None:
+        self._last = random.getrandbits(31)
+
+    def take(self, used: Container[bytes]) -> bytes:
+        """Return the next id that is not in *used*."""
+        while True:
+            self._last = (self._last + 1) & (_HIGH_BIT - 1)
+            header = (self._last | _HIGH_BIT).to_bytes(WORD, "big")
+            if header not in used:
+                return header
 
 
 def split_backtrace(data: bytes, start: int, stop: int) -> int:

@@ -74,8 +74,5 @@ class Balancer:
 
     def _find_best(self) -> deque[EnginePipe]:
         """Return the round whose turn it is; an empty one when nobody has room."""
-        best: deque[EnginePipe] = deque()
-        for best in self._rounds.values():
-            if best:
-                break
-        return best
+        nobody: deque[EnginePipe] = deque()
+        return next(filter(None, self._rounds.values()), nobody)

@@ -43,11 +43,7 @@ class BusEngine(InboxEngine):
 
     def send(self, message: Message) -> bool:
         """Offer *message* to every peer.  Always taken: a peer that is full misses it."""
-        if not self._pipes:
-            self.dropped["no peer"] += 1
-        for pipe in self._pipes:
-            if not pipe.offer(message):
-                self.dropped["peer full"] += 1
+        self.offer_to_all(self._pipes, message)
         return True
 
     def send_batch(self, messages: list[Message]) -> int:
@@ -79,11 +75,5 @@ class RawBusEngine(BusEngine):
         header = message.header
         if len(header) not in (0, WORD):
             raise ValueError(f"the header must be empty or the id of a pipe in 4 bytes, not {header[:64].hex()}")
-        message = Message(message.body)
-        others = [pipe for pipe, word in self._words.items() if word != header]
-        if not others:
-            self.dropped["no peer"] += 1
-        for pipe in others:
-            if not pipe.offer(message):
-                self.dropped["peer full"] += 1
+        self.offer_to_all([pipe for pipe, word in self._words.items() if word != header], Message(message.body))
         return True

@@ -1,7 +1,7 @@
 """PAIR0: one peer, and messages both ways.
 
-On the wire a PAIR0 message is its body alone.  The first peer stays: a listener does not greet another one, so that it knows at once
-that it has no pipe, where nanomsg, nng and mangos let it in and drop what it sends before they hang up.  Both directions wait
+On the wire a PAIR0 message is its body alone.  The first peer stays: a listener does not greet another one, which so never has a pipe,
+where nanomsg, nng and mangos let it in and drop what it sends before they hang up.  Both directions wait
 for room; nothing is dropped.
 """
 

@@ -15,19 +15,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sp.engine import Engine, EnginePipe, InboxEngine, Mailbox
 from sp.errors import Error, RequestLost, RequestReplaced, StateError
 from sp.message import Message
 from sp.protocol_numbers import REP, REQ
-from sp.protocols.backtrace import check_header, split_backtrace, split_reply
+from sp.protocols.backtrace import Ids, check_header, split_backtrace, split_reply
 from sp.protocols.balancer import Balancer
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
-
-_HIGH_BIT: Final = 0x8000_0000
 
 
 class _State(enum.Enum):
@@ -94,7 +92,7 @@ class ReqEngine(Engine):
         self._resend_after = resend_after
         self.sends_again = resend_after is not None
         self._clock = clock
-        self._next_id = random.getrandbits(31)
+        self._ids = Ids(random)
         self._balancer = Balancer()
         self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the longest unsent or unanswered first
 
@@ -103,7 +101,7 @@ class ReqEngine(Engine):
 
     def start(self, context: ReqContext, body: bytes) -> bool:
         """Send a new request for *context*.  False: no pipe has room for it."""
-        message = Message(body, self._take_id())
+        message = Message(body, self._ids.take(self._under_way))
         pipe = self._balancer.offer(message)
         if pipe is None:
             return False
@@ -178,13 +176,6 @@ class ReqEngine(Engine):
                 if context.pipe is not None and context.pipe not in context.earlier:
                     context.earlier = (*context.earlier, context.pipe)
                 self._sent(context, pipe)
-
-    def _take_id(self) -> bytes:
-        while True:
-            self._next_id = (self._next_id + 1) & 0x7FFF_FFFF
-            header = (self._next_id | _HIGH_BIT).to_bytes(4, "big")
-            if header not in self._under_way:
-                return header
 
     def _sent(self, context: ReqContext, pipe: EnginePipe) -> None:
         context.state = _SENT

@@ -20,12 +20,10 @@ from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, InboxEngine, Mailbox
 from sp.errors import StateError
 from sp.message import Message
 from sp.protocol_numbers import RESPONDENT, SURVEYOR
-from sp.protocols.backtrace import check_header, split_backtrace, split_reply
+from sp.protocols.backtrace import Ids, check_header, split_backtrace, split_reply
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
-
-_HIGH_BIT = 0x8000_0000
 
 
 class _State(enum.Enum):
@@ -88,7 +86,7 @@ class SurveyorEngine(Engine):
         self.over = over
         self._options = options
         self._clock = clock
-        self._next_id = random.getrandbits(31)
+        self._ids = Ids(random)
         self._pipes: dict[EnginePipe, None] = {}
         self._under_way: dict[bytes, SurveyorContext] = {}  # by the id as it is on the wire
         self._contexts: weakref.WeakSet[SurveyorContext] = weakref.WeakSet()
@@ -106,16 +104,12 @@ class SurveyorEngine(Engine):
         if context.state is _State.OPEN:
             self._finish(context, "a new survey on this context ended the one you were waiting for")
         self.empty(context.inbox)
-        message.header = context.header = self._take_id()
+        message.header = context.header = self._ids.take(self._under_way)
         context.state = _State.OPEN
         context.deadline = self._clock() + seconds
         self._under_way[context.header] = context
         self._first = min(self._first, context.deadline)
-        if not self._pipes:
-            self.dropped["no peer"] += 1
-        for pipe in self._pipes:
-            if not pipe.offer(message):
-                self.dropped["peer full"] += 1
+        self.offer_to_all(self._pipes, message)
 
     def end(self, context: SurveyorContext) -> None:
         """Forget the survey of *context*."""
@@ -138,7 +132,7 @@ class SurveyorEngine(Engine):
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         context = self._under_way.get(message.header)
-        if context is None:
+        if context is None or context.deadline <= self._clock():
             self.dropped["late answer"] += 1
             return True
         inbox = context.inbox
@@ -148,7 +142,9 @@ class SurveyorEngine(Engine):
         return taken
 
     def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
-        self._under_way[message.header].inbox.lose()  # there is one, or else it would have been taken
+        context = self._under_way.get(message.header)
+        if context is not None:
+            context.inbox.lose()
         self.message_received(pipe, message)
 
     def next_deadline(self) -> float | None:
@@ -172,13 +168,6 @@ class SurveyorEngine(Engine):
         context.inbox.release()
         if context.inbox.fail is not None:
             context.inbox.fail(lambda: self.over(reason))
-
-    def _take_id(self) -> bytes:
-        while True:
-            self._next_id = (self._next_id + 1) & 0x7FFF_FFFF
-            header = (self._next_id | _HIGH_BIT).to_bytes(4, "big")
-            if header not in self._under_way:
-                return header
 
 
 class RawSurveyorEngine(InboxEngine):
@@ -207,9 +196,5 @@ class RawSurveyorEngine(InboxEngine):
     def send(self, message: Message) -> bool:
         """Offer *message* to every respondent.  Always taken: one without room misses it."""
         check_header(message)
-        if not self._pipes:
-            self.dropped["no peer"] += 1
-        for pipe in self._pipes:
-            if not pipe.offer(message):
-                self.dropped["peer full"] += 1
+        self.offer_to_all(self._pipes, message)
         return True

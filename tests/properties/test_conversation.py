@@ -790,7 +790,7 @@ class RawSurveyMachine(RawReqRepMachine):
         node.targets += max(1, len(node.pipes))
 
 
-often = settings(max_examples=200, deadline=None)
+often = settings(max_examples=120, deadline=None)
 TestConversation = ConversationMachine.TestCase
 TestConversationWithResendingOff = OnceMachine.TestCase
 TestConversation.settings = TestConversationWithResendingOff.settings = often
@@ -810,5 +810,5 @@ MACHINES = {
     "TestRawSurveys": RawSurveyMachine,
 }
 for name, machine in MACHINES.items():
-    machine.TestCase.settings = settings(max_examples=60, deadline=None)
+    machine.TestCase.settings = settings(max_examples=40, deadline=None)
     globals()[name] = machine.TestCase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 
@@ -85,7 +86,7 @@ class SurveyMachine(RuleBasedStateMachine):
             self.engine.pipe_attached(pipe)
         self.askers: list[Asker] = []
         self.ids: list[bytes] = []
-        self.late = self.lost = 0
+        self.late = self.lost = self.unread = 0
         self.number = 0
 
     def pick(self, pick: int) -> Asker:
@@ -101,6 +102,7 @@ class SurveyMachine(RuleBasedStateMachine):
     def close(self, pick: int) -> None:
         asker = self.askers.pop(pick % len(self.askers))
         asker.rest()
+        self.unread += len(asker.answers)
         asker.context.close()
 
     @precondition(lambda self: self.askers)
@@ -114,6 +116,7 @@ class SurveyMachine(RuleBasedStateMachine):
         assert header[0] & 0x80
         assert header not in [other.id for other in self.askers if other is not asker and other.is_open(self.now)]
         asker.id, asker.deadline = header, self.now + asker.seconds
+        self.unread += len(asker.answers)
         asker.answers, asker.losing = [], False
         self.ids.append(header)
 
@@ -195,7 +198,7 @@ class SurveyMachine(RuleBasedStateMachine):
         engine = self.engine
         assert engine.queued() == sum(len(asker.answers) for asker in self.askers)
         assert engine.inbox_dropped() == self.lost
-        assert engine.dropped == ({"late answer": self.late} if self.late else {})
+        assert +engine.dropped == +Counter({"late answer": self.late, "unread": self.unread})
         first = min((asker.deadline for asker in self.askers if asker.is_open(self.now)), default=math.inf)
         deadline = engine.next_deadline()
         assert (math.inf if deadline is None else deadline) <= first

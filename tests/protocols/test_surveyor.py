@@ -709,3 +709,13 @@ def test_it_is_the_counterpart_of_respondent(engine: SurveyorEngine) -> None:
     assert (engine.number, engine.peer_number) == (0x62, 0x63)
     assert engine.timed
     assert not engine.takes_headers
+
+
+def test_an_answer_is_late_from_the_deadline_on_even_if_nobody_has_looked_at_the_clock(engine: SurveyorEngine, clock: Clock) -> None:
+    (pipe,) = attach(engine, 1)
+    context = engine.open_context(1.0)
+    survey = ask(engine, context, pipe)
+    clock.now += 1.0
+    assert engine.message_received(pipe, Message(b"too late", survey.header))
+    assert engine.dropped == {"late answer": 1}
+    assert engine.queued() == 0
