@@ -56,7 +56,7 @@ _Arguments = TypeVarTuple("_Arguments")
 _WRITES_A_TURN: Final = 64
 """Pipes that are written to before other tasks get their turn."""
 _PLACE_KEPT: Final = 1.0
-"""Seconds for which a PAIR that dials keeps its place for that peer: a silent one would keep away all others."""
+"""Seconds for which a PAIR keeps its place for whom it has greeted: a silent one would keep away all others."""
 _LENT_FOR: Final = 0.02
 """Seconds after which a pipe reads for itself again when the task that read it last has not come back."""
 
@@ -103,8 +103,7 @@ class Core:
         self._senders: deque[_WaitingSender] = deque()
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
-        self._place_taker: Connection | None = None  # of an exclusive socket: whom we have greeted, and who may become its pipe
-        self._place_kept = 0.0  # until then
+        self._greeted: _Greeted | None = None  # of an exclusive socket: who may be about to become its pipe
         self._timer_wanted = trio.Event()
         self._timer_until = math.inf
         self._watching = False
@@ -230,18 +229,23 @@ class Core:
 
     # Pipes.
 
-    async def welcome(self, connection: Connection, url: str, priority: int) -> Pipe:
+    async def welcome(self, connection: Connection, url: str, priority: int, *, dialed: bool) -> Pipe:
         """Greet and attach *connection*, within the greeting time.  Raises PeerError, PipeRefused, OSError, ClosedResourceError."""
-        if not self.engine.exclusive or connection.asks:
+        if not self.engine.exclusive or (connection.asks and not dialed):
             return await self._welcome(connection, url, priority)
-        self._check_place(connection)
+        if dialed:
+            self._check_place(connection)
+        elif self.options.authorize is not None or self._greeted is not None or not self._has_place:
+            connection.hold_greeting()  # which would make the peer believe that it has a pipe
+            return await self._welcome(connection, url, priority)
         # Our greeting makes the peer attach us, so nobody else may take the place meanwhile, unless the peer takes its time.
-        self._place_taker, self._place_kept = connection, trio.current_time() + _PLACE_KEPT
+        self._greeted = greeted = _Greeted(connection, dialed=dialed, until=trio.current_time() + _PLACE_KEPT)
         try:
             return await self._welcome(connection, url, priority)
         finally:
-            if self._place_taker is connection:
-                self._place_taker = None
+            if self._greeted is greeted:
+                self._greeted = None
+                self._change()
 
     async def _welcome(self, connection: Connection, url: str, priority: int) -> Pipe:
         seconds = self.options.greeting_timeout
@@ -250,14 +254,14 @@ class Core:
             number = await connection.greet()
             log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
             if number != self.engine.peer_number:
-                if connection.asks:
-                    with suppress(OSError):
-                        connection.admit()  # so that the peer sees what we are
+                with suppress(OSError):
+                    connection.admit()  # so that it sees what we are
                 expected = protocol_name(self.engine.peer_number)
                 raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
             pipe = Pipe(self, connection, url, number, priority)
             is_greeted = True
             try:
+                await self._until_decided(connection)
                 self._check_place(connection)
                 await self._authorize(pipe)
                 self._check_place(connection)
@@ -281,11 +285,26 @@ class Core:
         connection.close(error)
         raise error
 
-    def _check_place(self, connection: Connection) -> None:
-        """Raise PipeRefused when there is no place for *connection*."""
+    async def _until_decided(self, connection: Connection) -> None:
+        """Wait until a newcomer that was greeted before *connection* has become a pipe, or not, or has taken too long."""
+        while (greeted := self._greeted) is not None and greeted.connection is not connection and not greeted.dialed and greeted.is_kept:
+            with trio.move_on_at(greeted.until):
+                await self.changed()
+
+    @property
+    def _has_place(self) -> bool:
         try:
             self.engine.check_vacancy()
-            if self._place_taker not in (None, connection) and trio.current_time() < self._place_kept:
+        except PipeRefused:
+            return False
+        return True
+
+    def _check_place(self, connection: Connection) -> None:
+        """Raise PipeRefused when there is no place for *connection*."""
+        greeted = self._greeted
+        try:
+            self.engine.check_vacancy()
+            if greeted is not None and greeted.connection is not connection and greeted.is_kept:
                 raise PipeRefused("refused: this PAIR has its peer already, or is about to", permanent=False)
         except PipeRefused as refused:
             refused.response = refusal(503, str(refused))
@@ -534,6 +553,19 @@ class Core:
             dialers=tuple(dialer.statistics() for dialer in self.dialers),
             listeners=tuple(listener.statistics() for listener in self.listeners),
         )
+
+
+class _Greeted:
+    __slots__ = ("connection", "dialed", "until")
+
+    def __init__(self, connection: Connection, *, dialed: bool, until: float) -> None:
+        self.connection = connection
+        self.dialed = dialed
+        self.until = until  # the place is kept for it
+
+    @property
+    def is_kept(self) -> bool:
+        return trio.current_time() < self.until
 
 
 class _WaitingSender:

@@ -165,7 +165,7 @@ class Dialer:
 
     async def _welcome(self, connection: Connection) -> Pipe:
         try:
-            return await self._core.welcome(connection, self.url, self._priority)
+            return await self._core.welcome(connection, self.url, self._priority, dialed=True)
         except (PeerClosed, ConnectionError) as error:
             if not self._core.engine.exclusive:
                 raise

@@ -183,7 +183,7 @@ class Listener:
         reason: Exception | None = None
         try:
             try:
-                return await self._core.welcome(connection, self.url, self._priority)
+                return await self._core.welcome(connection, self.url, self._priority, dialed=False)
             except Diverted:
                 self._accepted -= 1
                 return None

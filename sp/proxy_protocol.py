@@ -107,7 +107,7 @@ class ProxyDecoder:
         if not data.startswith((_V1[: len(data)], SIGNATURE[: len(data)])):
             raise GreetingError(f"no PROXY protocol header, which this listener requires: the connection began with {data[:16]!r}")
         if data.startswith(_V1):
-            if data.endswith(b"\n"):
+            if b"\n" in data:
                 self.info = _parse_v1(data)
             elif len(data) >= _MAX_V1:
                 raise GreetingError(f"PROXY protocol: a header of version 1 ends within {_MAX_V1} bytes: {data[:40]!r}...")

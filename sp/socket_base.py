@@ -176,7 +176,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         address.check_listenable()
         rank = self._rank(priority)
         terms = self._terms(address, tls, TLSServerConfig, http, HTTPServerConfig)
-        terms = attrs.evolve(terms, proxy_protocol=self._proxied(address, proxy_protocol), asks=self._core.engine.exclusive)
+        terms = attrs.evolve(terms, proxy_protocol=self._proxied(address, proxy_protocol))
         self._core.check_open()
         acceptors = await transport_for(address).listen(address, terms)
         if not self._core.open:

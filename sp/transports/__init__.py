@@ -36,8 +36,6 @@ class Terms:
     """For a scheme that begins as HTTP: the side's configuration."""
     proxy_protocol: bool = False
     """For a listener: whether connections begin with a PROXY protocol header."""
-    asks: bool = False
-    """For a listener: whether peers are greeted only when the socket takes them."""
 
 
 class Diverted(Exception):  # an answer of ``greet``, and no error
@@ -95,6 +93,10 @@ class Connection(Protocol):
     @property
     def asks(self) -> bool:
         """Whether the peer's greeting is a question: it has no pipe before ``admit``."""
+        ...
+
+    def hold_greeting(self) -> None:
+        """Make it one: called before ``greet``, our greeting is kept until ``admit``."""
         ...
 
     async def greet(self) -> int:

@@ -99,7 +99,7 @@ class InprocConnection:
         self.unsent = 0
         self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
         self.stage = "greeting"
-        self.asks = terms.asks
+        self.asks = False
         self.lendable = False  # a wake-up saved would be worth less than the wait of who no longer comes
         self._terms = terms
         self._peer: InprocConnection
@@ -127,6 +127,9 @@ class InprocConnection:
         if not peer._has_greeted:
             raise PeerClosed("the peer closed the connection before its greeting")
         return peer._terms.number
+
+    def hold_greeting(self) -> None:
+        self.asks = True
 
     def admit(self) -> None:
         self._say()

@@ -377,7 +377,7 @@ class StreamConnection(LinkConnection):
 
     def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:
         super().__init__(link, terms)
-        self.asks = terms.asks
+        self.asks = False
         self._typed = typed
         self._decoder = FrameDecoder(terms.split, terms.options.max_message_size, typed=typed)
         self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
@@ -404,6 +404,9 @@ class StreamConnection(LinkConnection):
             number = decode_greeting(data, over_tls=self.tls is not None)
             if number is not None:
                 return number
+
+    def hold_greeting(self) -> None:
+        self.asks = True
 
     def admit(self) -> None:
         if self.asks:

@@ -55,6 +55,9 @@ class WSConnection(LinkConnection):
         self._parted = False  # the peer has had its time for our last words
         self._keeping: trio.CancelScope | None = None
 
+    def hold_greeting(self) -> None:
+        pass  # the server's is always an answer
+
     # Writing.
 
     def send_nowait(self, outbox: deque[Message]) -> bool:

@@ -11,7 +11,19 @@ import sp
 from tests.transports.conftest import new_url, scheme
 from tests.transports.ends import client_tls, dial, listen, network_only, server_tls
 from tests.transports.web import connect_plainly
-from tests.transports.wire import REQ, connect, connect_as, expect, frame, greet, greeting, receive_frame, until
+from tests.transports.wire import (
+    REQ,
+    connect,
+    connect_as,
+    expect,
+    frame,
+    greet,
+    greeting,
+    receive_end,
+    receive_exactly,
+    receive_frame,
+    until,
+)
 
 __all__ = ["new_url", "scheme"]
 PAIR0 = 0x10
@@ -21,7 +33,10 @@ stream_only = pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc", "abstr
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc", "abstract", "ws", "wss"])
-async def test_who_says_nothing_does_not_keep_the_place_from_who_does(scheme: str, new_url: Callable[[], str]) -> None:
+async def test_who_says_nothing_does_not_keep_the_place_from_who_does(
+    scheme: str, new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sp.core._PLACE_KEPT", 0.05)
     async with sp.Pair0(greeting_timeout=60) as pair, sp.Pair0() as good:
         url = (await listen(pair, new_url())).url
         silent = [await (connect_plainly if scheme.startswith("ws") else connect)(url) for _ in range(20)]
@@ -79,6 +94,20 @@ async def test_a_silent_server_keeps_others_away_for_a_second_and_not_for_the_gr
         await here.listen("inproc://here")
         await there.dial("inproc://here", wait=False)
         with trio.fail_after(8):
+            await good.send(b"x")
+            assert await pair.receive() == b"x"
+
+
+async def test_a_free_place_is_greeted_without_waiting_for_the_peer_and_a_taken_one_is_not() -> None:
+    async with sp.Pair0(listen="tcp://127.0.0.1:0") as pair, sp.Pair0() as good:
+        url = pair.listeners[0].url
+        with trio.fail_after(10):
+            async with await connect(url) as stream:
+                assert await receive_exactly(stream, 8) == greeting(PAIR0)
+            await dial(good, url)
+            async with await connect(url) as stream:
+                await stream.send_all(greeting(PAIR0))
+                assert await receive_end(stream) == b""
             await good.send(b"x")
             assert await pair.receive() == b"x"
 

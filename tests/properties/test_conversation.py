@@ -369,7 +369,7 @@ class SurveyMachine(RuleBasedStateMachine):
         self.askers = [SurveyAsker(self.surveyor.open_context(1.0 + number)) for number in range(askers)]
         self.wires: list[SurveyWire] = []
         self.questions = count(1)
-        self.late = 0
+        self.late = self.unread = 0
 
     @precondition(lambda self: len(self.wires) < 3)
     @rule(room=st.integers(1, 3))
@@ -389,6 +389,7 @@ class SurveyMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def ask(self, pick: int) -> None:
         asker = self.askers[pick % len(self.askers)]
+        self.unread += len(asker.answers)
         asker.question = b"%d" % next(self.questions)
         asker.deadline, asker.answers = self.now + 1.0 + self.askers.index(asker), []
         rooms = {wire: wire.surveyor.room for wire in self.wires}
@@ -436,9 +437,9 @@ class SurveyMachine(RuleBasedStateMachine):
         self.surveyor.deadline_reached(self.now)
 
     @invariant()
-    def only_late_answers_are_dropped(self) -> None:
-        assert self.surveyor.dropped["late answer"] == self.late
-        assert self.surveyor.dropped.keys() <= {"late answer", "peer full", "no peer"}
+    def only_late_and_unread_answers_are_dropped(self) -> None:
+        assert (self.surveyor.dropped["late answer"], self.surveyor.dropped["unread"]) == (self.late, self.unread)
+        assert self.surveyor.dropped.keys() <= {"late answer", "unread", "peer full", "no peer"}
         assert self.surveyor.inbox_dropped() == 0
         assert not any(wire.engine.dropped for wire in self.wires)
 

@@ -105,6 +105,8 @@ class EngineMachine(RuleBasedStateMachine):
     """Whether each context has an inbox of its own."""
     gives_up: ClassVar[bool] = False
     """Whether what waits for ``receive`` can be given up."""
+    counts_unread: ClassVar[bool] = False
+    """Whether that is counted."""
 
     engine: Any
 
@@ -139,13 +141,18 @@ class EngineMachine(RuleBasedStateMachine):
         return self.contexts[pick % len(self.contexts)]
 
     @contextmanager
-    def giving_up(self) -> Iterator[None]:
+    def giving_up(self, *, counted: bool = True) -> Iterator[None]:
         """What no longer waits for ``receive`` afterwards, and was not received, has been given up by the application."""
-        before = self.waiting() + self.received()
+        before, unread = self.waiting() + self.received(), self.engine.dropped["unread"]
         yield
         given_up = before - self.waiting() - self.received()
         assert given_up == 0 or (given_up > 0 and self.gives_up)
+        assert self.engine.dropped["unread"] - unread == (given_up if counted and self.counts_unread else 0)
         self.given_up += given_up
+
+    def sent_and_dropped(self) -> int:
+        """Count what was dropped on its way out."""
+        return int(self.engine.dropped.total() - self.turned_away - self.engine.dropped["unread"])
 
     # Pipes
 
@@ -312,7 +319,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def written(self) -> int:
         """The copies that pipes have, or that were dropped and counted instead."""
-        return sum(pipe.accepted - pipe.discarded for pipe in (*self.pipes, *self.past)) + self.engine.dropped.total() - self.turned_away
+        return sum(pipe.accepted - pipe.discarded for pipe in (*self.pipes, *self.past)) + self.sent_and_dropped()
 
     @precondition(lambda self: self.contexts and hasattr(self.contexts[0], "send"))
     @rule(pick=picks, body=small, header=small)
@@ -324,10 +331,12 @@ class EngineMachine(RuleBasedStateMachine):
         header = message.header
         before = self.written()
         if not self.is_legal(header):
-            with pytest.raises(ValueError, match=header[:64].hex() or "empty"):
-                send(message)
+            for refuse in (send, self.engine.check_message):
+                with pytest.raises(ValueError, match=header[:64].hex() or "empty"):
+                    refuse(message)
             assert self.written() == before
             return
+        self.engine.check_message(message)
         try:
             with self.giving_up():
                 taken = send(message)
@@ -406,7 +415,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 59.0, 60.0, 100.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        with self.giving_up():
+        with self.giving_up(counted=False):
             self.engine.deadline_reached(self.now)
         deadline = self.engine.next_deadline()
         assert deadline is None or deadline > self.now, "what was due is done"
@@ -553,7 +562,7 @@ class RawRespondentMachine(RawRepMachine):
 
 class SurveyorMachine(EngineMachine):
     errors = (StateError, Over)
-    queues = gives_up = True
+    queues = gives_up = counts_unread = True
     contexts: list[SurveyorContext]
 
     def make(self, choice: int) -> Engine:
@@ -570,7 +579,7 @@ class SurveyorMachine(EngineMachine):
     def a_context_is_forgotten(self, pick: int) -> None:
         context = self.pick_context(pick)
         context.mailbox.wake = context.mailbox.fail = None
-        with self.giving_up():
+        with self.giving_up(counted=False):  # when it is collected, or else at its deadline
             self.leave(context)
             del context
 
@@ -745,3 +754,10 @@ MACHINES = {
 for name, machine in MACHINES.items():
     machine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
     globals()[name] = machine.TestCase
+
+
+@pytest.mark.parametrize("kind", MACHINES.values(), ids=MACHINES)
+def test_an_engine_says_whether_it_sends_by_all_pipes(kind: type[EngineMachine]) -> None:
+    machine = kind()
+    engine = machine.make(0)
+    assert engine.fans_out is (kind.targets_of is not EngineMachine.targets_of)

@@ -235,8 +235,9 @@ def test_raw_a_message_that_cannot_make_another_hop_is_dropped_and_counted(attac
 )
 def test_raw_a_header_that_is_no_word_with_hops_is_a_mistake_that_shows_it(header: bytes, shown: str) -> None:
     engine, pipe = make_pair(RawPair1Engine)
-    with pytest.raises(ValueError, match=rf"a word with the hops, from 0 to 255, not {shown}$"):
-        engine.send(Message(b"hello", header))
+    for refuse in (engine.send, engine.check_message):
+        with pytest.raises(ValueError, match=rf"a word with the hops, from 0 to 255, not {shown}$"):
+            refuse(Message(b"hello", header))
     assert pipe.taken == []
     assert not engine.dropped
 

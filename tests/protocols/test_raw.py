@@ -142,10 +142,9 @@ BROKEN_BACKTRACES = [
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_header_that_is_no_backtrace_is_a_mistake_that_shows_it(kind: type, header: bytes, shown: str, attached: bool) -> None:
     engine, pipes = make(kind, *[None] * attached)
-    with pytest.raises(
-        ValueError, match=rf"must be a backtrace, 32-bit words of which the last one alone has its high bit set, not {shown}$"
-    ):
-        engine.send(Message(b"hello", header))
+    for refuse in (engine.send, engine.check_message):
+        with pytest.raises(ValueError, match=rf"backtrace, 32-bit words of which the last one alone has its high bit set, not {shown}$"):
+            refuse(Message(b"hello", header))
     assert not any(pipe.taken for pipe in pipes)
     assert not engine.dropped
 
@@ -155,6 +154,7 @@ def test_a_header_that_is_no_backtrace_is_a_mistake_that_shows_it(kind: type, he
 def test_a_backtrace_of_any_length_may_be_sent(kind: type, words: int) -> None:
     engine, (pipe,) = make(kind, None)
     header = (word_of(pipe) + HOP * words)[: 4 * (words - 1)] + ID
+    engine.check_message(Message(b"hello", header))
     assert engine.send(Message(b"hello", header))
     popped = kind in ANSWERING
     assert taken(pipe) == ([] if popped and words == 1 else [(header[4 * popped :], b"hello")])
@@ -383,8 +383,9 @@ def test_raw_bus_sends_to_everybody_what_came_by_no_pipe_of_its_own(header: byte
 @pytest.mark.parametrize("size", [1, 3, 5, 8, 100])
 def test_raw_bus_a_header_of_another_size_is_a_mistake_that_shows_it(size: int) -> None:
     engine, (pipe,) = make(RawBusEngine, None)
-    with pytest.raises(ValueError, match=rf"must be empty or the id of a pipe in 4 bytes, not {'ab' * min(size, 64)}$"):
-        engine.send(Message(b"hello", b"\xab" * size))
+    for refuse in (engine.send, engine.check_message):
+        with pytest.raises(ValueError, match=rf"must be empty or the id of a pipe in 4 bytes, not {'ab' * min(size, 64)}$"):
+            refuse(Message(b"hello", b"\xab" * size))
     assert pipe.taken == []
     assert not engine.dropped
 

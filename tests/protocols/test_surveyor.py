@@ -482,6 +482,27 @@ def test_a_new_survey_forgets_the_answers_to_the_old_one(engine: SurveyorEngine)
     assert context.receive() is None
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+@pytest.mark.parametrize("end", ["new survey", "close"])
+def test_answers_that_nobody_has_received_by_the_next_survey_or_the_end_are_counted(
+    engine: SurveyorEngine, clock: Clock, end: str, is_over: bool
+) -> None:
+    (pipe,) = attach(engine, 1)
+    context = engine.open_context(1.0)
+    answer(engine, pipe, ask(engine, context, pipe), b"1", b"2", b"3")
+    context.receive()
+    pass_time(engine, clock, is_over * 1.0)
+    assert not engine.dropped
+    for _ in range(2):
+        if end == "close":
+            context.close()
+        else:
+            context.send(Message(b"who?"))
+        assert engine.dropped == {"unread": 2}
+        assert engine.queued() == 0
+    assert engine.inbox_dropped() == 0
+
+
 def test_a_new_survey_is_no_error_when_nobody_waits(engine: SurveyorEngine) -> None:
     (pipe,) = attach(engine, 1)
     context = engine.open_context(1.0)
@@ -609,6 +630,18 @@ def test_after_an_overdue_answer_the_inbox_drops_at_once_until_half_of_it_is_fre
     assert answer(engine, pipe, survey, b"8", b"9", b"held") == [True, True, False]
     assert engine.inbox_dropped() == 3
     assert received(context) == [b"3", b"4", b"8", b"9"]
+
+
+def test_an_overdue_answer_to_a_survey_that_is_over_is_late(engine: SurveyorEngine, clock: Clock) -> None:
+    (pipe,) = attach(engine, 1)
+    context = engine.open_context(1.0)
+    survey = fill(engine, context, pipe)
+    assert answer(engine, pipe, survey, b"5") == [False]
+    pass_time(engine, clock, 1.0)
+    engine.message_overdue(pipe, Message(b"5", survey.header))
+    assert engine.dropped == {"late answer": 1}
+    assert engine.inbox_dropped() == 0
+    assert left_over(context, 4) == [b"1", b"2", b"3", b"4"]
 
 
 def test_an_overdue_answer_costs_no_other_context_anything(engine: SurveyorEngine) -> None:
