@@ -1,23 +1,26 @@
-"""Partners that are missing, and a limit on the time of every test."""
+"""Partners that are missing or die, a limit on the time of every test, and what has become of the matrix."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final
 
 import pytest
 import trio
 
-pytest.register_assert_rewrite("interop.partners", "interop.tool_contract")
+pytest.register_assert_rewrite("interop.partners", "interop.tool_contract", "interop.tools")
 
-from interop.partners import PACKAGES, missing  # noqa: E402  # after the line above, or it would be too late
+from interop import matrix  # noqa: E402  # after the line above, or it would be too late
+from interop.isolation import MARK, Children, is_isolated  # noqa: E402
+from interop.partners import PACKAGES, missing  # noqa: E402
 from tests.tls.authority import Authority  # noqa: E402
 
 _SECONDS: Final = 20
 """What no test needs, however slow the machine."""
+_CHILDREN: Final = pytest.StashKey[Children]()
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +47,59 @@ def pytest_runtest_setup(item: pytest.Function) -> None:
         item.obj = _limited(item.obj)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if not is_isolated(item) or not hasattr(os, "fork") or item.config.getoption("usepdb"):
+        return None
+    item.config._tmp_path_factory.getbasetemp()  # here, so that all children share it
+    children = item.session.stash.setdefault(_CHILDREN, Children(item.session))
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in children.run(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    item.session._setupstate.teardown_exact(nextitem)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    cell = item.callspec.params.get("cell") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+    if isinstance(cell, matrix.Cell):
+        report.user_properties.append(("cell", str(cell)))  # it may be on its way to another process
+    return report
+
+
+class _Matrix:
+    """Keeps what has become of the matrix."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == "cell":
+                matrix.note(self._config, str(value), report)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{MARK}: runs in a process that libnng may abort")
+    config.pluginmanager.register(_Matrix(config))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _CHILDREN in session.stash:
+        session.stash[_CHILDREN].close()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reason in filter(None, map(missing, PACKAGES)):
         terminalreporter.write_line(f"partner missing: {reason}", yellow=True)
+    session = terminalreporter._session
+    if session is not None and _CHILDREN in session.stash and (deaths := session.stash[_CHILDREN].deaths):
+        terminalreporter.write_line(
+            f"libnng has aborted its process {deaths} times; the test that was under way has run again", yellow=True
+        )
 
 
 def _limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

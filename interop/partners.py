@@ -6,7 +6,7 @@ import itertools
 import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
 from subprocess import PIPE
@@ -28,8 +28,10 @@ PACKAGES: Final[Mapping[str, str]] = {
     "nginx": "nginx-light",
     "haproxy": "haproxy",
     "chromium": "chromium",
+    "cc": "gcc libc6-dev",
+    "nanomsg/nn.h": "libnanomsg-dev",
 }
-"""The partners that are programs, and the Debian packages that bring them."""
+"""The partners that are programs or C headers, and the Debian packages that bring them."""
 
 LIMIT: Final = 1 << 20
 """The largest message that our sockets take by default, header included."""
@@ -39,6 +41,8 @@ REDIAL: Final[Mapping[str, float]] = {"redial_min": 0.01, "redial_max": 0.05}
 
 SOON: Final = 3
 """Seconds, of which one that is refused needs none: far fewer than the greeting time of either side."""
+LONG: Final = 60
+"""Seconds that a survey is open for where its end is not what is tested."""
 WINDOW: Final = 64
 """Messages that may be under way at once: fewer than any queue on the way holds."""
 
@@ -64,18 +68,28 @@ class Pair:
     """Who sends, in which order."""
     header: int = 0
     """Bytes before the body."""
+    poly: bool = False
+    """Whether both may have several peers, though the protocol is PAIR."""
 
     def __str__(self) -> str:
-        return f"{self.ours.__name__}-{self.theirs}"
+        return f"{self.ours.__name__}-{self.theirs}{'-poly' if self.poly else ''}"
 
     def open(self, **options: Any) -> Any:
         """Make our socket."""
-        topics = {"topics": b""} if self.ours is sp.Sub0 else {}
-        return self.ours(**REDIAL, **topics, **options)
+        own: dict[str, Any] = {"poly": True} if self.poly else {}
+        if self.ours is sp.Sub0:
+            own["topics"] = b""
+        elif self.ours is sp.Surveyor0:
+            own["deadline"] = LONG
+        return self.ours(**REDIAL, **own, **options)
 
     def open_partner(self, **options: Any) -> pynng.Socket:
         """Make pynng's socket."""
-        return open_partner(self.theirs, **options)
+        return open_partner(self.theirs, **({"polyamorous": True} if self.poly else {}), **options)
+
+    def partner(self, **options: Any) -> AbstractAsyncContextManager[pynng.Socket]:
+        """Pynng's socket, for as long as a block lasts."""
+        return closing(self.open_partner(**options))
 
 
 PAIRS: Final = (
@@ -83,20 +97,48 @@ PAIRS: Final = (
     Pair(sp.Rep0, "Req0", (THEIRS, OURS), header=4),
     Pair(sp.Pub0, "Sub0", (OURS,)),
     Pair(sp.Sub0, "Pub0", (THEIRS,)),
+    Pair(sp.Push0, "Pull0", (OURS,)),
+    Pair(sp.Pull0, "Push0", (THEIRS,)),
+    Pair(sp.Surveyor0, "Respondent0", (OURS, THEIRS), header=4),
+    Pair(sp.Respondent0, "Surveyor0", (THEIRS, OURS), header=4),
     Pair(sp.Bus0, "Bus0", (OURS, THEIRS)),
+    Pair(sp.Pair0, "Pair0", (OURS, THEIRS)),
+    Pair(sp.Pair1, "Pair1", (OURS, THEIRS), header=4),
+    Pair(sp.Pair1, "Pair1", (OURS, THEIRS), header=4, poly=True),
 )
 
 
-STRANGERS: Final = ((sp.Req0, "Pub0"), (sp.Rep0, "Rep0"), (sp.Pub0, "Bus0"), (sp.Sub0, "Sub0"), (sp.Bus0, "Req0"))
+def pair_of(ours: type[Any]) -> Pair:
+    """Return the pair with our *ours*, not the one with poly."""
+    return next(pair for pair in PAIRS if pair.ours is ours)
+
+
+STRANGERS: Final = (
+    (sp.Req0, "Pub0"),
+    (sp.Rep0, "Rep0"),
+    (sp.Pub0, "Bus0"),
+    (sp.Sub0, "Sub0"),
+    (sp.Push0, "Push0"),
+    (sp.Pull0, "Pair0"),
+    (sp.Surveyor0, "Rep0"),
+    (sp.Respondent0, "Pull0"),
+    (sp.Bus0, "Req0"),
+    (sp.Pair0, "Pair1"),
+    (sp.Pair1, "Pair0"),
+)
 """Who does not fit."""
 each_stranger = pytest.mark.parametrize(("kind", "stranger"), STRANGERS, ids=[f"{kind.__name__}-{name}" for kind, name in STRANGERS])
 
 
+def protocol_of(theirs: str) -> str:
+    """Return the name of a protocol as we write it, for the name of pynng's class."""
+    return theirs.upper() if theirs.startswith("Pair") else theirs[:-1].upper()
+
+
 def missing(partner: str) -> str | None:
     """Say in words that the program *partner* is not there; None: it is."""
-    if shutil.which(partner) is not None:
-        return None
-    return f"{partner} is not installed (Debian package {PACKAGES[partner]})"
+    is_there = Path("/usr/include", partner).exists() if partner.endswith(".h") else shutil.which(partner) is not None
+    return None if is_there else f"{partner} is not installed (Debian package {PACKAGES[partner]})"
 
 
 def address(transport: str, directory: Path) -> str:
@@ -142,8 +184,27 @@ def open_partner(name: str, **options: Any) -> pynng.Socket:
     """Make pynng's socket *name*; it dials again at once, and a SUB is subscribed to everything."""
     if name == "Sub0":
         options.setdefault("topics", b"")
+    elif name == "Surveyor0":
+        options.setdefault("survey_time", LONG * 1000)
     socket: pynng.Socket = getattr(pynng, name)(reconnect_time_min=10, reconnect_time_max=10, **options)
     return socket
+
+
+@asynccontextmanager
+async def closing(*sockets: pynng.Socket) -> AsyncIterator[pynng.Socket]:
+    """*sockets*, of which the first is returned, for as long as a block lasts."""
+    try:
+        yield sockets[0]
+    finally:
+        # Elsewhere, since libnng may wait for what we have to say to its end, and all at once.
+        async with trio.open_nursery() as nursery:
+            for socket in sockets:
+                nursery.start_soon(trio.to_thread.run_sync, socket.close)
+
+
+def partner(name: str, **options: Any) -> AbstractAsyncContextManager[pynng.Socket]:
+    """Pynng's socket *name*, for as long as a block lasts."""
+    return closing(open_partner(name, **options))
 
 
 def listen_partner(theirs: pynng.Socket, url: str) -> str:
@@ -234,8 +295,8 @@ async def answer(ours: sp.Rep0) -> None:
 @asynccontextmanager
 async def crowd(ours: sp.Rep0, url: str, size: int, **options: Any) -> AsyncIterator[None]:
     """*size* partners that have dialed *ours* at once, and were all answered."""
-    with ExitStack() as stack:
-        partners = [stack.enter_context(open_partner("Req0", **options)) for _ in range(size)]
+    partners = [open_partner("Req0", **options) for _ in range(size)]
+    async with closing(*partners):
         for theirs in partners:
             theirs.dial(url, block=False)
 
@@ -287,7 +348,7 @@ async def refused_by_us(
     async with sp.Rep0(tls=tls) as ours:
         events = ours.events()
         listener = await ours.listen(f"{scheme}://127.0.0.1:0")
-        with open_partner("Req0", tls_config=tls_config) as theirs:
+        async with partner("Req0", tls_config=tls_config) as theirs:
             arrivals = Arrivals(theirs)
             theirs.dial(f"{dialed}://127.0.0.1:{port_of(listener.url)}", block=False)
             with trio.fail_after(SOON):
@@ -297,7 +358,8 @@ async def refused_by_us(
         assert not ours.pipes
         assert arrivals.count == 0
         assert (statistics.attached, statistics.handshakes) == (0, {})
-        assert set(statistics.failures) == {type(event.error).__name__}
+        # On a busy machine libnng now and then gives up a handshake of its own.
+        assert set(statistics.failures) - {"PeerClosed"} == {type(event.error).__name__} - {"PeerClosed"}
         return event
 
 
@@ -305,7 +367,7 @@ async def refused_by_partner(
     scheme: str, dialed: str, *, tls: sp.TLSClientConfig | None = None, tls_config: TLSConfig | None = None
 ) -> Exception:
     """Dial a partner's listener of *scheme* as *dialed* in vain, and return the reason that we are given."""
-    with open_partner("Rep0", tls_config=tls_config) as theirs:
+    async with partner("Rep0", tls_config=tls_config) as theirs:
         port = port_of(listen_partner(theirs, f"{scheme}://127.0.0.1:0"))
         async with sp.Req0(tls=tls) as ours:
             with trio.fail_after(SOON), pytest.raises(sp.DialError) as caught:

@@ -19,7 +19,7 @@ class TestNanocat(ToolContract):
     async def test_if_we_ping_everyone_each_ping_becomes_a_message_of_its_and_none_is_answered(self, listener: str, tmp_path: Path) -> None:
         async with (
             sp.Pub0(http=pinging(listener, ping_everyone=True), **REDIAL) as ours,
-            self.connected(ours, "sub", "ws", listener, tmp_path, "--quoted") as process,
+            self.connected(ours, "Sub0", "ws", listener, tmp_path, "--quoted") as process,
         ):
             events = ours.events()
             assert await read_exactly(process, 9) == b'""\n' * 3
@@ -30,7 +30,7 @@ class TestNanocat(ToolContract):
         # It leaves out the empty line that ends an answer, and does not hang up.
         async with sp.Rep0(greeting_timeout=0.3, **REDIAL) as ours:
             events = ours.events()
-            async with self.connected(ours, "sub", "ws", "theirs", tmp_path):
+            async with self.connected(ours, "Sub0", "ws", "theirs", tmp_path):
                 event = await next_event(events, sp.EventKind.DIAL_FAILED, sp.GreetingError)
             assert "400 Incompatible Socket Type" in event.reason
             assert not ours.pipes

@@ -18,7 +18,7 @@ class TestNngcat(ToolContract):
     async def test_over_ws_our_dialer_shows_how_it_refuses_the_wrong_protocol(self, tmp_path: Path) -> None:
         async with sp.Rep0(**REDIAL) as ours:
             events = ours.events()
-            async with self.connected(ours, "sub", "ws", "theirs", tmp_path):
+            async with self.connected(ours, "Sub0", "ws", "theirs", tmp_path):
                 event = await next_event(events, sp.EventKind.DIAL_FAILED, sp.UpgradeRefused)
             assert "the server has answered 400" in event.reason
             assert not ours.pipes

@@ -14,7 +14,6 @@ import sp
 from interop.partners import (
     LIMIT,
     OURS,
-    PAIRS,
     REDIAL,
     THEIRS,
     Arrivals,
@@ -31,6 +30,7 @@ from interop.partners import (
     open_partner,
     our_client,
     our_server,
+    pair_of,
     records,
     refused_by_partner,
     refused_by_us,
@@ -41,13 +41,15 @@ from interop.partners import (
 )
 from tests.tls.authority import Authority
 
+pytestmark = pytest.mark.libnng
+
 TLS: Final = "tls+tcp"
 URL: Final = f"{TLS}://127.0.0.1:0"
 CROWD: Final = 100
 GREETING_RECORD: Final = 8 + 1 + 16
 """Bytes of the record of TLS 1.3 that carries a greeting: with its type and the cipher's tag."""
 
-each_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
+each_pair = pytest.mark.parametrize("pair", [pair_of(sp.Req0), pair_of(sp.Bus0)], ids=str)
 each_identification = pytest.mark.parametrize("mutual", [False, True], ids=["anonymous", "certificate"])
 
 
@@ -89,7 +91,7 @@ async def test_bodies_of_every_size_arrive_unchanged(
 
 
 @each_listener
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if THEIRS in pair.turns], ids=str)
+@pytest.mark.parametrize("pair", [*map(pair_of, (sp.Req0, sp.Rep0, sp.Sub0, sp.Bus0))], ids=str)
 async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
     pair: Pair, listener: str, version: Version, authority: Authority
 ) -> None:
@@ -182,7 +184,7 @@ async def test_a_partner_dials_our_server_that_was_closed_and_came_back(version:
 
 @each_identification
 async def test_a_partner_whose_pipe_we_closed_dials_again(mutual: bool, version: Version, authority: Authority) -> None:
-    pair = next(pair for pair in PAIRS if pair.ours is sp.Rep0)
+    pair = pair_of(sp.Rep0)
     async with connected(pair, OURS, authority, version, mutual=mutual) as (ours, theirs, arrivals):
         await exchange(ours, theirs, pair.turns, b"first")
         ours.pipes[0].close()

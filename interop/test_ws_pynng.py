@@ -15,7 +15,6 @@ import trio.testing
 import sp
 from interop.partners import (
     OURS,
-    PAIRS,
     REDIAL,
     SOON,
     THEIRS,
@@ -31,9 +30,10 @@ from interop.partners import (
     exchange,
     listen_partner,
     next_event,
-    open_partner,
     our_client,
     our_server,
+    pair_of,
+    partner,
     port_of,
     pump,
     refused_by_partner,
@@ -45,6 +45,8 @@ from interop.partners import (
 )
 from tests.tls.authority import Authority
 
+pytestmark = pytest.mark.libnng
+
 URL: Final = "ws://127.0.0.1:0"
 CROWD: Final = 20
 BOUNDARIES: Final = (125, 126, 65_535, 65_536, 65_537)
@@ -55,9 +57,8 @@ PING, PONG = b"\x89\0", b"\x8a\0"
 PINGS: Final = 100
 INTERVAL: Final = 0.01
 
-each_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
 each_way = pytest.mark.parametrize("way", ["ws", "wss", "wss-mutual"])
-REQ_REP, REP_REQ, *_, BUS = PAIRS
+REQ_REP, REP_REQ, BUS = map(pair_of, (sp.Req0, sp.Rep0, sp.Bus0))
 
 
 @asynccontextmanager
@@ -67,14 +68,13 @@ async def connected(
     """The two, connected; *options* are for our side."""
     scheme, _, mutual = way.partition("-")
     tls, tls_config = tls_ends(listener, authority, mutual=bool(mutual)) if scheme == "wss" else (None, None)
-    async with pair.open(tls=tls, **options) as ours:
-        with pair.open_partner(tls_config=tls_config, **(partners_options or {})) as theirs:
-            yield ours, theirs, await connect(ours, theirs, scheme, listener, Path())
+    async with pair.open(tls=tls, **options) as ours, pair.partner(tls_config=tls_config, **(partners_options or {})) as theirs:
+        yield ours, theirs, await connect(ours, theirs, scheme, listener, Path())
 
 
 @each_way
 @each_listener
-@each_pair
+@pytest.mark.parametrize("pair", [REQ_REP, BUS], ids=str)
 async def test_bodies_of_every_size_arrive_unchanged(pair: Pair, listener: str, way: str, authority: Authority) -> None:
     async with connected(pair, way, listener, authority) as (ours, theirs, _):
         for size in sorted({0, 1, *BOUNDARIES, *(size - pair.header for size in BOUNDARIES), 900_000}):
@@ -108,10 +108,10 @@ async def test_a_message_of_ten_megabytes_arrives_where_there_is_no_limit(
 
 @each_listener
 async def test_messages_over_wss_arrive_in_order(listener: str, authority: Authority) -> None:
-    async with connected(PAIRS[2], "wss", listener, authority, {"recv_buffer_size": 128}) as (ours, theirs, _):
+    async with connected(pair_of(sp.Pub0), "wss", listener, authority, {"recv_buffer_size": 128}) as (ours, theirs, _):
         await pump(ours.send, theirs.arecv, 3000)
     assert not ours.statistics().dropped
-    async with connected(PAIRS[3], "wss", listener, authority, {"send_buffer_size": 128}) as (ours, theirs, _):
+    async with connected(pair_of(sp.Sub0), "wss", listener, authority, {"send_buffer_size": 128}) as (ours, theirs, _):
         await pump(theirs.asend, ours.receive, 3000)
     assert not ours.statistics().dropped
 
@@ -134,7 +134,7 @@ async def test_twenty_that_dial_us_at_once_are_all_answered(way: str, authority:
 async def test_twenty_of_ours_that_dial_at_once_are_all_answered(way: str, authority: Authority) -> None:
     scheme, _, mutual = way.partition("-")
     tls, tls_config = tls_ends(THEIRS, authority, mutual=bool(mutual)) if scheme == "wss" else (None, None)
-    with open_partner("Rep0", tls_config=tls_config) as theirs:
+    async with partner("Rep0", tls_config=tls_config) as theirs:
         for statistics in await dial_as_crowd(theirs, listen_partner(theirs, f"{scheme}://127.0.0.1:0"), CROWD, tls=tls):
             assert set(statistics.failures) <= {"PeerClosed", "TLSError"}
             assert statistics.attempts == 1 + sum(statistics.failures.values())
@@ -145,12 +145,12 @@ async def test_twenty_of_ours_that_dial_at_once_are_all_answered(way: str, autho
 
 async def test_a_request_over_wss_is_answered_by_a_server_that_died_and_came_back(authority: Authority) -> None:
     async with sp.Req0(tls=our_client(authority), **REDIAL) as ours:
-        with open_partner("Rep0", tls_config=their_server(authority)) as first:
+        async with partner("Rep0", tls_config=their_server(authority)) as first:
             url = listen_partner(first, "wss://127.0.0.1:0/rep")
             await ours.dial(url)
             await ours.send(b"question")
             assert await first.arecv() == b"question"
-        with open_partner("Rep0", tls_config=their_server(authority)) as second:
+        async with partner("Rep0", tls_config=their_server(authority)) as second:
             second.listen(url)
             assert await second.arecv() == b"question"
             await second.asend(b"answer")
@@ -158,7 +158,7 @@ async def test_a_request_over_wss_is_answered_by_a_server_that_died_and_came_bac
 
 
 async def test_a_partner_s_request_over_wss_is_answered_by_our_server_that_was_closed_and_came_back(authority: Authority) -> None:
-    with open_partner("Req0", tls_config=their_client(authority)) as theirs:
+    async with partner("Req0", tls_config=their_client(authority)) as theirs:
         async with sp.Rep0(tls=our_server(authority)) as first:
             url = (await first.listen("wss://127.0.0.1:0/rep")).url
             theirs.dial(url, block=False)
@@ -186,15 +186,14 @@ async def test_a_pipe_that_we_close_is_replaced(listener: str, authority: Author
 async def test_a_partner_of_the_wrong_protocol_refuses_our_dialer_until_a_right_one_is_there(kind: type[Any], stranger: str) -> None:
     async with kind(**REDIAL) as ours:
         events = ours.events()
-        with open_partner(stranger) as wrong:
+        async with partner(stranger) as wrong:
             url = listen_partner(wrong, URL)
             dialer = await ours.dial(url, wait=False)
             event = await next_event(events, sp.EventKind.DIAL_FAILED)
             assert isinstance(event.error, sp.UpgradeRefused)
             assert event.error.response.status == 400
             assert dialer.statistics().attached == 0
-        counterpart = next(pair.theirs for pair in PAIRS if pair.ours is kind)
-        with open_partner(counterpart) as right:
+        async with partner(pair_of(kind).theirs) as right:
             right.listen(url)
             with trio.fail_after(SOON):
                 await ours.wait_for_peers()
@@ -204,11 +203,10 @@ async def test_a_partner_of_the_wrong_protocol_is_told_which_one_would_be_right(
     async with sp.Rep0() as ours:
         events = ours.events()
         listener = await ours.listen(address("ws", tmp_path))
-        async with relay(listener.url) as (between, url):
-            with open_partner("Sub0") as theirs:
-                theirs.dial(url, block=False)
-                event = await next_event(events, sp.EventKind.REFUSED)
-                await between.hear(b"expected sub-protocol rep.sp.nanomsg.org\n")
+        async with relay(listener.url) as (between, url), partner("Sub0") as theirs:
+            theirs.dial(url, block=False)
+            event = await next_event(events, sp.EventKind.REFUSED)
+            await between.hear(b"expected sub-protocol rep.sp.nanomsg.org\n")
         assert "wrong protocol: the peer is SUB, expected REQ" in event.reason
         assert between.said.startswith(b"HTTP/1.1 400 ")
 
@@ -223,10 +221,10 @@ async def test_a_partner_of_the_wrong_protocol_is_told_which_one_would_be_right(
 async def test_a_partner_finds_our_path(path: str, dialed: str) -> None:
     async with sp.Rep0() as ours:
         listener = await ours.listen(f"{URL}{path}")
-        with open_partner("Req0") as theirs:
+        async with partner("Req0") as theirs:
             theirs.dial(f"ws://127.0.0.1:{port_of(listener.url)}{dialed}", block=False)
             await exchange(ours, theirs, (THEIRS, OURS), b"found")
-        (pipe,) = ours.pipes
+            (pipe,) = ours.pipes
         sent, _, query = dialed.partition("?")
         assert (pipe.http.path, pipe.http.query) == (sent or "/", query)
 
@@ -235,7 +233,7 @@ async def test_a_partner_finds_our_path_whatever_the_case_of_its_escapes() -> No
     # RFC 3986, 6.2.2.1; libnng writes them in upper case, however they stand in its URL.
     async with sp.Rep0() as ours:
         listener = await ours.listen(f"{URL}/a%2fb")
-        with open_partner("Req0") as theirs:
+        async with partner("Req0") as theirs:
             theirs.dial(listener.url, block=False)
             with trio.fail_after(SOON):
                 await exchange(ours, theirs, (THEIRS, OURS), b"found")
@@ -243,18 +241,17 @@ async def test_a_partner_finds_our_path_whatever_the_case_of_its_escapes() -> No
 
 @pytest.mark.parametrize(("path", "dialed"), [("", ""), ("/a/b", "/a/b"), ("/a/b", "/a/b/"), ("/a/b", "/a/b?c=%20&d"), ("", "/?c=d")])
 async def test_we_find_a_partner_s_path(path: str, dialed: str) -> None:
-    async with sp.Req0(**REDIAL) as ours:
-        with open_partner("Rep0") as theirs:
-            port = port_of(listen_partner(theirs, f"{URL}{path}"))
-            await ours.dial(f"ws://127.0.0.1:{port}{dialed}")
-            await exchange(ours, theirs, (OURS, THEIRS), b"found")
+    async with sp.Req0(**REDIAL) as ours, partner("Rep0") as theirs:
+        port = port_of(listen_partner(theirs, f"{URL}{path}"))
+        await ours.dial(f"ws://127.0.0.1:{port}{dialed}")
+        await exchange(ours, theirs, (OURS, THEIRS), b"found")
 
 
 async def test_a_partner_that_asks_for_another_path_is_answered_404() -> None:
     async with sp.Rep0() as ours:
         events = ours.events()
         listener = await ours.listen(f"{URL}/a")
-        with open_partner("Req0") as theirs:
+        async with partner("Req0") as theirs:
             theirs.dial(listener.url.replace("/a", "/b"), block=False)
             event = await next_event(events, sp.EventKind.REFUSED)
         assert "HTTP 404: nobody listens at '/b'" in event.reason
@@ -262,7 +259,7 @@ async def test_a_partner_that_asks_for_another_path_is_answered_404() -> None:
 
 
 async def test_we_are_answered_404_when_we_ask_a_partner_for_another_path() -> None:
-    with open_partner("Rep0") as theirs:
+    async with partner("Rep0") as theirs:
         url = listen_partner(theirs, f"{URL}/a")
         async with sp.Req0() as ours:
             with pytest.raises(sp.DialError, match="404") as caught:
@@ -275,7 +272,7 @@ async def test_partners_find_two_of_our_sockets_at_one_port() -> None:
     async with sp.Rep0() as rep, sp.Pub0() as pub:
         url = (await rep.listen(f"{URL}/rep")).url
         await pub.listen(url.replace("/rep", "/pub"))
-        with open_partner("Req0") as their_req, open_partner("Sub0") as their_sub:
+        async with partner("Req0") as their_req, partner("Sub0") as their_sub:
             their_sub.dial(url.replace("/rep", "/pub"), block=False)
             their_req.dial(url, block=False)
             await exchange(rep, their_req, (THEIRS, OURS), b"question")
@@ -284,7 +281,7 @@ async def test_partners_find_two_of_our_sockets_at_one_port() -> None:
 
 
 async def test_we_find_two_of_a_partner_s_sockets_at_one_port() -> None:
-    with open_partner("Rep0") as their_rep, open_partner("Pub0") as their_pub:
+    async with partner("Rep0") as their_rep, partner("Pub0") as their_pub:
         url = listen_partner(their_rep, f"{URL}/rep")
         their_pub.listen(url.replace("/rep", "/pub"))
         async with sp.Req0() as req, sp.Sub0(topics=b"") as sub:
@@ -299,10 +296,10 @@ async def test_we_find_two_of_a_partner_s_sockets_at_one_port() -> None:
 async def test_a_partner_may_call_our_host_as_it_likes() -> None:
     async with sp.Rep0() as ours:
         listener = await ours.listen(URL)
-        with open_partner("Req0") as theirs:
+        async with partner("Req0") as theirs:
             theirs.dial(listener.url.replace("127.0.0.1", "localhost"), block=False)
             await exchange(ours, theirs, (THEIRS, OURS), b"found")
-        (pipe,) = ours.pipes
+            (pipe,) = ours.pipes
         assert pipe.http.headers["Host"] == f"localhost:{port_of(listener.url)}"
 
 
@@ -310,7 +307,7 @@ ELSEWHERE: Final = sp.HTTPClientConfig(headers={"Host": "elsewhere.example"})
 
 
 async def test_a_partner_that_is_called_by_another_name_refuses_us() -> None:
-    with open_partner("Rep0") as theirs:
+    async with partner("Rep0") as theirs:
         url = listen_partner(theirs, URL)
         async with sp.Req0(http=ELSEWHERE) as ours:
             with pytest.raises(sp.DialError, match="404"):
@@ -318,7 +315,7 @@ async def test_a_partner_that_is_called_by_another_name_refuses_us() -> None:
 
 
 async def test_a_partner_at_a_wildcard_may_be_called_by_any_name() -> None:
-    with open_partner("Rep0") as theirs:
+    async with partner("Rep0") as theirs:
         port = port_of(listen_partner(theirs, "ws://*:0"))
         async with sp.Req0(http=ELSEWHERE) as ours:
             await ours.dial(f"ws://127.0.0.1:{port}")
@@ -327,13 +324,12 @@ async def test_a_partner_at_a_wildcard_may_be_called_by_any_name() -> None:
 
 @each_listener
 async def test_the_two_meet_at_an_ipv6_address(listener: str) -> None:
-    async with REQ_REP.open() as ours:
-        with REQ_REP.open_partner() as theirs:
-            if listener == OURS:
-                theirs.dial((await ours.listen("ws://[::1]:0/a")).url, block=False)
-            else:
-                await ours.dial(listen_partner(theirs, "ws://[::1]:0/a"))
-            await exchange(ours, theirs, REQ_REP.turns, b"found")
+    async with REQ_REP.open() as ours, REQ_REP.partner() as theirs:
+        if listener == OURS:
+            theirs.dial((await ours.listen("ws://[::1]:0/a")).url, block=False)
+        else:
+            await ours.dial(listen_partner(theirs, "ws://[::1]:0/a"))
+        await exchange(ours, theirs, REQ_REP.turns, b"found")
 
 
 # Pings.
@@ -342,14 +338,12 @@ async def test_the_two_meet_at_an_ipv6_address(listener: str) -> None:
 @pytest.mark.parametrize("everyone", [False, True], ids=["default", "everyone"])
 async def test_a_partner_that_listens_is_pinged_and_answers_and_its_idle_pipe_lives(everyone: bool) -> None:
     http = sp.HTTPClientConfig(ping_interval=INTERVAL, ping_timeout=PINGS * INTERVAL / 2, ping_everyone=everyone)
-    async with sp.Req0(http=http) as ours:
-        with open_partner("Rep0") as theirs:
-            async with relay(listen_partner(theirs, URL)) as (between, url):
-                await ours.dial(url)
-                (pipe,) = ours.pipes
-                await between.hear(PONG, PINGS)
-                assert ours.pipes == (pipe,)
-                await exchange(ours, theirs, (OURS, THEIRS), b"alive")
+    async with sp.Req0(http=http) as ours, partner("Rep0") as theirs, relay(listen_partner(theirs, URL)) as (between, url):
+        await ours.dial(url)
+        (pipe,) = ours.pipes
+        await between.hear(PONG, PINGS)
+        assert ours.pipes == (pipe,)
+        await exchange(ours, theirs, (OURS, THEIRS), b"alive")
 
 
 @pytest.mark.parametrize("everyone", [False, True], ids=["default", "everyone"])
@@ -357,37 +351,35 @@ async def test_a_partner_that_dials_is_pinged_only_if_everyone_is_and_its_idle_p
     http = sp.HTTPServerConfig(ping_interval=INTERVAL, ping_timeout=PINGS * INTERVAL / 2, ping_everyone=everyone)
     async with sp.Rep0(http=http) as ours, sp.Req0(http=sp.HTTPClientConfig(ping_interval=None)) as witness:
         listener = await ours.listen(URL)
-        async with relay(listener.url) as (between, url), relay(listener.url) as (clock, witness_url):
-            with open_partner("Req0") as theirs:
-                theirs.dial(url, block=False)
-                await ours.wait_for_peers()
-                (pipe,) = ours.pipes
-                await witness.dial(witness_url)  # it tells us that it is no libnanomsg
-                await clock.hear(PING, PINGS)
-                assert bool(between.said.count(PING)) is everyone
-                if everyone:
-                    await between.hear(PING, PINGS)
-                assert pipe in ours.pipes
-                await exchange(ours, theirs, (THEIRS, OURS), b"alive")
+        async with relay(listener.url) as (between, url), relay(listener.url) as (clock, witness_url), partner("Req0") as theirs:
+            theirs.dial(url, block=False)
+            await ours.wait_for_peers()
+            (pipe,) = ours.pipes
+            await witness.dial(witness_url)  # it tells us that it is no libnanomsg
+            await clock.hear(PING, PINGS)
+            assert bool(between.said.count(PING)) is everyone
+            if everyone:
+                await between.hear(PING, PINGS)
+            assert pipe in ours.pipes
+            await exchange(ours, theirs, (THEIRS, OURS), b"alive")
 
 
 async def test_a_partner_whose_application_is_busy_answers_no_ping_and_is_not_taken_for_gone(mock_clock: trio.testing.MockClock) -> None:
     http = sp.HTTPClientConfig(ping_interval=0.2, ping_timeout=0.2)
-    async with sp.Req0(http=http, resend_after=None) as ours:
-        with open_partner("Rep0") as theirs:
-            await ours.dial(listen_partner(theirs, URL))
-            (pipe,) = ours.pipes
-            asked = [ours.context() for _ in range(4)]
-            for context in asked:
-                await context.send(b"when there is time")
-            for _ in range(20):
-                await trio.testing.wait_all_tasks_blocked(0.005)
-                mock_clock.jump(0.2)
-            assert ours.pipes == (pipe,)
-            for context in asked:
-                assert await theirs.arecv() == b"when there is time"
-                await theirs.asend(b"now")
-                assert await context.receive() == b"now"
+    async with sp.Req0(http=http, resend_after=None) as ours, partner("Rep0") as theirs:
+        await ours.dial(listen_partner(theirs, URL))
+        (pipe,) = ours.pipes
+        asked = [ours.context() for _ in range(4)]
+        for context in asked:
+            await context.send(b"when there is time")
+        for _ in range(20):
+            await trio.testing.wait_all_tasks_blocked(0.005)
+            mock_clock.jump(0.2)
+        assert ours.pipes == (pipe,)
+        for context in asked:
+            assert await theirs.arecv() == b"when there is time"
+            await theirs.asend(b"now")
+            assert await context.receive() == b"now"
 
 
 # TLS.

@@ -247,14 +247,19 @@ class WSConnection(LinkConnection):
 
     # The end.
 
+    @property
+    def _says_close(self) -> bool:
+        """Whether the peer is told by a Close when nothing is wrong."""
+        return True
+
     def finish(self) -> bool:
         assert self._websocket is not None
-        if self._pings is not Pings.NONE:
+        if self._says_close:
             self._say(self._websocket.close(self._code))
         if self._unwritten or self._control:
             return False
-        if self._pings is Pings.NONE:
-            self._link.finish()  # a libnanomsg that has had a Close never dials again
+        if not self._says_close:
+            self._link.finish()
         return True
 
     def close(self, error: Exception | None = None) -> None:
@@ -273,5 +278,5 @@ class WSConnection(LinkConnection):
             self._say(websocket.close(_PROTOCOL_ERROR, str(error)))
         elif isinstance(error, PipeRefused):
             self._say(websocket.close(_POLICY, str(error)))
-        elif not isinstance(error, OSError) and self._pings is not Pings.NONE:
+        elif not isinstance(error, OSError) and self._says_close:
             self._say(websocket.close(self._code))

@@ -27,7 +27,7 @@ from sp.transports.stream import READ_SIZE, Link, SocketLink, receive_first
 from sp.transports.tls import TLSLink
 from sp.transports.websocket import WebSocket
 from sp.transports.ws_connection import GOING_AWAY, WSConnection
-from sp.transports.ws_handshake import ServerHandshake, pings_for_client
+from sp.transports.ws_handshake import Pings, ServerHandshake, pings_for_client
 
 log = logging.getLogger("sp")
 
@@ -270,6 +270,10 @@ class ServerConnection(WSConnection):
     def proxy_address(self) -> str | None:
         direct = self._link.proxy_address
         return self._link.remote_address if direct is None and self._client is not None and self._client.via else direct
+
+    @property
+    def _says_close(self) -> bool:
+        return self._pings is not Pings.NONE  # a libnanomsg that has had a Close never dials again
 
     async def greet(self) -> int:
         handshake = self._handshake

@@ -1,0 +1,34 @@
+"""Push/pull, beyond what pubsub.py says of who only sends or receives."""
+
+from __future__ import annotations
+
+from interop.conformance.case import AGREED, case
+from interop.conformance.target import Target
+
+
+@case(AGREED, roles=("pull",), shown=True)
+async def pulls_in_order(target: Target) -> None:
+    """What one peer pushes is received whole and in order."""
+    pipe = await target.pipe()
+    bodies = [b"%d" % n for n in range(500)]
+    await pipe.send(*bodies)
+    await target.expect_printed(*bodies)
+
+
+@case(AGREED, roles=("pull",), shown=True)
+async def pulls_from_everybody(target: Target) -> None:
+    """What several peers push is received."""
+    pipes = [await target.pipe() for _ in range(3)]
+    for n, pipe in enumerate(pipes):
+        await pipe.send(b"from %d" % n)
+    got = {await target.printed() for _ in pipes}
+    assert got == {b"from %d" % n for n in range(len(pipes))}, f"the subject has received {got}"
+
+
+@case(AGREED, roles=("push",))
+async def pushes_to_who_is_there(target: Target) -> None:
+    """When a peer leaves, the others go on being pushed to."""
+    first, second = await target.pipe(), await target.pipe()
+    await first.wire.leave()
+    for _ in range(2):
+        await second.receive("a message")

@@ -1,0 +1,148 @@
+"""Who talks with whom, over what: the table that the tests of test_matrix.py and the one in README.md are made from."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+import attrs
+import pynng
+import pytest
+
+from interop.partners import OURS, PAIRS, THEIRS, Pair
+
+TRANSPORTS: Final = ("tcp", "ipc", "tls+tcp", "ws", "wss")
+README: Final = Path(__file__).parents[1] / "README.md"
+BEGIN: Final = "<!-- matrix: begin -->\n"
+END: Final = "<!-- matrix: end -->\n"
+NONE: Final = "\N{EN DASH}"
+LEGEND: Final = f"{NONE}: the partner has none. nanomsg has neither TLS nor PAIR1, and `nngcat` no poly."
+
+
+def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout.decode().strip()
+
+
+@attrs.frozen
+class Partner:
+    """An implementation of a certain version."""
+
+    library: str
+    version: str
+    program: str | None
+    """The program that it runs as; None: it is in our own process."""
+    transports: tuple[str, ...]
+    lacks: Callable[[Pair], bool]
+    """Whether it has no counterpart for ours."""
+    ask: Callable[[], str]
+    """Returns the version that is installed; empty: nobody knows."""
+
+    def __str__(self) -> str:
+        return f"{self.library} {self.version}"
+
+    def is_another(self) -> str:
+        """Return the version that is installed, if it is not the one that the table names."""
+        found = self.ask()
+        return "" if not found or f"{found}.".startswith(f"{self.version}.") else found
+
+
+NEW_NNG: Final = Partner(
+    library="nng",
+    version="1.11",
+    program=None,
+    transports=TRANSPORTS,
+    lacks=lambda _: False,
+    ask=lambda: pynng.ffi.string(pynng.lib.nng_version()).decode(),
+)
+OLD_NNG: Final = Partner(
+    library="nng",
+    version="1.5",
+    program="nngcat",
+    transports=TRANSPORTS,
+    lacks=lambda pair: pair.poly,  # the library has it, the program does not
+    ask=lambda: _output("nngcat", "--version"),
+)
+NANOMSG: Final = Partner(
+    library="nanomsg",
+    version="1.1",
+    program="nanocat",
+    transports=("tcp", "ipc", "ws"),
+    lacks=lambda pair: pair.theirs == "Pair1",
+    ask=lambda: _output("dpkg-query", "--show", "--showformat", "${Version}", "libnanomsg5").partition("+")[0],  # it does not say itself
+)
+PARTNERS: Final = (NEW_NNG, OLD_NNG, NANOMSG)
+
+
+@attrs.frozen
+class Cell:
+    """One of our sockets, and whom it has talked with."""
+
+    partner: Partner
+    pair: Pair
+    transport: str
+    listener: str
+
+    def __str__(self) -> str:
+        return f"{self.partner}-{self.pair}-{self.transport}-{self.listener}".replace(" ", "")
+
+
+CELLS: Final = tuple(
+    Cell(partner, pair, transport, listener)
+    for partner, pair, transport, listener in itertools.product(PARTNERS, PAIRS, TRANSPORTS, (OURS, THEIRS))
+    if transport in partner.transports and not partner.lacks(pair)
+)
+
+OUTCOMES: Final = pytest.StashKey[dict[str, bool]]()
+"""Where a session keeps which cells have run, by their names, and whether all is well with them."""
+
+
+def note(config: pytest.Config, cell: str, report: pytest.TestReport) -> None:
+    """Remember what *report* says of the cell of that name."""
+    outcomes = config.stash.setdefault(OUTCOMES, {})
+    if report.failed:
+        outcomes[cell] = False
+    elif report.when == "call" and report.passed:
+        outcomes.setdefault(cell, True)
+
+
+def table(passed: Collection[str]) -> str:
+    """Return the table of README.md for the cells of these names."""
+    lines = [f"| | {' | '.join(TRANSPORTS)} |", f"|---|{'---|' * len(TRANSPORTS)}"]
+    for pair in PAIRS:
+        row = [f"`{pair.ours.__name__}`{', poly' if pair.poly else ''}"]
+        for transport in TRANSPORTS:
+            partners = []
+            for partner in PARTNERS:
+                cells = [cell for cell in CELLS if (cell.partner, cell.pair, cell.transport) == (partner, pair, transport)]
+                if not cells:
+                    partners.append(NONE)
+                elif all(str(cell) in passed for cell in cells):
+                    partners.append(str(partner))
+            row.append(" · ".join(partners))
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(["", *lines, "", LEGEND, ""])
+
+
+def _parts() -> tuple[str, str, str]:
+    before, begin, rest = README.read_text().partition(BEGIN)
+    block, end, after = rest.partition(END)
+    assert begin, f"README.md has no line {BEGIN!r}"
+    assert end, f"README.md has no line {END!r}"
+    return before, block, after
+
+
+def shown() -> str:
+    """Return the table that README.md shows."""
+    return _parts()[1]
+
+
+def show(block: str) -> None:
+    """Write the table into README.md."""
+    before, _, after = _parts()
+    README.write_text(before + BEGIN + block + END + after)

@@ -1,0 +1,193 @@
+"""Each of our sockets against each partner over each transport, each side listening: the table in README.md is what this finds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+
+import sp
+from interop import matrix
+from interop.matrix import CELLS, PARTNERS, Cell
+from interop.partners import LIMIT, OURS, body_of, connect, exchange, next_event, read_exactly, running, tls_ends
+from interop.tools import NANOCAT, TOOLS, Credentials, Tool, credentials_in, gate, meet, number_of, sending
+from tests.tls.authority import Authority
+
+BODIES: Final = tuple(map(body_of, (0, 1, 65_536, 300_000)))
+LOSING: Final = ("Pub0", "Surveyor0", "Bus0")
+"""Whose messages are gone when nobody is there."""
+AGAIN: Final = {"nngcat": "1", "nanocat": "0.03"}
+"""Seconds, and the least that they can be told, after which a program sends again, in case the first time was too early."""
+
+in_process = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.partner.program is None], ids=str)
+as_program = pytest.mark.parametrize(
+    "cell",
+    [pytest.param(cell, id=str(cell), marks=pytest.mark.needs(cell.partner.program)) for cell in CELLS if cell.partner.program is not None],
+)
+
+
+@pytest.fixture(scope="module")
+def credentials(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Credentials:
+    return credentials_in(tmp_path_factory.mktemp("tls"), authority)
+
+
+def is_encrypted(cell: Cell) -> bool:
+    return cell.transport in ("tls+tcp", "wss")
+
+
+@pytest.mark.libnng
+@in_process
+async def test_with_a_library(cell: Cell, tmp_path: Path, authority: Authority) -> None:
+    tls, tls_config = tls_ends(cell.listener, authority, mutual=False) if is_encrypted(cell) else (None, None)
+    async with cell.pair.open(tls=tls) as ours, cell.pair.partner(tls_config=tls_config) as theirs:
+        await connect(ours, theirs, cell.transport, cell.listener, tmp_path)
+        for size in (0, 1, 65_535, 65_536, LIMIT - cell.pair.header, 0):
+            await exchange(ours, theirs, cell.pair.turns, body_of(size))
+        assert len(ours.pipes) == 1
+    assert not ours.statistics().dropped
+
+
+@as_program
+async def test_with_a_program(cell: Cell, tmp_path: Path, credentials: Credentials) -> None:
+    assert cell.partner.program is not None
+    tls = credentials.ours(cell.listener) if is_encrypted(cell) else None
+    async with cell.pair.open(tls=tls) as ours:
+        events = ours.events()
+        where = await meet(ours, cell.transport, cell.listener, tmp_path, credentials)
+        run = partial(running_once, TOOLS[cell.partner.program], cell, ours, events, where, tmp_path)
+        await CONVERSATIONS[cell.pair.ours](ours, run)
+    assert set(ours.statistics().dropped) <= {"requester gone"}
+
+
+@asynccontextmanager
+async def running_once(
+    tool: Tool, cell: Cell, ours: Any, events: sp.EventStream, where: tuple[str, ...], directory: Path, body: bytes | None = None
+) -> AsyncIterator[trio.Process]:
+    """Run *tool* as the other side of *ours* that sends *body*, if any; in the end our pipe is gone as well."""
+    theirs = cell.pair.theirs
+    command = [tool.program, tool.option(theirs), *where]
+    if theirs not in ("Pub0", "Push0"):
+        command.append("--raw")
+    if body is not None:
+        command += sending(body, directory)
+    if tool is NANOCAT and theirs == "Push0":
+        command += ["--interval", "60"]  # or it would end at once and take with it what it has not written
+    if theirs not in LOSING or body is None:
+        async with running(*command) as process:
+            yield process
+    else:
+        command += ["--interval", AGAIN[tool.program]]
+        if cell.listener == OURS or not tool.dials_first:
+            async with running(*command) as process:
+                yield process
+        else:
+            async with gate(number_of(cell.pair.ours)) as (closed, more), running(*command, *more) as process:
+                await ours.wait_for_peers()
+                closed.open()
+                yield process
+    await next_event(events, sp.EventKind.DETACHED)
+
+
+Run = Callable[..., Any]
+
+
+async def we_send(ours: Any, run: Run) -> None:
+    async with run() as process:
+        await ours.wait_for_peers()
+        for body in BODIES:
+            await ours.send(body)
+            assert await read_exactly(process, len(body)) == body
+
+
+async def we_receive(ours: Any, run: Run) -> None:
+    before = b""
+    for body in BODIES:
+        async with run(body):
+            received = await ours.receive()
+            while received == before != body:  # it was sent more than once
+                received = await ours.receive()
+            assert received == body
+        before = body
+
+
+async def we_ask(ours: Any, run: Run) -> None:
+    for answer in BODIES:
+        async with run(answer) as process:
+            await ours.wait_for_peers()
+            for body in BODIES:
+                await ours.send(body)
+                assert await read_exactly(process, len(body)) == body  # before it answers
+                assert await ours.receive() == answer
+
+
+async def we_answer(ours: Any, run: Run) -> None:
+    before = b""
+    for question in BODIES:
+        answered = trio.Event()
+
+        async def answer_all(question: bytes, before: bytes, answered: trio.Event) -> None:
+            while True:
+                received = await ours.receive()
+                await ours.send(received[::-1])
+                if received == question:
+                    answered.set()
+                else:
+                    assert received == before  # it was sent more than once
+
+        async with run(question) as process, trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all, question, before, answered)
+            assert await read_exactly(process, len(question)) == question[::-1]
+            await answered.wait()
+            nursery.cancel_scope.cancel()
+        before = question
+
+
+async def both_send(ours: Any, run: Run) -> None:
+    before = b""
+    for theirs in BODIES:
+        async with run(theirs) as process:
+            received = await ours.receive()
+            while received == before != theirs:
+                received = await ours.receive()
+            assert received == theirs
+            for body in BODIES:
+                await ours.send(body)
+                assert await read_exactly(process, len(body)) == body
+        before = theirs
+
+
+CONVERSATIONS: Final[dict[type[Any], Any]] = {
+    sp.Req0: we_ask,
+    sp.Rep0: we_answer,
+    sp.Pub0: we_send,
+    sp.Sub0: we_receive,
+    sp.Push0: we_send,
+    sp.Pull0: we_receive,
+    sp.Surveyor0: we_ask,
+    sp.Respondent0: we_answer,
+    sp.Bus0: both_send,
+    sp.Pair0: both_send,
+    sp.Pair1: both_send,
+}
+
+
+def test_the_readme_shows_what_the_whole_matrix_has_come_to(request: pytest.FixtureRequest) -> None:
+    """With SP_WRITE_MATRIX=1 in the environment it does so from now on."""
+    outcomes = request.config.stash.get(matrix.OUTCOMES, {})
+    if outcomes.keys() != set(map(str, CELLS)):
+        pytest.skip(f"{len(outcomes)} of {len(CELLS)} cells have run")
+    for partner in PARTNERS:
+        if other := partner.is_another():
+            pytest.skip(f"{partner.library} is {other} here, not {partner.version}")
+    failed = [cell for cell, passed in outcomes.items() if not passed]
+    assert not failed
+    block = matrix.table(outcomes)
+    if os.environ.get("SP_WRITE_MATRIX") == "1":
+        matrix.show(block)
+    assert matrix.shown() == block
