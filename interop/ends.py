@@ -196,14 +196,22 @@ async def their_device(family: Family, *, ttl: int | None = None) -> AsyncIterat
     front, back = open_raw_partner(family.right), open_raw_partner(family.left)
     if ttl is not None:
         front.ttl_max = ttl
+    ended = trio.Event()
+
+    async def run() -> None:
+        await trio.to_thread.run_sync(pynng.lib.nng_device, front.socket, back.socket)
+        ended.set()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, pynng.lib.nng_device, front.socket, back.socket)
+        nursery.start_soon(run)
         try:
             yield Device(TheirEnd(front), TheirEnd(back))
         finally:
-            # Both at once: one that the device only sends to would wait for the device to end.
-            for socket in (front, back):
-                nursery.start_soon(trio.to_thread.run_sync, socket.close)
+            # The end of its front ends the device, unless it misses that by a hair; then the end of its back does.
+            nursery.start_soon(trio.to_thread.run_sync, front.close)
+            with trio.CancelScope(shield=True), trio.move_on_after(0.5):
+                await ended.wait()
+            nursery.start_soon(trio.to_thread.run_sync, back.close)
 
 
 @asynccontextmanager

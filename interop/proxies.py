@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +14,8 @@ from typing import Final
 
 import pytest
 import trio
+
+from interop.partners import free_port
 
 FILES: Final = Path(__file__).parents[1] / "examples" / "proxies"
 STREAM_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -89,14 +90,6 @@ def need(file: str) -> None:
 def name_of(file: str) -> str:
     """Return the program that *file* is for."""
     return file.partition("-")[0]
-
-
-def free_port() -> int:
-    """Return a port that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _command(file: str, directory: Path, port: int, changes: Mapping[str, str]) -> Sequence[str]:

@@ -70,10 +70,13 @@ class RawBusEngine(BusEngine):
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         return super().message_received(pipe, Message(message.body, word_of(pipe), message.pipe))
 
+    def check_message(self, message: Message) -> None:
+        if len(message.header) not in (0, WORD):
+            raise ValueError(f"the header must be empty or the id of a pipe in 4 bytes, not {message.header[:64].hex()}")
+
     def send(self, message: Message) -> bool:
         """Offer *message* to every peer but the one that its header names."""
+        self.check_message(message)
         header = message.header
-        if len(header) not in (0, WORD):
-            raise ValueError(f"the header must be empty or the id of a pipe in 4 bytes, not {header[:64].hex()}")
         self.offer_to_all([pipe for pipe, word in self._words.items() if word != header], Message(message.body))
         return True

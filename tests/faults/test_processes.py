@@ -44,7 +44,7 @@ _WAITS = {
     "receive a reply": ("sp.Rep0(listen='inproc://x')", "async with sp.Req0(dial='inproc://x') as r: await r.request(b'')"),
     "send": ("sp.Req0()", "await s.send(b'to nobody')"),
     "request": ("sp.Req0(dial='tcp://127.0.0.1:1')", "await s.request(b'to nobody')"),
-    "dial": ("sp.Req0()", "await s.dial(sys.argv[1])"),
+    "dial": ("sp.Req0(greeting_timeout=100)", "await s.dial(sys.argv[1])"),
     "wait for peers": ("sp.Bus0(dial='inproc://nobody')", "await s.wait_for_peers()"),
     "events": ("sp.Bus0()", "await anext(s.events())"),
     "requests": ("sp.Rep0(listen='tcp://127.0.0.1:0')", "await anext(s.requests())"),
