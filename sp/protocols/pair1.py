@@ -10,6 +10,7 @@ what is meant for it alone; nng drops that.  What is meant for a peer that is go
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sp.engine import send_each
@@ -27,7 +28,7 @@ _HOPS: Final = [bytes([0, 0, 0, hops]) for hops in range(256)]
 
 def split_hops(data: bytes, start: int, stop: int) -> int:
     """Return where the body begins: behind the word with the hops.  -1: there is none."""
-    return start + _WORD if stop - start >= _WORD and data[start : start + 3] == b"\0\0\0" else -1
+    return start + _WORD if stop - start >= _WORD and data.startswith(b"\0\0\0", start) else -1
 
 
 class Pair1Engine(Pair0Engine):
@@ -35,7 +36,6 @@ class Pair1Engine(Pair0Engine):
 
     number = PAIR1
     peer_number = PAIR1
-    takes_batches = False
     split = staticmethod(split_hops)
 
     def __init__(self, options: SocketOptions, ttl: int) -> None:
@@ -48,9 +48,14 @@ class Pair1Engine(Pair0Engine):
             return True
         return super().message_received(pipe, message)
 
+    def messages_received(self, pipe: EnginePipe, messages: list[Message]) -> int:
+        if max([message.header[3] for message in messages], default=0) <= self._ttl:
+            return super().messages_received(pipe, messages)
+        return send_each(partial(self.message_received, pipe), messages)
+
     def send(self, message: Message) -> bool:
         message.header = _HOPS[1]
-        return super().send(message)
+        return self._pipe is not None and self._pipe.offer(message)
 
     def send_batch(self, messages: list[Message]) -> int:
         for message in messages:

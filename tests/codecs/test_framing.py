@@ -246,3 +246,28 @@ def test_a_flood_of_tiny_messages_comes_in_batches() -> None:
     assert sizes == [1024, 1024, 452]
     assert len(decoder.receive_data(b"\0" * 7)) == 1
     assert not decoder.has_more
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_runs_of_messages_of_one_size_are_cut_where_they_end(typed: bool) -> None:
+    sizes = [3, 3, 3, 0, 0, 0, 3, 5, 5, 5, 5, 3, 3] + [64] * 2_500 + [1, 64, 64, 64]
+    bodies = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
+    wire = b"".join(frame_prefix(len(body), typed) + body for body in bodies)
+    for step in (7, 1_000, len(wire)):
+        decoder = FrameDecoder(None, 64, typed=typed)
+        found: list[bytes] = []
+        for start in range(0, len(wire), step):
+            found += [message.body for message in decoder.receive_data(wire[start : start + step])]
+            while decoder.has_more:
+                more = decoder.receive_data(b"")
+                assert len(more) <= 1024
+                found += [message.body for message in more]
+        assert found == bodies
+        assert not decoder.in_message
+
+
+def test_a_run_ends_at_a_message_that_is_too_large() -> None:
+    decoder = FrameDecoder(None, 3, typed=False)
+    wire = b"".join(frame_prefix(3, False) + b"abc" for _ in range(5)) + frame_prefix(4, False) + b"abcd"
+    assert [message.body for message in decoder.receive_data(wire)] == [b"abc"] * 5
+    assert isinstance(decoder.error, MessageTooLarge)

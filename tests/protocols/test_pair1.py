@@ -181,8 +181,17 @@ def test_raw_each_of_a_batch_has_made_one_hop_more() -> None:
 
 
 @pytest.mark.parametrize("kind", [Pair1Engine, RawPair1Engine, PolyPair1Engine])
-def test_messages_are_received_one_by_one_since_each_has_its_hops(kind: type[Pair1Engine]) -> None:
-    assert not kind.takes_batches
+def test_of_many_that_come_at_once_those_with_too_many_hops_are_dropped(kind: type[Pair1Engine]) -> None:
+    engine = kind(SocketOptions(inbox_limit=3), 8)
+    pipe = FakePipe()
+    engine.pipe_attached(pipe)
+    messages = [Message(b"%d" % hops, bytes([0, 0, 0, hops])) for hops in (1, 9, 8, 255, 0, 9, 2)]
+    assert engine.messages_received(pipe, []) == 0
+    assert engine.messages_received(pipe, messages) == 6, "then the inbox is full"
+    assert engine.dropped == {"ttl": 3}
+    assert engine.receive_more(None) == [b"1", b"8", b"0"]
+    assert engine.messages_received(pipe, messages[:1]) == 1
+    assert engine.receive_more(None) == [b"1"]
 
 
 # Raw
