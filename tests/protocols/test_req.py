@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from random import Random
 from typing import Protocol
 
@@ -568,6 +570,34 @@ def test_the_best_priority_gets_the_requests_and_the_next_one_those_that_it_lose
     engine.pipe_detached(best)
     assert spare.bodies == [b"0", b"1"]
     assert engine.balances
+
+
+@pytest.mark.parametrize("end", ["answer", "close", "new request"])
+def test_nothing_is_kept_of_pipes_that_are_gone(engine: ReqEngine, clock: Clock, end: str) -> None:
+    pipes = attach(engine, 3)
+    context = engine.open_context()
+    context.send(Message(b"question"))
+    clock.now += 60
+    engine.deadline_reached(clock.now)
+    if end == "answer":
+        answer(engine, pipes[1], pipes[0].taken[0])
+    elif end == "close":
+        context.close()
+    else:
+        context.send(Message(b"another question"))
+        answer(engine, pipes[2], pipes[2].taken[0])
+    if end != "close":
+        assert body_of(context) == b"answer"
+    gone = [weakref.ref(pipe) for pipe in pipes]
+    while pipes:
+        engine.pipe_detached(pipes.pop())
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+
+
+def test_what_a_pipe_did_not_write_is_sent_again_unless_resending_is_off(engine: ReqEngine, once: ReqEngine) -> None:
+    assert (engine.sends_again, once.sends_again) == (True, False)
+    assert engine.timed
 
 
 def test_with_resending_off_a_request_has_no_deadline(once: ReqEngine) -> None:
