@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -60,5 +61,10 @@ def test_the_readme_has_the_table(outcomes: Outcomes) -> None:
     if len(outcomes) < sum(trial.why_not is None for trial in ALL):
         pytest.skip("not all trials were run")
     seen = {trial: outcomes.get(trial) or Outcome(NOT_APPLICABLE) for trial in ALL}
-    written = README.read_text("utf-8").splitlines()
-    assert [line for line in markdown(list(SUBJECTS), seen).splitlines() if line not in written] == []
+    written = _verdicts(README.read_text("utf-8"))
+    assert [line for line in _verdicts(markdown(list(SUBJECTS), seen)) if line not in written] == []
+
+
+def _verdicts(text: str) -> list[str]:
+    """Return the lines of *text* without the choices that were seen: where several conform, a partner may take now one and now another."""
+    return [re.sub(r"passed \([^)]*\)", "passed", line) for line in text.splitlines()]
