@@ -9,6 +9,8 @@ import socket
 import stat
 import sys
 from collections.abc import Callable
+from random import uniform
+from typing import Final
 
 import trio
 
@@ -16,9 +18,12 @@ from sp.address import Address
 from sp.errors import AddressError
 from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
-from sp.transports.tcp import accept_pending
+from sp.transports.tcp import BACKLOG, accept_pending
 
 log = logging.getLogger("sp")
+
+_PAUSES: Final = (0.001, 0.1)
+"""Seconds between two tries while a listener's backlog is full: the first pause, and the longest."""
 
 
 def _check_platform(address: Address) -> None:
@@ -36,13 +41,21 @@ async def connect(address: Address, terms: Terms) -> Connection:
 async def connect_link(address: Address) -> SocketLink:
     """Do so, for ws+unix as well."""
     _check_platform(address)
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    await trio.lowlevel.checkpoint()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        await sock.connect(address.path)
+        sock.setblocking(False)
+        pause, longest = _PAUSES
+        while (code := sock.connect_ex(address.path)) == errno.EAGAIN:
+            # The backlog is full.  The kernel does not tell when it has room again, so we ask; the caller's time limit ends that.
+            await trio.sleep(uniform(pause / 2, pause))
+            pause = min(pause * 2, longest)
+        if code:
+            raise OSError(code, os.strerror(code))
     except BaseException:
         sock.close()
         raise
-    return SocketLink(socket.socket(fileno=sock.detach()), address.url, address.url)
+    return SocketLink(sock, address.url, address.url)
 
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:
@@ -59,7 +72,7 @@ async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink
     try:
         if mode is not None and isinstance(address.path, str):
             os.chmod(address.path, mode)  # adds what the umask took away; nothing was ever open wider than asked
-        sock.listen()
+        sock.listen(BACKLOG)
         sock.setblocking(False)
         return [IPCAcceptor(sock, address, terms, make)]
     except BaseException:

@@ -16,8 +16,9 @@ from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
 
 _ACCEPT_BATCH: Final = 64
-_BACKLOG: Final = 1024
-"""Connections that the kernel completes for us before we accept them; beyond that, dialers wait a second for their next try."""
+BACKLOG: Final = 65535
+"""Connections that the kernel completes for us before we accept them: more than any kernel allows, so that it takes its own limit
+(``net.core.somaxconn``).  Beyond that, dialers wait a second for their next try."""
 _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
 """The longest time in seconds that Linux takes for each of the keepalive times."""
@@ -214,7 +215,7 @@ def _bind_all(wanted: Sequence[tuple[int, tuple[object, ...]]], port: int) -> li
                 unsupported = error  # for example ::1 of localhost where IPv6 is switched off
                 bound.pop().close()
                 continue
-            sock.listen(_BACKLOG)
+            sock.listen(BACKLOG)
             sock.setblocking(False)
             port = sock.getsockname()[1]
         if not bound:

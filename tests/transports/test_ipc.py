@@ -13,8 +13,11 @@ from types import FrameType
 
 import pytest
 import trio
+import trio.testing
 
 import sp
+from sp.address import Address
+from sp.transports.tcp import BACKLOG
 from tests.transports.wire import BUS, connect, connect_as, expect, frame, receive_end, receive_exactly
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="abstract names exist on Linux only")
@@ -175,6 +178,43 @@ async def test_the_longest_path_works_and_one_byte_more_is_an_address_error(tmp_
         for call in (rep.listen, rep.dial):
             with pytest.raises(sp.AddressError, match="108 bytes.*at most 107"):
                 await call(f"ipc://{longest}x")
+
+
+# Backlogs.
+
+
+@pytest.fixture(params=["ipc", "ws+unix", pytest.param("abstract", marks=linux_only)])
+def local_url(request: pytest.FixtureRequest, path: Path) -> str:
+    return f"abstract://sp-test-{os.getpid()}-{path.parent.name}" if request.param == "abstract" else f"{request.param}://{path}"
+
+
+@linux_only  # elsewhere a full backlog is a refusal
+@pytest.mark.parametrize("backlog", [0, BACKLOG], ids=["of one", "as large as can be"])
+async def test_400_who_dial_at_once_all_get_through(local_url: str, backlog: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sp.transports.ipc.BACKLOG", backlog)
+    async with sp.Bus0(listen=local_url) as hub, sp.Bus0(greeting_timeout=60) as dialers:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for _ in range(400):
+                    nursery.start_soon(dialers.dial, local_url)
+            await hub.wait_for_peers(400)
+        assert [dialer.statistics().failures for dialer in dialers.dialers] == [{}] * 400
+
+
+@linux_only
+async def test_a_backlog_that_stays_full_is_waited_for_until_the_greeting_timeout(
+    local_url: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    address = Address.parse(local_url).path
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(address)
+        busy.listen(0)
+        first.connect(address)
+        async with sp.Bus0(greeting_timeout=7) as bus:
+            began = trio.current_time()
+            with pytest.raises(sp.DialError, match="no connection within 7 s"):
+                await bus.dial(local_url)
+            assert 6.9 < trio.current_time() - began < 7.1
 
 
 # Modes.
