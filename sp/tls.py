@@ -6,6 +6,7 @@ OpenSSL is imported when the first configuration is built, so that ``import sp``
 from __future__ import annotations
 
 import os
+import re
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast, final
 
@@ -26,6 +27,8 @@ Source = str | os.PathLike[str] | bytes
 TLSVersion = Literal["TLSv1.2", "TLSv1.3"]
 Group = Literal["P-256", "P-384", "P-521"]
 
+_CONTENT = re.compile(r"-----BEGIN|[\r\n]|^M[A-Za-z0-9+/]{59,}={0,2}$")
+"""What a str has in it that is no path but the content of a file, or base64 of that (the shortest key has 64 characters)."""
 _VERSIONS = ("TLSv1.2", "TLSv1.3")
 _GROUPS = ("P-256", "P-384", "P-521")
 
@@ -43,7 +46,7 @@ def _source(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         raise TypeError(f"{attribute.name} must be a path (str or PathLike) or PEM bytes, not {type(value).__name__}")
     if not value:
         raise TLSConfigError(f"{attribute.name} is empty; for none of it, leave it out")  # as a path it would be the current directory
-    if isinstance(value, str) and "-----BEGIN" in value:
+    if isinstance(value, str) and _CONTENT.search(value):
         raise TLSConfigError(f"{attribute.name} is PEM text in a str, which would be a path: give it as bytes")  # and never show a key
 
 

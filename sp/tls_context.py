@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import re
 import threading
 from collections import OrderedDict, deque
 from functools import partial
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
 from sp.errors import TLSConfigError
+from sp.pem import Pem, quietly
 from sp.tls import TLSClientConfig, TLSServerConfig
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ log = logging.getLogger("sp")
 
 _VERSIONS: Final = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 _GROUPS: Final = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
-_CRL: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 HTTP_1_1: Final = b"http/1.1"
 """What wss says in ALPN, and nothing else: WebSocket over HTTP/2 is another protocol."""
 _SESSIONS_PER_SERVER: Final = 8
@@ -40,14 +39,6 @@ _RELEASE_BUFFERS: Final = 0x10
 """SSL_MODE_RELEASE_BUFFERS: an idle connection does not keep 34 KiB for records.  pyOpenSSL has no name for it."""
 _PARTIAL_WRITE: Final = 0x01
 """SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets: a write would stop after each record."""
-
-
-@attrs.frozen
-class _Pem:
-    """The content of a source, and what to call it in errors."""
-
-    data: bytes
-    name: str
 
 
 class SessionCache:
@@ -257,61 +248,18 @@ _ABOUT_CONTEXT: Final = {
 }  # fmt: skip
 
 
-def _read(source: Source, field: str) -> _Pem:
-    if isinstance(source, bytes):
-        return _Pem(source, f"{field} (PEM bytes)")
-    name = f"{field} {os.fspath(source)!r}"
-    try:
-        return _Pem(Path(source).read_bytes(), name)
-    except (OSError, ValueError) as error:
-        raise TLSConfigError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _certificates(pem: _Pem) -> list[x509.Certificate]:
-    if b"-----BEGIN CERTIFICATE-----" not in pem.data:
-        raise TLSConfigError(f"{pem.name} has no certificate in it: expected PEM, with a line -----BEGIN CERTIFICATE-----")
-    try:
-        found = x509.load_pem_x509_certificates(pem.data)
-    except ValueError as error:
-        raise TLSConfigError(f"{pem.name} has a broken certificate in it: {error}") from error
-    begun = pem.data.count(b"-----BEGIN CERTIFICATE-----")
-    if len(found) != begun:
-        raise TLSConfigError(f"{pem.name} is cut off: {len(found)} of {begun} certificates are whole")
-    return found
-
-
-def _key(pem: _Pem, password: str | bytes | None) -> PrivateKeyTypes:
-    if b"PRIVATE KEY-----" not in pem.data:
-        raise TLSConfigError(f"{pem.name} has no private key in it: expected PEM, with a line -----BEGIN PRIVATE KEY-----")
-    begin = re.search(rb"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----", pem.data)
-    if begin is None:
-        raise TLSConfigError(f"{pem.name} has a broken private key in it")
-    if begin[1] == b"OPENSSH ":
-        raise TLSConfigError(f"{pem.name} has a key in OpenSSH's own format: convert it with ssh-keygen -p -m PEM")
-    secret = password.encode("utf-8", "surrogateescape") if isinstance(password, str) else password
-    encrypted = b"ENCRYPTED" in pem.data[begin.start() :].partition(b"-----END")[0]
-    if encrypted and secret is None:
-        raise TLSConfigError(f"{pem.name} is encrypted: give password=")
-    try:
-        return serialization.load_pem_private_key(pem.data[begin.start() :], secret if encrypted else None)
-    except (ValueError, TypeError) as error:
-        what = "cannot be decrypted: wrong password" if encrypted else f"has a broken private key in it: {error}"
-        raise TLSConfigError(f"{pem.name} {what}") from error
-    except Exception as error:  # cryptography's UnsupportedAlgorithm, for example
-        raise TLSConfigError(f"{pem.name} cannot be used: {error}") from error
-
-
 def _use_certificate(context: SSL.Context, config: TLSServerConfig | TLSClientConfig) -> None:
     assert config.certificate is not None
-    pem = _read(config.certificate, "certificate")
-    own, *intermediates = _certificates(pem)
-    key_pem = pem if config.private_key is None else _read(config.private_key, "private_key")
-    if config.private_key is None and b"PRIVATE KEY-----" not in pem.data:
+    pem = Pem.read(config.certificate, "certificate")
+    own, *intermediates = pem.certificates()
+    key_pem = pem if config.private_key is None else Pem.read(config.private_key, "private_key")
+    if config.private_key is None and not pem.has_key:
         raise TLSConfigError(f"{pem.name} has no private key beside it: give private_key=")
-    key = _key(key_pem, config.password)
-    if any(_public(key.public_key()) == _public(other.public_key()) for other in intermediates):
+    key = key_pem.key(config.password)
+    public = _public(key)
+    if any(quietly(_public, other) == public for other in intermediates):
         raise TLSConfigError(f"{pem.name}: the certificate of the private key has to come first, before its issuers")
-    if _public(key.public_key()) != _public(own.public_key()):
+    if quietly(_public, own) != public:
         raise TLSConfigError(f"the private key in {key_pem.name} is not that of the certificate in {pem.name}")
     now = datetime.datetime.now(datetime.UTC)
     if now > own.not_valid_after_utc:
@@ -324,12 +272,12 @@ def _use_certificate(context: SSL.Context, config: TLSServerConfig | TLSClientCo
             context.add_extra_chain_cert(certificate)
         context.use_privatekey(key)  # type: ignore[arg-type]
         context.check_privatekey()
-    except (SSL.Error, TypeError, ValueError) as error:
+    except (SSL.Error, crypto.Error, TypeError, ValueError) as error:
         raise TLSConfigError(f"{pem.name} cannot be used: {explain(error)}") from error
 
 
-def _public(key: object) -> bytes:
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
+def _public(holder: PrivateKeyTypes | x509.Certificate) -> bytes:
+    return holder.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certificate]:
@@ -341,12 +289,12 @@ def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certif
         except OSError as error:
             raise TLSConfigError(f"{field} {os.fspath(source)!r} cannot be read: {error.strerror or error}") from error
         for path in paths:
-            if path.is_file() and b"-----BEGIN CERTIFICATE-----" in (pem := _read(path, field)).data:
-                found += _certificates(pem)
+            if path.is_file() and (pem := Pem.read(path, field)).has_certificate:
+                found += pem.certificates()
         if not found:
             raise TLSConfigError(f"{field}: no file in directory {os.fspath(source)!r} has a certificate in it")
     else:
-        found = _certificates(_read(source, field))
+        found = Pem.read(source, field).certificates()
     found = list(dict.fromkeys(found))
     store = context.get_cert_store()
     assert store is not None
@@ -356,19 +304,10 @@ def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certif
 
 
 def _use_revoked(context: SSL.Context, source: Source) -> None:
-    pem = _read(source, "revoked")
-    blocks = _CRL.findall(pem.data)
-    if len(blocks) != pem.data.count(b"-----BEGIN X509 CRL-----"):
-        raise TLSConfigError(f"{pem.name} is cut off: its last revocation list has no end")
-    if not blocks:
-        raise TLSConfigError(f"{pem.name} has no revocation list in it: expected PEM, with a line -----BEGIN X509 CRL-----")
+    pem = Pem.read(source, "revoked")
     store = context.get_cert_store()
     assert store is not None
-    for block in blocks:
-        try:
-            crl = x509.load_pem_x509_crl(block)
-        except ValueError as error:
-            raise TLSConfigError(f"{pem.name} has a broken revocation list in it: {error}") from error
+    for crl in pem.revocation_lists():
         if crl.next_update_utc is not None and crl.next_update_utc < datetime.datetime.now(datetime.UTC):
             raise TLSConfigError(
                 f"{pem.name}: the list of {crl.issuer.rfc4514_string()} was to be replaced by {crl.next_update_utc:%Y-%m-%d %H:%M} UTC"
