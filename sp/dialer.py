@@ -159,6 +159,8 @@ class Dialer:
         except trio.TooSlowError:
             raise TimeoutError(f"no connection within {self._core.options.greeting_timeout:g} s") from None
         except BaseException as error:
+            if tls is not None and isinstance(error, Error) and not _is_known(connection):
+                error.permanent = False  # anybody on the way can bring it about, and the next attempt would come late
             if connection is not None:
                 connection.close(error if isinstance(error, Exception) else None)
             raise
@@ -204,3 +206,8 @@ class Dialer:
 
     def _emit(self, kind: EventKind, error: Exception | None = None) -> None:
         self._core.emit(Event(kind=kind, url=self.url, reason="" if error is None else str(error), error=error))
+
+
+def _is_known(connection: Connection | None) -> bool:
+    """Whether TLS has verified who it is that we talk to."""
+    return connection is not None and connection.tls is not None and connection.tls.verified

@@ -16,7 +16,10 @@ class Error(Exception):
     """The base of everything that this library raises of its own."""
 
     permanent: bool = False
-    """Whether trying again soon is pointless: a dialer then waits its longest delay before the next attempt."""
+    """Whether trying again soon is pointless: a dialer then waits its longest delay before the next attempt.
+
+    Where TLS was asked for, only what comes from a verified peer can be: nobody else is to keep a dialer away.
+    """
 
 
 class StateError(Error):
@@ -89,9 +92,14 @@ class TLSError(PeerError):
 
 
 class AuthenticationError(TLSError):
-    """A certificate was refused, the peer's by us or ours by the peer."""
+    """A certificate was refused, the peer's by us or ours by the peer.
 
-    permanent = True
+    It is permanent only where a server that has proven who it is refuses ours: anybody on the way can show another certificate.
+    """
+
+    def __init__(self, reason: str, *, permanent: bool = False) -> None:
+        super().__init__(reason)
+        self.permanent = permanent
 
 
 class WrongProtocol(PeerError):

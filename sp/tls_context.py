@@ -72,6 +72,11 @@ class SessionCache:
             if len(self._sessions) > self._size:
                 self._sessions.popitem(last=False)
 
+    def forget(self, server: str) -> None:
+        """Drop what is remembered of *server*."""
+        with self._lock:
+            self._sessions.pop(server, None)
+
 
 class TLSContext:
     """One OpenSSL context, made once and never changed: what connections of one endpoint have in common."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cryptography import x509
     from OpenSSL import crypto
 
-_ALERT: Final = 0x15
-_HANDSHAKE: Final = 0x16
+_ALERT: Final = b"\x15"
+_HANDSHAKE: Final = b"\x16"
 _SHOWN: Final = 8
 _READS_WATCHED: Final = 8
 """Reads after which a server that has sent no ticket will send none."""
@@ -75,6 +75,7 @@ class TLSSession:
         self._name = self._server = ""
         self._session: SSL.Session | None = None  # the newest that we know of
         self._reads_watched = 0
+        self._resumes = False  # or tries to
         self._heard = False  # something of the peer, so that it has not refused us
         if not context.ready_made:
             connection.set_app_data(self)  # for callbacks
@@ -101,6 +102,7 @@ class TLSSession:
         session = context.sessions.take(self._server) if context.sessions is not None else None
         if session is not None:
             connection.set_session(session)
+            self._resumes = True
 
     @property
     def info(self) -> TLSInfo | None:
@@ -247,6 +249,8 @@ class TLSSession:
     def _failure(self, error: Exception) -> TLSError:
         """Return what *error* means."""
         self._failed = True
+        if self._resumes and not self._heard and self._context.sessions is not None:
+            self._context.sessions.forget(self._server)  # the others of this server may do no better
         if isinstance(error, TLSError):
             return error
         if not isinstance(error, SSL.Error):
@@ -262,10 +266,12 @@ class TLSSession:
             return AuthenticationError(self._say(f"the {side}'s certificate was refused: {verification_of(self._connection)}{expected}"))
         if "alert" in reason:
             about_certificates = any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason)
-            # Before the server's hello anybody on the way can say such a thing, and a dialer's next attempt would come late.
-            if about_certificates and (self._context.is_server or self._connection.get_cipher_name() is not None):
+            # An alert that stands before any hello is about no certificate, whoever on the way has sent it.
+            if about_certificates and (self.established or self._first[:1] == _HANDSHAKE):
                 wants = "" if self._context.is_server else ", or wants one"
-                return AuthenticationError(self._say(f"the {side} has refused our certificate{wants}: {reason}"))
+                # Until the handshake is complete it may be anybody's, in plain text, and a dialer's next attempt would come late.
+                is_known = self.established and self._context.verifies and not self._context.is_server
+                return AuthenticationError(self._say(f"the {side} has refused our certificate{wants}: {reason}"), permanent=is_known)
             return TLSError(self._say(f"the {side} has ended it: {reason}"))
         if "bad record mac" in reason and self.established and not (self._context.is_server or self._heard):
             # libnng (mbedTLS) encrypts its alerts with the keys of the handshake, which are no longer in use.  It may have refused our
@@ -273,7 +279,7 @@ class TLSSession:
             return TLSError(self._say(f"the server has refused us, or given up: its first words cannot be read, as with libnng ({reason})"))
         if "did not return a certificate" in reason:
             return AuthenticationError(self._say("the client has shown no certificate, and one is required"))
-        if self._first and self._first[0] not in (_ALERT, _HANDSHAKE):
+        if self._first and self._first[:1] not in (_ALERT, _HANDSHAKE):
             self.is_stranger = True
             plain = stranger(self._first, "wss" if self.http else "tls+tcp")
             return TLSError(self._say(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))

@@ -6,12 +6,13 @@ import gc
 import logging
 import os
 import random
+import re
 import socket
 import ssl
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -569,19 +570,236 @@ async def test_a_client_that_has_to_say_hello_again_is_greeted_all_the_same(auth
                 await check(rep, authority)
 
 
-@pytest.mark.parametrize("alert", [46, 48, 51, 116])
-async def test_an_alert_before_the_servers_hello_is_nobodys_refusal(authority: Authority, alert: int) -> None:
-    """Anybody on the way can say such a thing, and the dialer is to try again soon."""
+# Somebody on the way.
 
-    async def say_no(stream: trio.SocketStream) -> None:
-        await stream.receive_some()
-        await stream.send_all(b"\x15\x03\x03\x00\x02\x02" + bytes([alert]))
 
+Attack = Callable[[trio.SocketStream, trio.SocketStream], Awaitable[None]]
+
+
+class OnTheWay:
+    """Stands between a dialer and a listener, and passes on what they say, unless there is an attack to make on the connection."""
+
+    def __init__(self, target: int) -> None:
+        self.attack: Attack | None = None
+        self.port = 0
+        self._target = target
+
+    async def serve(self, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            (listening,) = await nursery.start(partial(trio.serve_tcp, self._meet, 0, host="127.0.0.1"))
+            self.port = listening.socket.getsockname()[1]
+            task_status.started()
+
+    async def _meet(self, client: trio.SocketStream) -> None:
+        async with client, await trio.open_tcp_stream("127.0.0.1", self._target) as server:
+            with suppress(trio.BrokenResourceError):
+                await (self.attack or pass_on)(client, server)
+
+
+async def pass_on(client: trio.SocketStream, server: trio.SocketStream) -> None:
+    async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await target.send_all(data)
+            await target.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(copy, client, server)
+        nursery.start_soon(copy, server, client)
+
+
+@asynccontextmanager
+async def attacked(server: sp.TLSServerConfig, client: sp.TLSClientConfig, **options: Any) -> AsyncIterator[tuple[OnTheWay, sp.Req0, str]]:
+    """Somebody on the way, a dialing socket, and the URL that leads past the one to a listener."""
     with trio.fail_after(10):
-        async with trio.open_nursery() as nursery, sp.Req0(tls=authority.client()) as req:
-            (listening,) = await nursery.start(partial(trio.serve_tcp, say_no, 0, host="127.0.0.1"))
-            with pytest.raises(sp.DialError) as caught:
-                await req.dial(f"tls+tcp://127.0.0.1:{listening.socket.getsockname()[1]}")
-            assert isinstance(caught.value.__cause__, sp.TLSError)
-            assert not caught.value.__cause__.permanent
+        async with (
+            sp.Rep0(listen=URL, tls=server, linger=0) as rep,
+            sp.Req0(tls=client, **options) as req,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(answer_all, rep)
+            somebody = OnTheWay(int(rep.listeners[0].url.rpartition(":")[2]))
+            await nursery.start(somebody.serve)
+            yield somebody, req, f"tls+tcp://127.0.0.1:{somebody.port}"
             nursery.cancel_scope.cancel()
+
+
+async def answer_all(rep: sp.Rep0) -> None:
+    async for request in rep.requests():
+        await request.reply(request.body)
+
+
+async def visit(req: sp.Req0, url: str) -> sp.TLSInfo:
+    """Dial, ask something, hang up; return what TLS said of the pipe."""
+    dialer = await req.dial(url)
+    assert await req.request(b"there?") == b"there?"
+    assert dialer.pipe is not None
+    assert dialer.pipe.tls is not None
+    info = dialer.pipe.tls
+    dialer.close()
+    await until(lambda: not req.pipes)
+    return info
+
+
+async def refusal_of(req: sp.Req0, url: str) -> sp.Error:
+    """Dial in vain, and return the reason."""
+    with pytest.raises(sp.DialError) as caught:
+        await req.dial(url)
+    assert isinstance(caught.value.__cause__, sp.Error)
+    return caught.value.__cause__
+
+
+def alert(number: int) -> bytes:
+    """A fatal alert in plain text."""
+    return b"\x15\x03\x03\x00\x02\x02" + bytes([number])
+
+
+def says(data: bytes) -> Attack:
+    """Answer the client's hello with *data*."""
+
+    async def attack(client: trio.SocketStream, _: trio.SocketStream) -> None:
+        await client.receive_some()
+        await client.send_all(data)
+        await receive_end(client)
+
+    return attack
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["first hello", "resumed"])
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize("number", [40, 42, 46, 48, 51, 116])
+async def test_an_alert_before_the_servers_hello_is_nobodys_refusal(authority: Authority, number: int, version: str, resumed: bool) -> None:
+    """Anybody on the way can say such a thing, and the dialer is to try again soon."""
+    client = authority.client(maximum_version=version, certificate=authority.issue("client-7"))
+    async with attacked(authority.server(client_ca=authority.pem), client) as (somebody, req, url):
+        if resumed:
+            await visit(req, url)
+            assert (await visit(req, url)).resumed
+        somebody.attack = says(alert(number))
+        error = await refusal_of(req, url)
+        assert type(error) is sp.TLSError
+        assert not error.permanent
+        assert "the server has ended it" in str(error)
+        somebody.attack = None
+        assert not (await visit(req, url)).resumed  # and nothing of what was refused is offered again
+        assert (await visit(req, url)).resumed
+
+
+@pytest.mark.parametrize("number", [40, 42, 48, 51])
+async def test_an_alert_behind_a_hello_that_anybody_can_send_is_not_permanent(authority: Authority, number: int) -> None:
+    """The end of a handshake of TLS 1.2 is the first that an impostor cannot say."""
+
+    async def cut_in(client: trio.SocketStream, server: trio.SocketStream) -> None:
+        await server.send_all(await client.receive_some())
+        await client.send_all(await server.receive_some())
+        await client.receive_some()
+        await client.send_all(alert(number))
+        await receive_end(client)
+
+    client = authority.client(maximum_version="TLSv1.2", certificate=authority.issue("client-7"))
+    async with attacked(authority.server(client_ca=authority.pem), client) as (somebody, req, url):
+        somebody.attack = cut_in
+        error = await refusal_of(req, url)
+        assert isinstance(error, sp.TLSError)
+        assert not error.permanent
+        somebody.attack = None
+        await visit(req, url)
+
+
+async def test_a_hello_that_is_changed_on_the_way_costs_a_full_handshake(authority: Authority) -> None:
+    """The last byte of a resumed hello is one of the binder: the server itself then says that something is wrong with its digest."""
+
+    async def flip(client: trio.SocketStream, server: trio.SocketStream) -> None:
+        hello = await client.receive_some()
+        await server.send_all(hello[:-1] + bytes([hello[-1] ^ 1]))
+        await pass_on(client, server)
+
+    async with attacked(authority.server(), authority.client()) as (somebody, req, url):
+        for _ in range(3):
+            await visit(req, url)
+        somebody.attack = flip
+        error = await refusal_of(req, url)
+        assert type(error) is sp.TLSError
+        assert not error.permanent
+        somebody.attack = None
+        assert not (await visit(req, url)).resumed
+
+
+async def test_after_a_failed_resumption_no_other_session_with_the_server_is_offered(authority: Authority) -> None:
+    client = authority.client()
+    async with attacked(authority.server(), client) as (somebody, req, url):
+        for _ in range(3):  # so many at once leave as many sessions
+            await req.dial(url)
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(req.request, b"there?")
+        for pipe in req.pipes:
+            pipe.close()
+        somebody.attack = says(alert(40))
+        await refusal_of(req, url)
+        somebody.attack = None
+        assert not (await visit(req, url)).resumed
+
+
+async def waits_between_attempts(req: sp.Req0, url: str, caplog: pytest.LogCaptureFixture) -> list[float]:
+    """Dial in the background; return the waits before the next three attempts."""
+    caplog.set_level(logging.DEBUG, "sp")
+    dialer = await req.dial(url, wait=False)
+    await until(lambda: dialer.statistics().attempts >= 4)
+    dialer.close()
+    waits = [re.search(r"next attempt in (\S+) s", record.getMessage()) for record in caplog.records]
+    return [float(found[1]) for found in waits if found is not None][:3]
+
+
+HASTY = {"redial_min": 0.001, "redial_max": 77}
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+async def test_an_impostors_certificate_does_not_lock_the_dialer_out(
+    authority: Authority, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who is on the way can show any certificate, so a wrong one says nothing of the server's."""
+    impostor = Authority().server()
+    async with attacked(impostor, authority.client(maximum_version=version), **HASTY) as (_, req, url):
+        assert max(await waits_between_attempts(req, url, caplog)) < 1
+
+
+async def test_an_impostor_that_hangs_up_on_a_client_without_certificate_does_not_either(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its alert is a genuine one, but of TLS 1.2, where it leaves before the server has proven anything."""
+    server = authority.server(client_ca=authority.pem)
+    async with attacked(server, authority.client(maximum_version="TLSv1.2"), **HASTY) as (_, req, url):
+        assert max(await waits_between_attempts(req, url, caplog)) < 1
+
+
+async def test_a_server_that_is_known_may_say_that_it_is_pointless(authority: Authority) -> None:
+    server = authority.server(client_ca=authority.pem)
+    async with attacked(server, authority.client()) as (_, req, url):
+        error = await refusal_of(req, url)
+        assert isinstance(error, sp.AuthenticationError)
+        assert error.permanent
+
+
+async def test_a_server_that_nobody_verifies_may_not(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    server = authority.server(client_ca=authority.pem)
+    client = authority.client(insecure_skip_verification=True)
+    async with attacked(server, client, **HASTY) as (_, req, url):
+        assert max(await waits_between_attempts(req, url, caplog)) < 1
+
+
+async def test_who_pins_a_certificate_is_not_locked_out_by_another_one(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    """``authorize`` decides about a peer that TLS has not verified."""
+    client = authority.client(insecure_skip_verification=True)
+    async with attacked(authority.server(), client, authorize=lambda _: False, **HASTY) as (_, req, url):
+        assert max(await waits_between_attempts(req, url, caplog)) < 1
+
+
+@pytest.mark.parametrize("verified", [True, False])
+async def test_a_wrong_protocol_is_permanent_where_the_peer_is_known(authority: Authority, verified: bool) -> None:
+    client = authority.client(insecure_skip_verification=not verified)
+    async with sp.Pub0(listen=URL, tls=authority.server()) as pub, sp.Req0(tls=client) as req:
+        with trio.fail_after(10):
+            error = await refusal_of(req, pub.listeners[0].url)
+        assert isinstance(error, sp.WrongProtocol)
+        assert error.permanent is verified

@@ -369,6 +369,18 @@ async def test_a_refused_upgrade_is_told_with_status_and_body(answer: bytes, err
         assert words in str(cause)
 
 
+@pytest.mark.parametrize("status", [401, 403, 407])
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_where_tls_is_asked_for_a_proxys_refusal_in_plain_text_is_not_permanent(scheme: str, status: int) -> None:
+    async with answering(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status) as (place, _), sp.Req0() as req:
+        url = f"{scheme}://service.example.org/s"
+        with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
+            await req.dial(url, tls=client_tls(url), http=sp.HTTPClientConfig(proxy=f"http://{place}"))
+        cause = caught.value.__cause__
+        assert isinstance(cause, sp.UpgradeRefused)
+        assert cause.permanent is (scheme == "ws")
+
+
 async def test_a_server_that_begins_an_answer_and_stops_is_told_with_what_it_said(mock_clock: MockClock) -> None:
     async def begin(stream: trio.SocketStream, _: bytes) -> None:
         await stream.send_all(b"HTTP/1.1 400 Incompatible Socket Type\r\nSec-WebSocket-Version: 13\r\n")  # libnanomsg ends it there
