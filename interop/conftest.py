@@ -51,7 +51,8 @@ def pytest_runtest_setup(item: pytest.Function) -> None:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     if not is_isolated(item) or not hasattr(os, "fork") or item.config.getoption("usepdb"):
         return None
-    item.config._tmp_path_factory.getbasetemp()  # here, so that all children share it
+    config: Any = item.config
+    config._tmp_path_factory.getbasetemp()  # here, so that all children share it
     children = item.session.stash.setdefault(_CHILDREN, Children(item.session))
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in children.run(item):

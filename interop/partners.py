@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from functools import cache, partial
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict
 
 import attrs
 import pynng
@@ -37,7 +37,15 @@ PACKAGES: Final[Mapping[str, str]] = {
 LIMIT: Final = 1 << 20
 """The largest message that our sockets take by default, header included."""
 
-REDIAL: Final[Mapping[str, float]] = {"redial_min": 0.01, "redial_max": 0.05}
+
+class Redial(TypedDict):
+    """The options of a socket that say how long its dialers wait."""
+
+    redial_min: float
+    redial_max: float
+
+
+REDIAL: Final[Redial] = {"redial_min": 0.01, "redial_max": 0.05}
 """Our dialers wait for nobody longer than this."""
 
 SOON: Final = 3
@@ -408,16 +416,22 @@ async def running(*command: str, **options: Any) -> AsyncIterator[trio.Process]:
             process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
-            await process.stdout.aclose()
+            await output_of(process).aclose()
             if process.stdin is not None:
                 await process.stdin.aclose()
+
+
+def output_of(process: trio.Process) -> trio.abc.ReceiveStream:
+    """Return what *process* writes, which :func:`running` has asked for."""
+    assert process.stdout is not None
+    return process.stdout
 
 
 async def read_exactly(process: trio.Process, size: int) -> bytes:
     """Return the next *size* bytes that *process* writes."""
     data = b""
     while len(data) < size:
-        more = await process.stdout.receive_some(size - len(data))
+        more = await output_of(process).receive_some(size - len(data))
         assert more, f"the program ended after {len(data)} of {size} bytes: {data[:100]!r}"
         data += more
     return data
@@ -425,7 +439,7 @@ async def read_exactly(process: trio.Process, size: int) -> bytes:
 
 async def read_all(process: trio.Process) -> bytes:
     """Return what *process* still writes until it ends."""
-    return b"".join([data async for data in process.stdout])
+    return b"".join([data async for data in output_of(process)])
 
 
 # TLS.

@@ -72,7 +72,7 @@ async def test_our_device_joins_partners(
 ) -> None:
     async with their_end(family.left) as left, our_device(family) as device, their_end(family.right) as right:
         for ours, theirs, transport in ((device.front, left, before), (device.back, right, behind)):
-            ends = (ours, theirs) if listener == OURS else (theirs, ours)
+            ends: tuple[End, End] = (ours, theirs) if listener == OURS else (theirs, ours)
             await link(*ends, transport, tmp_path, authority)
         await converse(family, left, right, *BODIES)
         for end in (device.front, device.back):

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 import sp
-from interop.partners import REDIAL, next_event, records, relay, running
+from interop.partners import REDIAL, next_event, output_of, records, relay, running
 from tests.tls.authority import Authority
 from tests.transports.wire import BUS, REP, REQ, frame, greeting, until
 
@@ -63,7 +63,7 @@ class Program:
     async def hears(self, expected: bytes) -> bytes:
         """Wait for *expected*; return all that came before."""
         while expected not in self._heard:
-            more = await self.process.stdout.receive_some()
+            more = await output_of(self.process).receive_some()
             assert more, f"the program ended without {expected!r}: {self._heard.decode(errors='replace')}"
             self._heard += more
         before, _, self._heard = self._heard.partition(expected)
@@ -73,7 +73,7 @@ class Program:
         """Tell the program that there is no more to send; return its exit status and its last words."""
         assert self.process.stdin is not None
         await self.process.stdin.aclose()
-        async for more in self.process.stdout:
+        async for more in output_of(self.process):
             self._heard += more
         return await self.process.wait(), self._heard
 

@@ -399,12 +399,11 @@ async def test_a_certificate_of_a_stranger_comes_nowhere(file: str, directory: P
 async def test_a_proxy_header_tells_the_client_s_certificate(
     file: str, inside: str, outside: str, directory: Path, authority: Authority
 ) -> None:
-    options = {"http": DIRECT} if inside == "ws" else {}
     async with (
         sp.Rep0(listen=f"{inside}://127.0.0.1:0", proxy_protocol=True) as rep,
         in_front(file, directory, rep) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(**options) as req,
+        sp.Req0(http=DIRECT if inside == "ws" else None) as req,
     ):
         for own in (None, authority.issue("client.example", subject="client 7")):
             dialer = await req.dial(f"{outside}://127.0.0.1:{port}", tls=authority.client(certificate=own, maximum_version="TLSv1.2"))
@@ -452,7 +451,7 @@ async def test_tls_passes_through_and_both_ends_see_each_other_s_certificate(
         sp.Rep0(listen=f"{scheme}://127.0.0.1:0", tls=server, proxy_protocol=True, **http) as rep,
         in_front(file, directory, rep, **changes) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(tls=client, **({"http": DIRECT} if http else {})) as req,
+        sp.Req0(tls=client, http=DIRECT if http else None) as req,
         trio.open_nursery() as nursery,
     ):
         await req.dial(f"{scheme}://127.0.0.1:{port}")
@@ -522,11 +521,10 @@ async def test_pings_keep_an_idle_connection_and_without_them_the_proxy_ends_it(
     file = f"{name}-{file}.{'conf' if name == 'nginx' else 'cfg'}"
     passed = "pass" in file
     options: dict[str, Any] = {"tls": authority.server(), "proxy_protocol": True} if passed else {}
-    ping = {"ping_interval": PING, "ping_timeout": 5.0}
-    none = {"ping_interval": None}
-    health = {"health_path": "/healthz"}
-    kept_http = sp.HTTPServerConfig(**(ping if pinging == "service" else none), **health)
-    lost_http = sp.HTTPServerConfig(**none)
+    ping: dict[str, Any] = {"ping_interval": PING, "ping_timeout": 5.0}
+    none: dict[str, Any] = {"ping_interval": None}
+    kept_http = sp.HTTPServerConfig(**(ping if pinging == "service" else none), health_path="/healthz")
+    lost_http = sp.HTTPServerConfig(ping_interval=None)
     async with (
         sp.Rep0(listen=f"{'wss' if passed else 'ws'}://127.0.0.1:0/kept", http=kept_http, **options) as kept,
         sp.Rep0(http=lost_http, **options) as lost,

@@ -42,6 +42,7 @@ class Counting:
     """Counts the pings that a connection has received."""
 
     pings = 0
+    pinged: trio.Event
 
     def process_event(self, event: Event) -> None:
         if isinstance(event, Frame) and event.opcode is Opcode.PING:
@@ -148,15 +149,18 @@ async def close_code(websocket: Any) -> int | None:
 async def test_its_requests_are_answered(scheme: str, tmp_path: Path, authority: Authority, trusting: ssl.SSLContext) -> None:
     url = f"ws+unix://{tmp_path}/socket" if scheme == "ws+unix" else f"{scheme}://127.0.0.1:0"
     tls = authority.server() if scheme == "wss" else None
+    options: dict[str, Any] = {"ssl": trusting} if tls else {}
     async with answering(url, tls=tls) as (ours, where):
-        async with client(where, **({"ssl": trusting} if tls else {})) as websocket:
+        async with client(where, **options) as websocket:
             assert websocket.subprotocol == REP
             for size in (*SIZES, LIMIT - 4):
                 assert await ask(websocket, body_of(size)) == body_of(size).upper()
             (pipe,) = ours.pipes
+            assert pipe.http is not None
             assert "websockets" in pipe.http.headers["User-Agent"]
             assert pipe.http.scheme == ("https" if tls else "http")
             if tls:
+                assert pipe.tls is not None
                 assert websocket.stream.selected_alpn_protocol() == pipe.tls.alpn == "http/1.1"
         assert websocket.close_code == 1000
 
@@ -464,8 +468,10 @@ async def test_its_echo_answers_our_requests(scheme: str, authority: Authority, 
         for size in (*SIZES, LIMIT - 4):
             assert await ours.request(body_of(size)) == body_of(size)
         (pipe,) = ours.pipes
+        assert pipe.http is not None
         assert pipe.http.response_headers["Sec-WebSocket-Protocol"] == REP
         if scheme == "wss":
+            assert pipe.tls is not None
             assert pipe.tls.alpn == "http/1.1"
 
 

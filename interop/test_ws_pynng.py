@@ -226,6 +226,7 @@ async def test_a_partner_finds_our_path(path: str, dialed: str) -> None:
             await exchange(ours, theirs, (THEIRS, OURS), b"found")
             (pipe,) = ours.pipes
         sent, _, query = dialed.partition("?")
+        assert pipe.http is not None
         assert (pipe.http.path, pipe.http.query) == (sent or "/", query)
 
 
@@ -300,6 +301,7 @@ async def test_a_partner_may_call_our_host_as_it_likes() -> None:
             theirs.dial(listener.url.replace("127.0.0.1", "localhost"), block=False)
             await exchange(ours, theirs, (THEIRS, OURS), b"found")
             (pipe,) = ours.pipes
+        assert pipe.http is not None
         assert pipe.http.headers["Host"] == f"localhost:{port_of(listener.url)}"
 
 

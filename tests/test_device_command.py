@@ -37,8 +37,8 @@ async def running(*arguments: str, ends: int = 2, last_words: str = "") -> Async
         process.send_signal(signal.SIGTERM)
         with trio.fail_after(10):
             assert await process.wait() == 0
-            said = await process.stderr.receive_some()
-            assert said.decode().endswith(last_words) if last_words else not said
+            last = await process.stderr.receive_some()
+            assert last.decode().endswith(last_words) if last_words else not last
     finally:
         process.kill()
         with trio.CancelScope(shield=True):

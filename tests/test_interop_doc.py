@@ -142,10 +142,10 @@ def test_no_sub_protocol_is_refused_by_a_pair_as_well(number: int) -> None:
 def test_a_device_with_a_ttl_of_6_sends_7_words_at_most(front: partial[RawRepEngine], back: type[RawReqEngine | RawSurveyorEngine]) -> None:
     asking, answering = front(SocketOptions()), back(SocketOptions())
     client, service = FakePipe(), FakePipe()
-    asking.pipe_attached(client)  # type: ignore[arg-type]
-    answering.pipe_attached(service)  # type: ignore[arg-type]
+    asking.pipe_attached(client)
+    answering.pipe_attached(service)
     for words in range(1, 10):
-        asking.message_received(client, Message(b"body", HOP * (words - 1) + ID))  # type: ignore[arg-type]
+        asking.message_received(client, Message(b"body", HOP * (words - 1) + ID))
         message = asking.receive()
         if message is not None:
             answering.send(message)

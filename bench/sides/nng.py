@@ -6,7 +6,7 @@ import socket
 from time import perf_counter
 from typing import Any
 
-import pynng  # type: ignore[import-untyped]
+import pynng
 import trio
 
 from bench.harness import Line, Meter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -167,7 +168,7 @@ async def test_a_cancelled_reply_was_not_sent_and_can_be_repeated(url: str) -> N
 @pytest.mark.parametrize("call", ["wait_for_peers", "events", "listen", "request"])
 async def test_other_waits_end_at_once_and_leave_the_socket_as_it_was(call: str, name: str) -> None:
     async with sp.Req0() as req:
-        calls = {
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
             "wait_for_peers": lambda: req.wait_for_peers(3),
             "events": lambda: anext(req.events()),
             "listen": lambda: req.listen(name),

@@ -327,7 +327,12 @@ async def test_waits_for_surveys_and_answers_end_at_once_and_lose_nothing(what: 
         survey = surveyor.survey(b"x")
         if what != "survey":
             await (context if what == "surveyor context" else surveyor).send(b"x")
-        receive = {"surveyor context": context.receive, "socket": surveyor.receive, "survey": lambda: anext(survey)}[what]
+        waits: dict[str, Callable[[], Awaitable[bytes]]] = {
+            "surveyor context": context.receive,
+            "socket": surveyor.receive,
+            "survey": lambda: anext(survey),
+        }
+        receive = waits[what]
         for _ in range(3):
             await cancel_blocked(receive)
         assert respondent.statistics().messages_received == 1

@@ -27,6 +27,9 @@ def words(*values: int) -> bytes:
 class Device:
     """A device between clients and services, and the numbers that raw peers of it greet with."""
 
+    asking: type[sp.Req0] | type[sp.Surveyor0]
+    answering: type[sp.Rep0] | type[sp.Respondent0]
+
     def __init__(self, pattern: str, front: Any, back: Any) -> None:
         self.front, self.back = front, back
         self.asking, self.answering = (sp.Req0, sp.Rep0) if pattern == "req" else (sp.Surveyor0, sp.Respondent0)

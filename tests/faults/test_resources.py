@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -72,7 +73,7 @@ async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses
 
 @network_only
 @pytest.mark.parametrize("drops", ["oldest", "newest"])
-async def test_the_policy_says_which_messages_a_slow_subscriber_misses(url: str, drops: str) -> None:
+async def test_the_policy_says_which_messages_a_slow_subscriber_misses(url: str, drops: Literal["oldest", "newest"]) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10, outbox_drops=drops) as pub:
         with trio.fail_after(10):
             slow = await connect_as(pub.listeners[0].url, SUB)

@@ -13,6 +13,7 @@ import socket
 import struct
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -410,7 +411,8 @@ async def test_a_peer_that_pings_and_never_reads_costs_a_bounded_place() -> None
                 socket_of(stream).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
                 storm = frame(b"p" * 125, PING) * 500
                 sent = 0
-                while not rep.pipes[0]._connection._control:  # until the way back is full
+                connection: Any = rep.pipes[0]._connection
+                while not connection._control:  # until the way back is full
                     await stream.send_all(storm)
                     sent += 500
                 tracemalloc.start()
@@ -1100,7 +1102,7 @@ async def test_sockets_share_a_port_by_path_and_leave_in_any_order(url: str, fir
                 leaving.close()
                 assert (await ask(base, request(line=f"GET {leaving.url.removeprefix(base)} HTTP/1.1"))).status == 404
                 for listener in stays:
-                    sock = {at_rep: rep, at_bus: bus, at_other: other}[listener]
+                    sock = rep if listener is at_rep else bus if listener is at_bus else other
                     await served_at(listener.url, "rep" if listener is at_rep else "bus", sock)
             # One that has left may come back.
             back = await listen(rep, at_rep.url)

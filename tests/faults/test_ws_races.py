@@ -109,7 +109,8 @@ async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(flood)
                     (pipe,) = bus.pipes
-                    while not pipe._connection._unwritten:  # until the kernel takes no more answers
+                    connection: Any = pipe._connection
+                    while not connection._unwritten:  # until the kernel takes no more answers
                         await trio.lowlevel.checkpoint()
                     pipe.close()
                     await until(lambda: not bus.pipes)
@@ -121,7 +122,8 @@ async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is
 def refuse_once(sock: sp.Bus0) -> None:
     """Let the kernel of the only pipe be full for one moment."""
     (pipe,) = sock.pipes
-    link = pipe._connection._link
+    connection: Any = pipe._connection
+    link = connection._link
     real = link.send
 
     def send(data: bytes) -> int:
@@ -165,7 +167,8 @@ async def test_a_pause_of_ours_ends_no_pipe_whose_answer_has_come_meanwhile(mock
                 assert await receive_ws_frame(stream) == (PING, b"")
                 await trio.testing.wait_all_tasks_blocked(0.005)
                 # The answer arrives, and before anybody looks, the time is over.
-                socket_of(stream)._sock.send(ws_frame(PONG))
+                inside: Any = socket_of(stream)
+                inside._sock.send(ws_frame(PONG))
                 mock_clock.jump(20)
             assert len(bus.pipes) == 1
             await stream.aclose()
@@ -419,7 +422,8 @@ async def test_who_comes_in_the_moment_in_which_the_leader_leaves_is_served_by_t
     async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other, sp.Req0() as req:
         leader = leads.listeners[0]
         listener = await other.listen(f"ws://{port_of(leader)}/other")
-        base = leader._acceptors[0]._base
+        acceptor: Any = leader._acceptors[0]
+        base = acceptor._base
         accept = base.accept
 
         async def accept_and_leave() -> Any:
@@ -429,7 +433,7 @@ async def test_who_comes_in_the_moment_in_which_the_leader_leaves_is_served_by_t
             return newcomers
 
         monkeypatch.setattr(base, "accept", accept_and_leave)
-        leader._acceptors[0].wake()
+        acceptor.wake()
         await trio.testing.wait_all_tasks_blocked(0.01)
         with trio.fail_after(5):
             await req.dial(listener.url)

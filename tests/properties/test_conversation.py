@@ -128,11 +128,12 @@ class ConversationMachine(RuleBasedStateMachine):
     def begin(self, seed: int, askers: int, answerers: int) -> None:
         self.now = 0.0
         self.req = ReqEngine(self.resend_after, Random(seed), lambda: self.now)
-        self.rep = RepEngine(SocketOptions(inbox_limit=2), ttl=8)
+        rep = RepEngine(SocketOptions(inbox_limit=2), ttl=8)
+        self.rep: RepEngine | RawRepEngine = rep
         self.wires: list[Wire] = []
         self.carriers: dict[bytes, Wire] = {}
         self.askers = [Asker(self.req.open_context()) for _ in range(askers)]
-        self.answerers = [Answerer(self.rep.open_context()) for _ in range(answerers)]
+        self.answerers = [Answerer(rep.open_context()) for _ in range(answerers)]
         self.questions = count(1)
 
     @precondition(lambda self: len(self.wires) < 3)
@@ -244,7 +245,7 @@ class DeviceMachine(ConversationMachine):
     def begin(self, seed: int, askers: int, answerers: int) -> None:
         super().begin(seed, askers, answerers)
         self.server = self.rep
-        self.rep = RawRepEngine(SocketOptions(inbox_limit=2), ttl=8)
+        self.rep = self.front = RawRepEngine(SocketOptions(inbox_limit=2), ttl=8)
         self.back = RawReqEngine(SocketOptions(inbox_limit=2))
         self.back_wires: list[Wire] = []
         self.connect_back(1)
@@ -266,12 +267,12 @@ class DeviceMachine(ConversationMachine):
 
     @rule()
     def the_device_passes_on(self) -> None:
-        while (request := self.rep.receive()) is not None:
+        while (request := self.front.receive()) is not None:
             if not self.back.send(request):
-                self.rep.put_back(request)
+                self.front.put_back(request)
                 break
         while (reply := self.back.receive()) is not None:
-            assert self.rep.send(reply)
+            assert self.front.send(reply)
 
     @rule()
     def messages_arrive_behind_the_device(self) -> None:
@@ -713,7 +714,8 @@ class RawBusMachine(BusMachine):
         while (message := self.hub.receive()) is not None:
             taken = {pipe: len(pipe.taken) for pipe in self.hub.pipes}
             self.send_message(self.hub, message)
-            assert not [pipe for pipe in taken if pipe is message.pipe and len(pipe.taken) > taken[pipe]], "not back to the origin"
+            origin: object = message.pipe
+            assert not [pipe for pipe in taken if pipe is origin and len(pipe.taken) > taken[pipe]], "not back to the origin"
 
 
 class Pair0Machine(LinkMachine):

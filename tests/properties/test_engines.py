@@ -475,7 +475,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 class ReqMachine(EngineMachine):
-    errors = (StateError, RequestReplaced)
+    errors: ClassVar[tuple[type[Exception], ...]] = (StateError, RequestReplaced)
     gives_up = True
     contexts: list[ReqContext]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import cast
 
 import pytest
 
@@ -38,7 +39,7 @@ def offer(balancer: Balancer, count: int, pipes: list[Pipe]) -> str:
         taker = balancer.offer(Message(b""))
         after = [len(pipe.taken) for pipe in pipes]
         changed = [place for place, pipe in enumerate(pipes) if after[place] != before[place]]
-        assert changed == ([] if taker is None else [pipes.index(taker)]), "it says who took it, and nobody else did"
+        assert changed == ([] if taker is None else [pipes.index(cast("Pipe", taker))]), "it says who took it, and nobody else did"
         takers += str(changed[0]) if changed else "-"
     return takers
 

@@ -204,7 +204,7 @@ def test_raw_a_message_has_made_one_hop_more_when_it_is_sent_on(hops: int) -> No
     assert arrive(front, arrived_by, b"hello", hops)
     message = front.receive()
     assert message is not None
-    assert (message.header, message.pipe) == (word(hops), arrived_by), "the application sees what came"
+    assert (message.header, message.pipe) == (word(hops), cast("Pipe", arrived_by)), "the application sees what came"
     assert back.send(message)
     assert [(message.header, message.body) for message in left_by.taken] == [(word(hops + 1), b"hello")]
     assert message.header == word(hops), "what was received is not changed, so that it can be put back"
@@ -296,7 +296,8 @@ def test_poly_messages_of_all_peers_are_received_and_tell_whose_they_are() -> No
     for pipe in (*pipes, *pipes):
         assert arrive(engine, pipe, b"in")
     messages = [engine.receive() for _ in range(4)]
-    assert [message and message.pipe for message in messages] == [*pipes, *pipes]
+    senders: list[object] = [*pipes, *pipes]
+    assert [message and message.pipe for message in messages] == senders
 
 
 def test_poly_a_message_goes_to_the_peer_that_it_names_and_to_no_other() -> None:

@@ -56,7 +56,7 @@ def test_a_message_wakes_who_waits() -> None:
 def test_a_full_inbox_holds_the_pipe_back_and_drops_nothing(limit: int) -> None:
     engine, (pipe,) = make_pull(limit=limit)
     assert arrive(engine, pipe, *[b""] * (limit + 1)) == [True] * limit + [False]
-    assert not pipe.resumed
+    assert pipe.resumed == 0
     assert received(engine) == [b""] * limit
     assert pipe.resumed == 1
     assert (engine.inbox_dropped(), engine.dropped) == (0, {})
@@ -96,7 +96,7 @@ def test_who_takes_many_at_once_gets_all_or_as_many_as_it_asks_for() -> None:
     engine, (pipe,) = make_pull()
     arrive(engine, pipe, b"1", b"2", b"3", b"4", b"5")
     assert engine.receive_more(1) == [b"1"]
-    assert not pipe.resumed
+    assert pipe.resumed == 0
     assert engine.receive_more(1) == [b"2"]
     assert pipe.resumed == 1
     assert engine.receive_more(None) == [b"3", b"4"]

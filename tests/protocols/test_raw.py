@@ -73,7 +73,7 @@ def test_a_full_inbox_holds_the_peer_back_and_drops_nothing(kind: type) -> None:
     assert [arrive(engine, pipe, b"%d" % number) for number in range(5)] == [True] * 4 + [False]
     assert engine.queued() == 4
     engine.receive()
-    assert not pipe.resumed
+    assert pipe.resumed == 0
     engine.receive()
     assert pipe.resumed == 1
     assert arrive(engine, pipe, b"4")

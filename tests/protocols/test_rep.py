@@ -167,7 +167,7 @@ def test_a_full_inbox_holds_the_pipe_back_and_drops_nothing(engine: RepEngine, p
     assert engine.queued() == 4
     context = engine.open_context()
     context.receive()
-    assert not pipe.resumed
+    assert pipe.resumed == 0
     context.receive()
     assert pipe.resumed == 1
     assert engine.message_received(pipe, request(pipe))
@@ -181,7 +181,7 @@ def test_a_pipe_that_is_gone_is_not_resumed(engine: RepEngine, pipe: FakePipe) -
     context = engine.open_context()
     while context.receive():
         pass
-    assert not pipe.resumed
+    assert pipe.resumed == 0
 
 
 def test_a_request_wakes_who_waits(engine: RepEngine, pipe: FakePipe) -> None:

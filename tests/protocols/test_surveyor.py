@@ -587,7 +587,7 @@ def test_a_full_inbox_holds_the_respondent_back_until_half_of_it_is_free(engine:
     survey = fill(engine, context, pipe)
     assert answer(engine, pipe, survey, b"5") == [False]
     context.receive()
-    assert not pipe.resumed
+    assert pipe.resumed == 0
     context.receive()
     assert pipe.resumed == 1
     assert answer(engine, pipe, survey, b"5") == [True]
@@ -603,7 +603,7 @@ def test_a_full_inbox_holds_back_what_is_for_it_and_nothing_else(engine: Surveyo
     assert answer(engine, pipe, elsewhere, b"elsewhere") == [True]
     assert answer(engine, pipe, survey, b"5") == [False]
     assert received(other) == [b"elsewhere"]
-    assert not pipe.resumed
+    assert pipe.resumed == 0
 
 
 def test_an_overdue_answer_is_the_one_that_is_dropped_and_it_is_counted_once(engine: SurveyorEngine) -> None:

@@ -43,13 +43,13 @@ async def connect(listening: Socket, *dialing: Socket) -> None:
 class Background:
     """A call that runs in a task of its own; ``done`` gives its result or raises its error."""
 
-    def __init__(self, nursery: trio.Nursery, call: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, nursery: trio.Nursery, call: Callable[..., Awaitable[object]]) -> None:
         self._outcome: outcome.Outcome[object] | None = None
         self._ended = trio.Event()
         self.scope = trio.CancelScope()
         nursery.start_soon(self._run, call)
 
-    async def _run(self, call: Callable[[], Awaitable[object]]) -> None:
+    async def _run(self, call: Callable[..., Awaitable[object]]) -> None:
         with self.scope:
             self._outcome = await outcome.acapture(call)
             if isinstance(self._outcome, outcome.Error) and isinstance(self._outcome.error, trio.Cancelled):

@@ -41,7 +41,8 @@ class Kind:
 
     @property
     def name(self) -> str:
-        return self.socket.__name__
+        name: str = self.socket.__name__
+        return name
 
     @property
     def protocol(self) -> str:
@@ -164,7 +165,8 @@ class Talk:
     async def asked(self) -> bytes:
         """Return what arrives at the back."""
         self._asked = await self.back.receive_message()
-        return self._asked.body
+        body: bytes = self._asked.body
+        return body
 
     async def send_answer(self, body: bytes) -> None:
         """Send *body* from the back."""
@@ -177,7 +179,8 @@ class Talk:
 
     async def answer(self, body: bytes) -> bytes:
         await self.send_answer(body)
-        return await self.front.receive()
+        answer: bytes = await self.front.receive()
+        return answer
 
 
 async def gone(*sockets: Any) -> None:

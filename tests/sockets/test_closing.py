@@ -127,7 +127,7 @@ async def test_closing_a_dialer_ends_its_pipe_and_it_dials_no_more(name: str, au
         dialer = await req.dial(name)
         dialer.close()
         await trio.sleep(1000)
-        assert rep.pipes == req.pipes == req.dialers == ()
+        assert (rep.pipes, req.pipes, req.dialers) == ((), (), ())
         assert rep.statistics().listeners[0].accepted == 1
 
 

@@ -32,7 +32,7 @@ without_priority = each([kind for kind in ALL if kind.socket not in (sp.Push0, s
 
 SEND = {"send", "send_nowait", "send_message"}
 RECEIVE = {"receive", "receive_nowait", "receive_message"}
-VERBS = {
+VERBS: dict[type, set[str]] = {
     sp.Req0: SEND | RECEIVE | {"request", "context"},
     sp.Rep0: SEND | RECEIVE | {"requests", "context"},
     sp.Surveyor0: SEND | RECEIVE | {"survey", "context"},
@@ -210,6 +210,7 @@ async def test_a_socket_that_nobody_closed_warns() -> None:
             # As a class that enters the socket and forgets to leave it.
             await socket.__aenter__()
             nursery = socket._manager
+            assert nursery is not None
             socket.close()
             await nursery.__aexit__(None, None, None)  # keeps trio in order; the socket itself does not know
 
@@ -613,9 +614,10 @@ async def test_a_deadline_is_a_positive_number_of_seconds(wrong: object, error: 
         if wrong is None:  # as the socket has it
             surveyor.context(deadline=None).close()
             return
-        for call in (lambda: surveyor.context(deadline=wrong), lambda: surveyor.survey(b"", deadline=wrong)):
-            with pytest.raises(error, match=message):
-                call()
+        with pytest.raises(error, match=message):
+            surveyor.context(deadline=wrong)  # type: ignore[arg-type]
+        with pytest.raises(error, match=message):
+            surveyor.survey(b"", deadline=wrong)  # type: ignore[arg-type]
 
 
 async def test_no_survey_promises_an_end_that_is_no_promise() -> None:

@@ -44,7 +44,7 @@ def only(*names: str) -> pytest.MarkDecorator:
 
 with_hops = only("req", "survey", "pair1")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-LASTING = {sp.Surveyor0: {"deadline": 1000}}
+LASTING: dict[type, dict[str, float]] = {sp.Surveyor0: {"deadline": 1000}}
 
 
 def new_url(scheme: str, folder: Path) -> str:

@@ -38,7 +38,7 @@ async def test_every_step_of_a_pipes_life_is_told_on_both_sides(url: str) -> Non
         listener.close()
         assert (await anext(told)).kind is K.STOPPED
         assert [event.kind for event in await take(heard, 1)] == [K.STOPPED]
-        assert rep.listeners == req.dialers == ()
+        assert (rep.listeners, req.dialers) == ((), ())
 
 
 async def test_failed_attempts_are_told_with_their_reason(name: str, autojump_clock: trio.testing.MockClock) -> None:

@@ -596,7 +596,12 @@ async def test_the_pipe_of_another_socket_is_refused(name: str) -> None:
 
 async def test_authorize_is_not_asked_about_a_peer_without_a_place(new_url: NewUrl) -> None:
     asked: list[sp.Pipe] = []
-    async with sp.Pair0(authorize=lambda pipe: asked.append(pipe) is None) as pair, sp.Pair0() as one, sp.Pair0() as two:
+
+    def authorize(pipe: sp.Pipe) -> bool:
+        asked.append(pipe)
+        return True
+
+    async with sp.Pair0(authorize=authorize) as pair, sp.Pair0() as one, sp.Pair0() as two:
         with trio.fail_after(10):
             url = (await listen(pair, new_url())).url
             await dial(one, url)

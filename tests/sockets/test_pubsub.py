@@ -145,7 +145,7 @@ async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_c
         assert dropped > 0
         assert sum(pipe.outbox for pipe in pub.statistics().pipes) <= 16 + 1
         received = b""
-        numbers = []
+        numbers: list[int] = []
         while len(numbers) < 300 - dropped:
             while len(received) < 8 + 3 + len(body):
                 received += await stuck.receive_some(1 << 20)

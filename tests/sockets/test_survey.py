@@ -184,10 +184,11 @@ async def test_each_survey_ends_at_its_own_time_the_shorter_one_first_even_if_it
             await waiting.done()
         assert trio.current_time() - began == pytest.approx(100)
         await trio.sleep(10)
-        assert ends == [
+        expected: list[tuple[str, object]] = [
             (label, pytest.approx(began + end))
             for label, end in (("shorter", 3), ("short", 6), ("long", 50), ("as the socket has it", 102))
         ]
+        assert ends == expected
 
 
 async def test_a_new_survey_on_a_context_ends_the_one_before_and_says_so_to_who_waits(url: str) -> None:

@@ -219,7 +219,8 @@ async def test_each_byte_is_reported_once(authority: Authority, version: Version
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(send_all, source, data)
                     # Byte by byte would take too long: decrypting waits for whole records anyway.
-                    target._inner.recv = gulp(target._inner)  # type: ignore[method-assign]
+                    inner: Any = target._inner
+                    inner.recv = gulp(inner)
                     assert await receive(target, len(data)) == data
 
 
@@ -433,7 +434,8 @@ def resident() -> int:
 @linux_only
 @pytest.mark.parametrize("kind", ["pub", "bus"])
 async def test_what_waits_for_a_subscriber_that_never_reads_is_bounded_and_the_rest_is_dropped(authority: Authority, kind: str) -> None:
-    make, number = {"pub": (sp.Pub0, SUB), "bus": (sp.Bus0, BUS)}[kind]
+    make: type[sp.Pub0] | type[sp.Bus0]
+    make, number = (sp.Pub0, SUB) if kind == "pub" else (sp.Bus0, BUS)
     with trio.fail_after(30):
         async with make(listen=URL, tls=authority.server(), linger=0) as pub, deaf(pub.listeners[0].url, number, authority):
             await pub.wait_for_peers()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 from pathlib import Path
+from typing import Self
 
 import pytest
 import trio
@@ -16,7 +18,6 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 
 import sp
-from sp import tls_context
 from tests.tls.authority import DAY, NOW, Authority
 from tests.transports.wire import expect
 
@@ -143,12 +144,12 @@ def test_a_reload_that_has_failed_is_tried_again_although_no_file_has_changed(
     assert "is not valid before" in tls.contexts.news[1]
     old = tls.contexts.current
 
-    class Tomorrow(tls_context.datetime.datetime):
+    class Tomorrow(datetime.datetime):
         @classmethod
-        def now(cls, _: object = None) -> tls_context.datetime.datetime:
-            return NOW + DAY * 0.75
+        def now(cls, tz: datetime.tzinfo | None = None) -> Self:
+            return cls.fromtimestamp((NOW + DAY * 0.75).timestamp(), tz)
 
-    monkeypatch.setattr(tls_context.datetime, "datetime", Tomorrow)
+    monkeypatch.setattr(datetime, "datetime", Tomorrow)
     tls.contexts.look()
     assert tls.contexts.news == (2, "")
     assert tls.contexts.current is not old

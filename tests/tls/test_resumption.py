@@ -219,7 +219,7 @@ def test_an_expired_ticket_costs_a_full_handshake_and_nothing_else(authority: Au
     begun = time.monotonic()
     kept: list[tuple[sp.TLSServerConfig, sp.TLSClientConfig, str, SSL.Session]] = []
     for version in ("TLSv1.2", "TLSv1.3"):
-        server, client = configs(authority, cast("Version", version), mutual=mutual)
+        server, client = configs(authority, version, mutual=mutual)
         server.contexts.current.context.set_timeout(1)  # the shortest there is
         meet(server, client)
         key = server_key(client)

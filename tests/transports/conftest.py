@@ -14,7 +14,8 @@ _names = itertools.count(1)
 
 @pytest.fixture(params=["tcp", "tls+tcp", "ipc", "abstract", "inproc", "ws", "wss", "ws+unix"])
 def scheme(request: pytest.FixtureRequest) -> str:
-    return request.param
+    name: str = request.param
+    return name
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -18,7 +19,10 @@ import sp
 from tests.transports.ends import dial, network_only, server_tls
 from tests.transports.wire import BUS, REQ, connect, connect_as, expect, receive_exactly, receive_frame, reset
 
-Found = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]]
+Found = list[
+    tuple[Literal[socket.AddressFamily.AF_INET], socket.SocketKind, int, str, tuple[str, int]]
+    | tuple[Literal[socket.AddressFamily.AF_INET6], socket.SocketKind, int, str, tuple[str, int, int, int] | tuple[int, bytes]]
+]
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and uses options of Linux")
 

@@ -171,9 +171,16 @@ async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
         await bus.wait_for_peers()
         (pipe,) = bus.pipes
         pinged: list[bytes] = []
-        link = pipe._connection._link
+        connection: Any = pipe._connection
+        link = connection._link
         real = link.send
-        link.send = lambda data: (pinged.append(bytes(data)), real(data))[1]
+
+        def send(data: bytes) -> int:
+            pinged.append(bytes(data))
+            sent: int = real(data)
+            return sent
+
+        link.send = send
         await jump(mock_clock, 20)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert pinged == [bytes((0x80 | PONG, 0))]  # what a ping is answered with
@@ -212,7 +219,8 @@ async def test_the_answer_to_a_ping_breaks_no_frame_while_much_waits_to_be_writt
             for _ in range(6):  # more than the kernel takes
                 await pub.send(body)
             await stream.send_all(ws_frame(PING, b"are you there?"))
-            got, answers = b"", []
+            got = b""
+            answers: list[bytes] = []
             while len(got) < 6 * len(body) or not answers:
                 opcode, payload = await receive_ws_frame(stream)
                 if opcode == PONG:
@@ -574,7 +582,7 @@ async def test_who_may_be_libnanomsg_is_left_without_a_close_since_it_would_neve
         await rep.wait_for_peers()
         nursery.start_soon({"drain": rep.listeners[0].drain, "socket": rep.aclose}.get(how, trio.lowlevel.checkpoint))
         if how in ("pipe", "listener"):
-            {"pipe": rep.pipes[0], "listener": rep.listeners[0]}[how].close()
+            (rep.pipes[0] if how == "pipe" else rep.listeners[0]).close()
         with trio.fail_after(5):
             assert await stream.receive_some() == b""
         await stream.aclose()
@@ -630,7 +638,8 @@ async def test_draining_ends_at_its_bound_and_can_be_cancelled(mock_clock: MockC
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(drain)
                 await jump(mock_clock, 20)
-                assert pub.listeners == (listener,)
+                listeners = pub.listeners
+                assert listeners == (listener,)
                 if cancelled:
                     scope.cancel()
                 else:
@@ -763,8 +772,9 @@ async def test_wss_agrees_on_http_1_1_and_nothing_else_and_resumes() -> None:
                 pipe = dialer.pipe
                 assert pipe is not None
                 assert pipe.tls is not None
-                assert pipe.tls.alpn == "http/1.1"
-                assert rep.pipes[0].tls.alpn == "http/1.1"
+                theirs = rep.pipes[0].tls
+                assert theirs is not None
+                assert pipe.tls.alpn == theirs.alpn == "http/1.1"
                 assert pipe.tls.resumed is (count > 0)
                 pipe.close()
                 await until(lambda old=pipe: dialer.pipe not in (None, old))

@@ -119,7 +119,7 @@ async def expect(events: sp.EventStream, kind: sp.EventKind) -> sp.Event:
     raise AssertionError(f"the events ended without one of {kind}")
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def until(condition: Callable[..., object]) -> None:
     """Let everybody run until *condition* holds.  The few milliseconds are those of an idle kernel, whatever the clock says."""
     while not condition():
         await trio.testing.wait_all_tasks_blocked(0.002)
