@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final, cast
+from functools import partial
+from typing import Any, Final
 
 import trio
 
@@ -22,7 +24,15 @@ BACKLOG: Final = 65535
 _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
 """The longest time in seconds that Linux takes for each of the keepalive times."""
+_HEAD_START: Final = 0.25
+"""Seconds that an address of a name has for itself before the next one is tried as well."""
+_MAX_LOOKUPS: Final = 64
+"""Names that are looked up at the same time, each in a thread."""
+_LOOKUP_SHARE: Final = 0.9
+"""Of the time for a connection: what a lookup may take.  In the rest of it nobody connects, but it can be said what has hung."""
 _FAMILIES: Final = {"4": socket.AF_INET, "6": socket.AF_INET6}
+_Target = tuple[int, tuple[Any, ...]]
+"""A family and an address of it, as the functions of the system take them: an IPv6 address with its scope."""
 
 
 async def connect(address: Address, terms: Terms) -> Connection:
@@ -32,64 +42,103 @@ async def connect(address: Address, terms: Terms) -> Connection:
 
 async def connect_link(address: Address, terms: Terms) -> SocketLink:
     """Do so, for tls as well."""
-    *others, last = [address.host] if _family(address) == socket.AF_UNSPEC else await _only_family(address)
-    for host in others:
-        try:
-            return await _open(host, address.port, terms)
-        except OSError:
-            pass  # the next address may do
-    return await _open(last, address.port, terms)
+    targets = _by_turns(await look_up(address, limit=terms.options.greeting_timeout * _LOOKUP_SHARE))
+    return _link(await (_open(*targets[0]) if len(targets) == 1 else _race(targets)), terms)
 
 
-async def _open(host: str, port: int, terms: Terms) -> SocketLink:
-    family = _numeric_family(host)
-    if family is not None:
-        # There is one address only, and nothing to race it against.
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        try:
-            await sock.connect((host, port))
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, OSError):
-                raise type(error)(error.errno, os.strerror(error.errno or 0)) from error
-            raise
-        return _link(socket.socket(fileno=sock.detach()), terms)
+def _by_turns(targets: list[_Target]) -> list[_Target]:
+    """Put an address of the other family into the second place, in case that one family does not work here (RFC 8305, 4)."""
+    other = next((place for place, target in enumerate(targets) if target[0] != targets[0][0]), None)
+    if other is not None:
+        targets.insert(1, targets.pop(other))
+    return targets
+
+
+async def _race(targets: list[_Target]) -> socket.socket:
+    """Return the first connection; each attempt has a head start before the next one, as long as it does not fail (RFC 8305, 5)."""
+    failures: list[OSError] = []
+    connected: list[socket.socket] = []
     try:
-        # trio tries all addresses of a name, a quarter of a second apart (RFC 8305).
-        stream = await trio.open_tcp_stream(host, port)
-    except OSError as error:
-        raise _plain(error) from error
-    return _link(socket.socket(fileno=stream.socket.detach()), terms)
+        async with trio.open_nursery() as nursery:
+
+            async def attempt(target: _Target, failed: trio.Event) -> None:
+                try:
+                    connected.append(await _open(*target))
+                except OSError as error:
+                    failures.append(error)
+                    failed.set()
+                else:
+                    nursery.cancel_scope.cancel()
+
+            for target in targets:
+                failed = trio.Event()
+                nursery.start_soon(attempt, target, failed)
+                with trio.move_on_after(_HEAD_START):
+                    await failed.wait()
+        if not connected:
+            # Of the class that the last attempt has failed with, and with the reason of each one.
+            reasons = dict.fromkeys(error.strerror or str(error) for error in failures)
+            raise type(failures[-1])(failures[-1].errno, "; ".join(reasons)) from failures[-1]
+        return connected.pop()
+    finally:
+        for sock in connected:
+            sock.close()
 
 
-def _numeric_family(host: str) -> socket.AddressFamily | None:
-    """Return the family of an IP address, or None for a name, and for an address with a zone, which has to be looked up."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except (OSError, ValueError):
-            continue
-        return family
-    return None
+async def _open(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await sock.connect(sockaddr)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise type(error)(error.errno, os.strerror(error.errno or 0)) from error
+        raise
+    return socket.socket(fileno=sock.detach())
 
 
-def _plain(error: OSError) -> OSError:
-    """Return one error, of the class that the last attempt failed with, that names the reason of every attempt."""
-    cause = error.__cause__
-    causes: Sequence[object] = cast("ExceptionGroup[OSError]", cause).exceptions if isinstance(cause, ExceptionGroup) else (cause,)
-    reasons = [reason for reason in causes if isinstance(reason, OSError)]
-    if not reasons:
-        return error
-    return type(reasons[-1])(reasons[-1].errno, "; ".join(dict.fromkeys(reason.strerror or str(reason) for reason in reasons)))
+_lookups: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("sp.transports.tcp")
 
 
-def _family(address: Address) -> socket.AddressFamily:
-    return _FAMILIES.get(address.scheme[-1], socket.AF_UNSPEC)
+def _the_lookups() -> trio.CapacityLimiter:
+    """Return what bounds our threads: lookups that hang must not take those of the program."""
+    try:
+        return _lookups.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(_MAX_LOOKUPS)
+        _lookups.set(limiter)
+        return limiter
 
 
-async def _only_family(address: Address) -> list[str]:
-    found = await trio.socket.getaddrinfo(address.host, address.port, family=_family(address), type=socket.SOCK_STREAM)
-    return [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
+async def look_up(address: Address, *, flags: int = 0, limit: float = math.inf) -> list[_Target]:
+    """Return the addresses of a name, or the one that stands there.
+
+    Raises OSError, which is a TimeoutError after *limit* seconds.  A lookup that hangs keeps its thread until the system gives it up.
+    """
+    host, family = address.host or None, _FAMILIES.get(address.scheme[-1], socket.AF_UNSPEC)
+    await trio.lowlevel.checkpoint()
+    try:
+        found: Sequence[tuple[Any, ...]] = socket.getaddrinfo(
+            host, address.port, family, socket.SOCK_STREAM, 0, flags | socket.AI_NUMERICHOST
+        )
+    except socket.gaierror as error:
+        if error.errno != socket.EAI_NONAME or host is None:
+            raise
+        found = await _look_up_name(host, address.port, family, flags, limit)
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+async def _look_up_name(host: str, port: int, family: int, flags: int, limit: float) -> Sequence[tuple[Any, ...]]:
+    lookups = _the_lookups()
+    with trio.move_on_after(limit):
+        resolver = trio.socket.set_custom_hostname_resolver(None)
+        trio.socket.set_custom_hostname_resolver(resolver)  # there is no other way to ask for it
+        if resolver is not None or not host.isascii():  # trio knows how other letters are encoded
+            return await trio.socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
+        look = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, flags)
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=lookups)
+    others = f": {lookups.borrowed_tokens} lookups hang, and there are no more at a time" if not lookups.available_tokens else ""
+    raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not looked up within {limit:g} s{others}")
 
 
 async def listen(address: Address, terms: Terms) -> list[Acceptor]:
@@ -178,10 +227,7 @@ def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
 
 
 async def _bind(address: Address) -> list[socket.socket]:
-    found = await trio.socket.getaddrinfo(
-        address.host or None, address.port, family=_family(address), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    wanted = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+    wanted = await look_up(address, flags=socket.AI_PASSIVE)
     for _ in range(_PORT_TRIES):
         try:
             return _bind_all(wanted, address.port)
@@ -192,7 +238,7 @@ async def _bind(address: Address) -> list[socket.socket]:
     raise OSError(errno.EADDRINUSE, f"no port is free for all addresses of {address.url!r}")
 
 
-def _bind_all(wanted: Sequence[tuple[int, tuple[object, ...]]], port: int) -> list[socket.socket]:
+def _bind_all(wanted: Sequence[_Target], port: int) -> list[socket.socket]:
     bound: list[socket.socket] = []
     unsupported: OSError | None = None
     try:

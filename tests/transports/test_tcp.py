@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Literal
 
 import pytest
 import trio
+import trio.testing
 
 import sp
 from tests.transports.ends import dial, network_only, server_tls
@@ -236,6 +238,78 @@ async def test_a_name_is_looked_up_again_at_each_redial_so_a_peer_that_moved_is_
                 await req.wait_for_peers()
                 await ask(req, right, b"two")
                 assert resolver.asked == count
+
+
+class Hanging:
+    """Stands for a resolver whose servers do not answer: lookups of names hang until they are released, and then find nothing."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.released = threading.Event()
+        self._system = socket.getaddrinfo
+        self._lock = threading.Lock()
+
+    def getaddrinfo(self, host: str | bytes | None, port: int, family: int, kind: int, protocol: int, flags: int) -> object:
+        if host is None or flags & socket.AI_NUMERICHOST:
+            return self._system(host, port, family, kind, protocol, flags)
+        with self._lock:
+            self.under_way += 1
+        self.released.wait(60)
+        with self._lock:
+            self.under_way -= 1
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    resolver = Hanging()
+    monkeypatch.setattr(socket, "getaddrinfo", resolver.getaddrinfo)
+    yield resolver
+    resolver.released.set()
+
+
+async def test_lookups_that_hang_are_bounded_and_do_not_take_the_programs_threads(hanging: Hanging) -> None:
+    async with sp.Bus0() as bus:
+        events = bus.events()
+        for number in range(100):
+            await bus.dial(f"tcp://peer-{number}.test:5555", wait=False)
+        with trio.fail_after(30):
+            assert await trio.to_thread.run_sync(lambda: "the program's own") == "the program's own"
+            while hanging.under_way < 64:
+                await trio.testing.wait_all_tasks_blocked()
+            assert hanging.under_way == 64
+            waiting = {dialer.url for dialer in bus.dialers[:-1]}
+            bus.dialers[-1].close()  # one that waits for a thread
+            hanging.released.set()
+            while waiting:
+                event = await expect(events, sp.EventKind.DIAL_FAILED)
+                assert isinstance(event.error, socket.gaierror)
+                waiting.discard(event.url)
+
+
+async def test_an_address_needs_no_thread_while_all_lookups_hang(hanging: Hanging) -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
+        for number in range(100):
+            await req.dial(f"tls+tcp4://peer-{number}.test:5555", wait=False)
+        with trio.fail_after(30):
+            await req.dial(rep.listeners[0].url)
+            await ask(req, rep, b"hello")
+
+
+async def test_a_lookup_that_hangs_is_named_in_the_error(hanging: Hanging, autojump_clock: trio.testing.MockClock) -> None:
+    async with sp.Bus0(greeting_timeout=5) as bus:
+        for number in range(64):
+            others = "$" if number < 63 else ": 64 lookups hang, and there are no more at a time"
+            with pytest.raises(sp.DialError, match=f"the name 'peer.test' was not looked up within 4.5 s{others}"):
+                await bus.dial("ws://peer.test:5555")
+
+
+async def test_a_lookup_for_listening_that_hangs_can_be_cancelled(hanging: Hanging, autojump_clock: trio.testing.MockClock) -> None:
+    async with sp.Bus0() as bus:
+        with trio.move_on_after(100) as scope:
+            await bus.listen("tcp://peer.test:5555")
+        assert scope.cancelled_caught
+        assert bus.listeners == ()
 
 
 # Options of the kernel's sockets.
