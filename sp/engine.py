@@ -323,8 +323,10 @@ class Inbox(Mailbox):
 
     def purge(self, keep: Callable[[Message], bool]) -> None:
         """Forget the messages that *keep* does not want."""
-        self._messages = deque(message for message in self._messages if keep(message))
-        self._bytes = sum(len(message.body) for message in self._messages)
+        kept = [message for message in self._messages if keep(message)]
+        if len(kept) < len(self._messages):
+            self._messages = deque(kept)
+            self._bytes = sum(len(message.body) for message in kept)
         self._relax(everybody=True)  # what they hold may be unwanted as well, and then nobody would wake the rest
 
     def forget(self, pipe: EnginePipe) -> None:

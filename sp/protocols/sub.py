@@ -7,7 +7,6 @@ A raw SUB does not filter, as in nng and mangos: it is subscribed to everything.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING
 
 from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, Mailbox
@@ -19,58 +18,93 @@ if TYPE_CHECKING:
 
 
 class Subscriptions:
-    """A set of prefixes that is searched in O(log n).
+    """A set of prefixes: a tree that branches only where they differ, so that every call takes as long as the prefix or body is."""
 
-    Beside all prefixes it keeps those that no shorter one covers.  Between a prefix of a body and the body, in byte order, stand only
-    strings that begin with that prefix; so in a list where none covers another, the greatest entry not above the body is the only one that
-    can match.
-    """
-
-    __slots__ = ("_all", "_uncovered")
+    __slots__ = ("_root", "_start")
 
     def __init__(self) -> None:
-        self._all: list[bytes] = []
-        self._uncovered: list[bytes] = []
+        self._root = self._start = _Node(b"")
+
+    def __bool__(self) -> bool:
+        return bool(self._root.ends or self._root.below)
 
     def add(self, prefix: bytes) -> bool:
         """Add *prefix*; False: it was there."""
-        place = bisect_left(self._all, prefix)
-        if self._all[place : place + 1] == [prefix]:
+        node = self._root
+        while node.size < len(prefix):
+            first = prefix[node.size]
+            child = node.below.get(first)
+            if child is None:
+                child = node.below[first] = _Node(prefix)
+            elif not prefix.startswith(child.stem):
+                child = node.below[first] = child.branched(prefix)
+            node = child
+        if node.ends:
             return False
-        self._all.insert(place, prefix)
-        if not self.match(prefix):
-            first, last = _range(self._uncovered, prefix)
-            self._uncovered[first:last] = [prefix]
+        node.ends = True
+        self._find_start()
         return True
 
     def remove(self, prefix: bytes) -> bool:
         """Remove *prefix*; False: it was not there."""
-        place = bisect_left(self._all, prefix)
-        if self._all[place : place + 1] != [prefix]:
+        node = self._root
+        way: list[_Node] = []
+        while node.size < len(prefix):
+            way.append(node)
+            child = node.below.get(prefix[node.size])
+            if child is None:
+                return False
+            node = child
+        if not node.ends or node.stem != prefix:
             return False
-        del self._all[place]
-        place = bisect_left(self._uncovered, prefix)
-        if self._uncovered[place : place + 1] == [prefix]:
-            del self._uncovered[place]
-            first, last = _range(self._all, prefix)
-            for covered in self._all[first:last]:  # in byte order: a prefix comes before what it covers
-                if not self.match(covered):
-                    insort(self._uncovered, covered)
+        node.ends = False
+        for above in reversed(way):  # take out what neither ends nor branches any more
+            if node.ends or len(node.below) > 1:
+                break
+            del above.below[prefix[above.size]]
+            for child in node.below.values():
+                above.below[prefix[above.size]] = child
+            node = above
+        self._find_start()
         return True
 
     def match(self, body: bytes) -> bool:
         """Whether *body* begins with one of the prefixes."""
-        place = bisect_right(self._uncovered, body)
-        return place > 0 and body.startswith(self._uncovered[place - 1])
+        # The way down looks only at the bytes where prefixes differ.  Where it comes to the end of a prefix, all others further down begin
+        # with that one, so it alone can match.
+        node = self._start
+        try:
+            while not node.ends:
+                node = node.below[body[node.size]]
+        except LookupError:
+            return False
+        return body.startswith(node.stem)
+
+    def _find_start(self) -> None:
+        """Let matching pass over the root while that is no branch."""
+        root = self._root
+        self._start = root
+        if not root.ends and len(root.below) == 1:
+            (self._start,) = root.below.values()
 
 
-def _range(ordered: list[bytes], prefix: bytes) -> tuple[int, int]:
-    """Return where the entries that begin with *prefix* start and stop."""
-    first = bisect_left(ordered, prefix)
-    after = prefix.rstrip(b"\xff")  # the least string above all that begin with prefix
-    if not after:
-        return first, len(ordered)
-    return first, bisect_left(ordered, after[:-1] + bytes([after[-1] + 1]), first)
+class _Node:
+    """A prefix, or what several have in common before they differ, or both."""
+
+    __slots__ = ("below", "ends", "size", "stem")
+
+    def __init__(self, stem: bytes) -> None:
+        self.stem = stem
+        self.size = len(stem)
+        self.ends = False  # the stem is a prefix itself
+        self.below: dict[int, _Node] = {}  # longer ones, by the byte that follows the stem
+
+    def branched(self, prefix: bytes) -> _Node:
+        """Return a node above this one, for what it has in common with *prefix*, which does not begin with all of the stem."""
+        size = next((place for place, (ours, other) in enumerate(zip(self.stem, prefix, strict=False)) if ours != other), len(prefix))
+        above = _Node(self.stem[:size])
+        above.below[self.stem[size]] = self
+        return above
 
 
 class SubContext:
@@ -103,7 +137,8 @@ class SubContext:
         """End a subscription and forget what only it had let in, as nng and mangos do.  False: there was none."""
         if not self.subscriptions.remove(prefix):
             return False
-        self.inbox.purge(lambda message: self.subscriptions.match(message.body))
+        match = self.subscriptions.match
+        self.inbox.purge(lambda message: not message.body.startswith(prefix) or match(message.body))
         return True
 
     def close(self) -> None:

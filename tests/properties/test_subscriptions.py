@@ -28,6 +28,7 @@ def test_they_match_what_begins_with_one_of_them(changes: list[tuple[bool, bytes
         else:
             assert subscriptions.remove(prefix) is (prefix in model)
             model.discard(prefix)
+        assert bool(subscriptions) is bool(model)
     for body in BODIES:
         assert subscriptions.match(body) is any(body.startswith(prefix) for prefix in model)
 
@@ -42,4 +43,5 @@ def test_they_match_nothing_once_all_are_removed_in_any_order(added: set[bytes],
     while left:
         assert subscriptions.match(left[-1] + b"\xff")
         assert subscriptions.remove(left.pop())
+    assert not subscriptions
     assert not any(map(subscriptions.match, BODIES))
