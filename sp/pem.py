@@ -1,7 +1,7 @@
-"""PEM as people have it: reads certificates, private keys and revocation lists, and says what is wrong with them.
+"""PEM as people have it: reads certificates, private keys and revocation lists, and says what is wrong.
 
-A source may hold a private key, whatever it was given as, and parsers quote what they stumble over.  So nothing that a parser says
-reaches an error of ours, its cause or its context.
+A source may hold a private key, whatever it was given as, and parsers quote what they stumble over.
+So nothing that a parser says reaches an error of ours, its cause or its context.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Pem:
 
 
 def quietly(call: Callable[..., T], *arguments: Any) -> T | None:
-    """Return what *call* does; None: it has raised something, which may quote a secret and is not to be seen again."""
+    """Return what *call* does; None: it has raised something, which may quote a secret."""
     try:
         return call(*arguments)
     except Exception:
@@ -128,7 +128,7 @@ def _secret(password: str | bytes | None) -> bytes | None:
 
 
 def _tidy(block: re.Match[bytes]) -> bytes:
-    """Return *block* as parsers want it: copies of a file may have gained blank lines, spaces and other ends of lines."""
+    """Return *block* as parsers want it: a copy may have gained blank lines and spaces."""
     lines = [line.strip() for line in block[2].splitlines()]
     headers = [line for line in lines if b":" in line]  # RFC 1421; base64 has no colon
     body = b"".join(b"".join(line.split()) for line in lines if b":" not in line)

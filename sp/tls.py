@@ -250,7 +250,7 @@ class TLSInfo:
 
         Empty unless the certificate was verified: an unverified name is worth nothing.
         """
-        from sp.tls_context import alternative_names  # noqa: PLC0415  # OpenSSL, on first use
+        from sp.certificate_names import alternative_names  # noqa: PLC0415  # OpenSSL, on first use
 
         if not self.verified or self.peer_certificate is None:
             return ()

@@ -355,13 +355,3 @@ def explain(error: Exception) -> str:
         reasons = [reason for _, _, reason in cast("list[tuple[str, str, str]]", entries) if reason]
         return "; ".join(dict.fromkeys(reasons)) or "no reason is known"
     return str(error) or type(error).__name__
-
-
-def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
-    """Return the subject alternative names with their kinds."""
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except Exception:  # there is none, or one with a kind of name that cryptography does not know
-        return ()
-    kinds = ((x509.DNSName, "DNS"), (x509.IPAddress, "IP"), (x509.UniformResourceIdentifier, "URI"), (x509.RFC822Name, "email"))
-    return tuple(f"{kind}:{name.value}" for name in extension for known, kind in kinds if isinstance(name, known))

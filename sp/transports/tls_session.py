@@ -7,22 +7,18 @@ the alert that tells the peer.  Whatever goes wrong comes out as TLSError or its
 from __future__ import annotations
 
 import datetime
-import ipaddress
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-import service_identity
 from OpenSSL import SSL
-from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
+from sp.certificate_names import packed_address, wrong_name
 from sp.errors import AuthenticationError, TLSError, printable
 from sp.framing import stranger
 from sp.openssl import EarlyGreeting, bytes_of, expect_name, is_same_session, reason_of, verification_of, was_resumed
 from sp.tls import TLSInfo
-from sp.tls_context import HTTP_1_1, TLSContext, alternative_names, explain
+from sp.tls_context import HTTP_1_1, TLSContext, explain
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from OpenSSL import crypto
 
 _ALERT: Final = b"\x15"
@@ -93,7 +89,7 @@ class TLSSession:
         if self.http:
             connection.set_alpn_protos([HTTP_1_1])
         self._name = (context.server_name or host).rstrip(".").partition("%")[0]
-        address = _ip_address(self._name)
+        address = packed_address(self._name)
         if address is None:
             connection.set_tlsext_host_name(self._name.encode("ascii"))
         if context.verifies:
@@ -187,7 +183,7 @@ class TLSSession:
     def _check_name(self, info: TLSInfo) -> None:
         """Look at what a ready-made context does not: OpenSSL's own checks leave out names."""
         certificate = info.peer_certificate
-        reason = "it has shown no certificate" if certificate is None else _wrong_name(certificate, self._name)
+        reason = "it has shown no certificate" if certificate is None else wrong_name(certificate, self._name)
         if reason:
             raise AuthenticationError(self._say(f"the server's certificate was refused: {reason}"))
 
@@ -206,11 +202,11 @@ class TLSSession:
         try:
             readable = certificate.to_cryptography()
             if ok or error in _WRONG_NAME:
-                reason = _wrong_name(readable, self._name) or reason
+                reason = wrong_name(readable, self._name) or reason
             if reason:
                 subject = printable(readable.subject.rfc4514_string()) or "one without a subject"
         except Exception as unreadable:  # OpenSSL is more tolerant than cryptography, but names have to be read
-            reason = reason or f"it cannot be read: {unreadable}"
+            reason = reason or f"it cannot be read: {printable(str(unreadable))}"
         if reason and not self._refusal:
             expected = "" if self._context.is_server else f"; expected a certificate for {self._name!r}"
             self._refusal = f"{reason} (of {subject}{expected})"
@@ -302,26 +298,3 @@ def _closed(error: Exception) -> TLSError:
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
-
-
-def _ip_address(name: str) -> bytes | None:
-    """Return *name* as a packed IP address; None: it is none."""
-    try:
-        return ipaddress.ip_address(name).packed
-    except ValueError:
-        return None
-
-
-@lru_cache(maxsize=256)
-def _wrong_name(certificate: x509.Certificate, name: str) -> str:
-    """Return what is wrong with *certificate* for a server that is to be *name*; empty: nothing."""
-    try:
-        if _ip_address(name) is not None:
-            verify_certificate_ip_address(certificate, name)
-        else:
-            verify_certificate_hostname(certificate, name)
-    except service_identity.VerificationError:
-        return f"it is for {printable(', '.join(alternative_names(certificate)))}, not for {name!r}"
-    except Exception as error:  # CertificateError, and what cryptography raises for extensions that it cannot read
-        return f"its names cannot be used: {error}"
-    return ""

@@ -39,8 +39,15 @@ class Authority:
         ends: datetime.datetime = NOW + DAY,
         purpose: x509.ObjectIdentifier = SERVER,
         self_signed: bool = False,
+        raw_names: bytes | None = None,
     ) -> bytes:
-        """Return key and certificate as PEM, with dates, purpose or issuer as asked for."""
+        """Return key and certificate as PEM, with dates, purpose or issuer as asked for.
+
+        *raw_names* is the whole extension of the names, in DER: for what nobody else would write.
+        """
+        alternative_names: x509.ExtensionType = x509.SubjectAlternativeName([_general_name(name) for name in names])
+        if raw_names is not None:
+            alternative_names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, raw_names)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "flawed")])
         builder = (
@@ -51,7 +58,7 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(begins)
             .not_valid_after(ends)
-            .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+            .add_extension(alternative_names, critical=False)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         )

@@ -1,0 +1,129 @@
+"""The names in a certificate: what they are, and whether one of them is the name that was asked for.
+
+They are read one by one, since one odd name must not spoil the others: cryptography reads all or
+none, and so does service-identity, which knows how to compare them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from service_identity import CertificateError
+from service_identity.hazmat import DNS_ID, DNSPattern, IPAddress_ID, IPAddressPattern
+
+from sp.errors import printable
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+_SEQUENCE: Final = 0x30
+_EXTENSIONS: Final = 0xA3
+_SUBJECT_ALTERNATIVE_NAME: Final = bytes.fromhex("551d11")
+_IP: Final = 0x87
+_KINDS: Final = {0x81: "email", 0x82: "DNS", 0x86: "URI", _IP: "IP"}
+"""The kinds of names that we tell, by their tags (RFC 5280, 4.2.1.6)."""
+_IP_SIZES: Final = (4, 16)
+
+
+def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Return the subject alternative names with their kinds, without those that cannot be read."""
+    return tuple(f"{kind}:{value}" for kind, value in _names(certificate))
+
+
+@lru_cache(maxsize=256)
+def wrong_name(certificate: x509.Certificate, name: str) -> str:
+    """Return what is wrong with *certificate* for a server that is to be *name*; empty: nothing."""
+    try:
+        wanted = DNS_ID(name) if packed_address(name) is None else IPAddress_ID(name)
+    except ValueError:
+        return f"no certificate can be for {name!r}"
+    names = _names(certificate)
+    patterns = [pattern for kind, value in names if (pattern := _pattern(kind, value)) is not None]
+    if any(wanted.verify(pattern) for pattern in patterns):
+        return ""
+    shown = printable(", ".join(f"{kind}:{value}" for kind, value in names))
+    if patterns:
+        return f"it is for {shown}, not for {name!r}"
+    if names:
+        return f"it has no DNS name and no IP address that can be used, only {shown}"
+    return "it does not contain any subjectAltName that can be read"
+
+
+def packed_address(name: str) -> bytes | None:
+    """Return *name* as a packed IP address; None: it is none."""
+    try:
+        return ipaddress.ip_address(name).packed
+    except ValueError:
+        return None
+
+
+def _pattern(kind: str, value: str) -> DNSPattern | IPAddressPattern | None:
+    """Return what a server's name is compared with; None: this name matches nothing."""
+    if kind == "IP":
+        return IPAddressPattern(ipaddress.ip_address(value))
+    if kind != "DNS" or value != value.strip():  # which would be forgiven
+        return None
+    try:
+        return DNSPattern.from_bytes(value.encode())
+    except CertificateError:  # a wildcard for too much, an address, nothing at all
+        return None
+
+
+def _names(certificate: x509.Certificate) -> list[tuple[str, str]]:
+    try:
+        found = [name for tag, content in _general_names(certificate) if (name := _name(tag, content))]
+    except (IndexError, ValueError):  # not even a list of names
+        return []
+    return found
+
+
+def _name(tag: int, content: bytes) -> tuple[str, str] | None:
+    """Return kind and text of a name; None: it is of another kind, or cannot be read."""
+    try:
+        if tag != _IP:
+            return _KINDS[tag], content.decode()
+        return ("IP", str(ipaddress.ip_address(content))) if len(content) in _IP_SIZES else None
+    except (KeyError, UnicodeDecodeError):
+        return None
+
+
+def _general_names(certificate: x509.Certificate) -> list[tuple[int, bytes]]:
+    """Return the subject alternative names as they stand in *certificate*.  Raises ValueError."""
+    ((_, fields),) = _elements(certificate.tbs_certificate_bytes)
+    listed = [content for tag, content in _elements(fields) if tag == _EXTENSIONS]
+    if not listed:
+        return []
+    ((_, extensions),) = _elements(listed[0])
+    values: list[bytes] = []
+    for _, extension in _elements(extensions):
+        (_, identifier), *_, (_, value) = _elements(extension)
+        if identifier == _SUBJECT_ALTERNATIVE_NAME:
+            values.append(value)
+    if not values:
+        return []
+    (value,) = values  # two of them are a mistake, and nobody could say which one counts
+    ((tag, names),) = _elements(value)
+    if tag != _SEQUENCE:
+        raise ValueError("not a sequence of names")
+    return list(_elements(names))
+
+
+def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and content of what stands in *der* (X.690, 8.1).  Raises ValueError or IndexError."""
+    at = 0
+    while at < len(der):
+        tag, size = der[at], der[at + 1]
+        at += 2
+        if size > 0x80:
+            octets = size - 0x80
+            size = int.from_bytes(der[at : at + octets])
+            at += octets
+        elif size == 0x80:
+            raise ValueError("a length that is not said, which DER does not have")
+        if at + size > len(der):
+            raise ValueError("it is cut off")
+        yield tag, der[at : at + size]
+        at += size
