@@ -35,7 +35,7 @@ _WITH_TARGET: Final = frozenset(scheme for scheme in _EXPECTED if scheme.startsw
 _LABEL: Final = r"[A-Za-z0-9_\-]{1,63}"
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _MAX_HOST_NAME: Final = 253
-_IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.\-]+)?")
+_IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.~\-]+)?")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a path in Linux's ``sockaddr_un``, less the final zero."""
 
@@ -121,12 +121,12 @@ class Address:
         """What a request calls the host: with its port, unless that is the scheme's own (RFC 9110, 7.2)."""
         if not self.host:
             return "localhost"
-        host = f"[{self.host.partition('%')[0]}]" if ":" in self.host else self.host
+        host = bracketed(without_zone(self.host))
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
     def with_port(self, port: int) -> Address:
         """Return the same address with the port that was really bound."""
-        host = f"[{self.host}]" if ":" in self.host else self.host or "*"
+        host = bracketed(self.host) or "*"
         target = "" if self.target == "/" else self.target
         return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}{target}", port=port)
 
@@ -134,6 +134,24 @@ class Address:
 def is_host(text: str) -> bool:
     """Whether *text* is a host name, or an IP address without brackets."""
     return bool(_HOST_NAME.fullmatch(text) and len(text) <= _MAX_HOST_NAME) or (":" in text and bool(_IPV6.fullmatch(text)))
+
+
+def plain_zone(host: str) -> str:
+    """Return *host* with its zone as the system takes it: ``%25eth0``, as in RFC 6874, and ``%eth0`` both mean ``eth0``."""
+    address, _, zone = host.partition("%")
+    return f"{address}%{zone[2:]}" if zone.startswith("25") and zone != "25" else host
+
+
+def without_zone(host: str) -> str:
+    """Return *host* for others than this machine: a zone is one of its network interfaces, which means nothing elsewhere."""
+    return host.partition("%")[0]
+
+
+def bracketed(host: str) -> str:
+    """Return *host* as it stands before a port, so that ``plain_zone`` gives it back: an IPv6 address in brackets."""
+    if ":" not in host:
+        return host
+    return f"[{host}]" if plain_zone(host) == host else f"[{host.replace('%', '%25')}]"
 
 
 def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
@@ -147,6 +165,7 @@ def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
         host = host[1:-1]
         if ":" not in host or not _IPV6.fullmatch(host):
             raise AddressError(f"{url!r}: {host!r} is no IPv6 address, {expected}")
+        host = plain_zone(host)
     elif ":" in host:
         raise AddressError(f"{url!r}: an IPv6 address stands in brackets, as in {scheme}://[::1]:{port}")
     elif host == "*":

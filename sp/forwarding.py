@@ -48,6 +48,7 @@ def format_ip(address: IPAddress, port: str) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
+_ZONE: Final = re.compile(r"%[^\]]*")
 _SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _ELEMENT: Final = re.compile(r'\s*([-!#$%&\'*+.^_`|~0-9A-Za-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))\s*')
 
@@ -90,7 +91,7 @@ def client_of(config: HTTPServerConfig, headers: HTTPHeaders, peer: str, scheme:
 
     Without such a header it is *peer* itself; where one cannot be read, ``unknown``.
     """
-    found = None if unix else parse_ip(peer)
+    found = None if unix else parse_ip(_ZONE.sub("", peer))  # a zone that stands here is of our own machine
     if not config.trusted_proxies or not config.trusts(None if unix or found is None else found[0]) or (found is None and not unix):
         return Client(peer, scheme, via=False)
     if config.forwarded_header == "Forwarded":

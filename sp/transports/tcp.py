@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from sp.address import Address
+from sp.address import Address, bracketed, is_host
 from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
 
@@ -124,6 +124,8 @@ async def look_up(address: Address, *, flags: int = 0, limit: float = math.inf) 
     except socket.gaierror as error:
         if error.errno != socket.EAI_NONAME or host is None:
             raise
+        if ":" in host:
+            raise OSError(errno.ENODEV, f"this machine has no network interface {host.partition('%')[2]!r}") from error
         found = await _look_up_name(host, address.port, family, flags, limit)
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
@@ -273,7 +275,17 @@ def _bind_all(wanted: Sequence[_Target], port: int) -> list[socket.socket]:
     return bound
 
 
-def format_address(sockaddr: tuple[object, ...]) -> str:
-    """Return ``host:port``, with IPv6 in brackets."""
-    host, port = sockaddr[:2]
-    return f"[{host}]:{port}" if len(sockaddr) > 2 else f"{host}:{port}"
+def format_address(sockaddr: tuple[Any, ...]) -> str:
+    """Return ``host:port``, with IPv6 in brackets and with its zone, so that it can be dialed."""
+    host, port, *rest = sockaddr
+    scope = rest[1] if rest else 0
+    return f"{bracketed(f'{host}%{_zone(scope)}' if scope else host)}:{port}"
+
+
+def _zone(scope: int) -> str:
+    """Return the name of a network interface, or its number where the name is gone, or cannot stand in a URL."""
+    try:
+        name = socket.if_indextoname(scope)
+    except OSError:
+        return str(scope)
+    return name if sys.platform != "win32" and is_host(f"fe80::%{name}") else str(scope)

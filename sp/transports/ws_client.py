@@ -12,7 +12,7 @@ from websockets.http11 import Response
 from websockets.protocol import Side
 from websockets.streams import StreamReader
 
-from sp.address import Address
+from sp.address import Address, bracketed, plain_zone, without_zone
 from sp.errors import AddressError, GreetingError, PeerClosed, printable
 from sp.http import HTTPClientConfig, HTTPInfo, HTTPProxy, HTTPResponse
 from sp.tls import TLSClientConfig
@@ -109,10 +109,9 @@ def _proxy_for(address: Address, config: HTTPClientConfig) -> HTTPProxy | None:
         return None
     if isinstance(config.proxy, str):
         return HTTPProxy.parse(config.proxy)
-    host = f"[{address.host}]" if ":" in address.host else address.host
     kind = "https" if address.is_encrypted else "http"
     url = urllib.request.getproxies().get(kind)
-    if not url or _is_loopback(address.host) or urllib.request.proxy_bypass(f"{host}:{address.port}"):
+    if not url or _is_local(address.host) or urllib.request.proxy_bypass(f"{bracketed(address.host)}:{address.port}"):
         return None
     try:
         return HTTPProxy.parse(url)
@@ -120,8 +119,10 @@ def _proxy_for(address: Address, config: HTTPClientConfig) -> HTTPProxy | None:
         raise AddressError(f"{kind.upper()}_PROXY in the environment: {error}") from None
 
 
-def _is_loopback(host: str) -> bool:
+def _is_local(host: str) -> bool:
     """Whether no proxy could reach *host* for us: as in Go, the environment then does not count."""
+    if without_zone(host) != host:
+        return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -130,14 +131,13 @@ def _is_loopback(host: str) -> bool:
 
 async def _connect_through(proxy: HTTPProxy, address: Address, terms: Terms) -> SocketLink:
     """Connect to *proxy*, and have it connect to *address* (RFC 9110, 9.3.6)."""
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    authority = f"{host}:{address.port}"
+    authority = f"{bracketed(without_zone(address.host))}:{address.port}"
     lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
     if proxy.username is not None:
         credentials = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
         lines.append(f"Proxy-Authorization: Basic {credentials}")
     try:
-        link = await tcp.connect_link(Address(f"http://{proxy.address}", "tcp", host=proxy.host, port=proxy.port), terms)
+        link = await tcp.connect_link(Address(f"http://{proxy.address}", "tcp", host=plain_zone(proxy.host), port=proxy.port), terms)
     except OSError as error:
         raise OSError(error.errno, f"the proxy {proxy.address} cannot be reached: {error.strerror or error}") from error
     try:

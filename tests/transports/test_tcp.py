@@ -18,7 +18,9 @@ import trio
 import trio.testing
 
 import sp
-from tests.transports.ends import dial, network_only, server_tls
+from sp.address import Address
+from sp.transports.tcp import format_address
+from tests.transports.ends import authority, dial, network_only, server_tls
 from tests.transports.wire import BUS, REQ, connect, connect_as, expect, receive_exactly, receive_frame, reset
 
 Found = list[
@@ -65,7 +67,9 @@ class Resolver(trio.abc.HostnameResolver):
             if family in (0, socket.AF_INET) and ":" not in address:
                 found.append((socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port or 0))))
             if family in (0, socket.AF_INET6) and ":" in address:
-                found.append((socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, int(port or 0), 0, 0)))
+                plain, _, zone = address.partition("%")
+                scope = socket.if_nametoindex(zone) if zone else 0
+                found.append((socket.AF_INET6, socket.SOCK_STREAM, 6, "", (plain, int(port or 0), 0, scope)))
         if not found:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return found
@@ -145,6 +149,83 @@ async def test_an_ipv6_address_stands_in_brackets() -> None:
             await req.dial(url)
             await ask(req, rep, b"hello")
         assert req.pipes[0].remote_address == url.removeprefix("tcp://")
+
+
+# Zones: a link-local address means something together with a network interface only.
+
+
+@pytest.fixture(scope="module")
+def link_local() -> str:
+    """A link-local address of this machine, with its zone."""
+    try:
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    except OSError:
+        lines = []
+    for digits, _, _, scope, _, name in map(str.split, lines):
+        if scope == "20":
+            return f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))}%{name}"
+    pytest.skip("this machine has no link-local address")
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tcp6", "tls+tcp", "tls+tcp6", "ws", "ws6", "wss", "wss6"])
+@pytest.mark.parametrize("percent", ["%", "%25"])
+async def test_a_link_local_address_keeps_its_zone_and_can_be_dialed_back(link_local: str, scheme: str, percent: str) -> None:
+    plain = link_local.partition("%")[0]
+    tls = scheme.startswith(("tls", "wss"))
+    server = authority().server(plain) if tls else None
+    client = authority().client() if tls else None
+    async with sp.Rep0(tls=server) as rep, sp.Req0(tls=client) as req, sp.Req0(tls=client) as again:
+        listener = await rep.listen(f"{scheme}://[{link_local.replace('%', percent)}]:0")
+        port = port_of(listener.url)
+        assert listener.url == f"{scheme}://[{link_local}]:{port}"
+        with trio.fail_after(10):
+            await req.dial(f"{scheme}://[{link_local.replace('%', percent)}]:{port}")
+            await ask(req, rep, b"hello")
+            here, there = req.pipes[0], rep.pipes[0]
+            assert here.remote_address == there.local_address == f"[{link_local}]:{port}"
+            assert here.local_address == there.remote_address == f"[{link_local}]:{port_of(here.local_address)}"
+            if there.http is not None:  # another machine knows nothing of our interfaces (RFC 6874, 4)
+                assert there.http.headers["Host"] == f"[{plain}]:{port}"
+            await again.dial(f"{scheme}://{here.remote_address}")
+            await ask(again, rep, b"again")
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tcp6"])
+async def test_a_name_may_have_a_link_local_address(link_local: str, scheme: str) -> None:
+    use_resolver([link_local])
+    async with sp.Rep0(listen=f"tcp://[{link_local}]:0") as rep, sp.Req0() as req:
+        with trio.fail_after(5):
+            await req.dial(f"{scheme}://peer.test:{port_of(rep.listeners[0].url)}")
+            await ask(req, rep, b"hello")
+
+
+@needs_ipv6
+@pytest.mark.parametrize("scheme", ["tcp", "ws6"])
+async def test_a_zone_that_this_machine_does_not_have_is_named(scheme: str) -> None:
+    async with sp.Bus0() as bus:
+        with trio.fail_after(5):
+            with pytest.raises(OSError, match="this machine has no network interface 'no-such-1'"):
+                await bus.listen(f"{scheme}://[fe80::1%no-such-1]:0")
+            with pytest.raises(sp.DialError, match="this machine has no network interface 'no-such-1'"):
+                await bus.dial(f"{scheme}://[fe80::1%25no-such-1]:80")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("eth0", "eth0"), ("br-lan.100", "br-lan.100"), ("25gbe0", "2525gbe0"), ("a@b", "4711"), ("", "4711")],
+)
+def test_an_address_is_shown_with_its_zone_as_it_can_be_dialed(name: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name_of(index: int) -> str:
+        if not name:
+            raise OSError(6, "No such device or address")
+        return name
+
+    monkeypatch.setattr(socket, "if_indextoname", name_of)
+    text = format_address(("fe80::1", 80, 0, 4711))
+    assert text == f"[fe80::1%{shown}]:80"
+    assert Address.parse(f"tcp://{text}").host == f"fe80::1%{'25gbe0' if name == '25gbe0' else shown}"
+    assert format_address(("2001:db8::1", 80, 0, 0)) == "[2001:db8::1]:80"
+    assert format_address(("192.0.2.1", 80)) == "192.0.2.1:80"
 
 
 async def test_port_zero_gives_a_free_port_which_the_url_tells() -> None:

@@ -532,6 +532,24 @@ async def test_the_environment_names_a_proxy_unless_it_excepts_the_host(
             assert "secret" not in str(caught.value)
 
 
+async def test_a_proxy_is_not_told_of_a_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with proxying("502 Bad Gateway") as (place, heads), sp.Req0() as req:
+        with trio.fail_after(10):
+            with pytest.raises(sp.DialError, match="502"):
+                await req.dial("ws://[fe80::1%25lo]:81/", http=sp.HTTPClientConfig(proxy=f"http://{place}"))
+            assert heads == [b"CONNECT [fe80::1]:81 HTTP/1.1\r\nHost: [fe80::1]:81\r\n\r\n"]
+            monkeypatch.setenv("http_proxy", f"http://{place}")
+            with pytest.raises(sp.DialError):
+                await req.dial("ws://[fe80::1%25lo]:81/")  # no proxy could reach that for us
+            assert len(heads) == 1
+
+
+async def test_a_proxy_may_have_a_zone() -> None:
+    async with sp.Req0() as req:
+        with trio.fail_after(5), pytest.raises(sp.DialError, match="no network interface 'no-such-1'"):
+            await req.dial("ws://far.invalid/", http=sp.HTTPClientConfig(proxy="http://[fe80::1%25no-such-1]:3128"))
+
+
 # Draining.
 
 

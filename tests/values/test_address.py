@@ -18,6 +18,10 @@ from sp.errors import AddressError
         ("[::1]:80", "::1", 80),
         ("[::ffff:127.0.0.1]:80", "::ffff:127.0.0.1", 80),
         ("[fe80::1%lo]:80", "fe80::1%lo", 80),
+        ("[fe80::1%25lo]:80", "fe80::1%lo", 80),  # as a URL has it (RFC 6874, 2)
+        ("[fe80::1%25]:80", "fe80::1%25", 80),  # the number of an interface
+        ("[fe80::1%2525]:80", "fe80::1%25", 80),
+        ("[fe80::1%2]:80", "fe80::1%2", 80),
         ("*:80", "", 80),
         (":80", "", 80),
         ("localhost:0", "localhost", 0),
@@ -169,6 +173,8 @@ def test_a_bad_url_is_a_value_error() -> None:
         ("tcp://localhost:0", "tcp://localhost:7"),
         ("tcp://[::1]:0", "tcp://[::1]:7"),
         ("tcp6://[fe80::1%lo]:0", "tcp6://[fe80::1%lo]:7"),
+        ("tcp6://[fe80::1%25lo]:0", "tcp6://[fe80::1%lo]:7"),
+        ("tcp6://[fe80::1%2525gbe0]:0", "tcp6://[fe80::1%2525gbe0]:7"),
         ("tcp4://*:0", "tcp4://*:7"),
         ("tcp://:0", "tcp://*:7"),
     ],
@@ -344,6 +350,7 @@ def test_the_file_of_a_ws_unix_url_is_as_long_as_that_of_ipc() -> None:
         ("wss://h:80", "h:80"),
         ("ws://[::1]", "[::1]"),
         ("ws://[::1]:81", "[::1]:81"),
+        ("ws://[fe80::1%25lo]:81", "[fe80::1]:81"),
         ("ws://[fe80::1%lo]:81", "[fe80::1]:81"),  # a zone is nobody's business on another machine (RFC 6874, 4)
         ("ws+unix:///tmp/s:/a", "localhost"),
     ],

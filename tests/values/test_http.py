@@ -550,6 +550,13 @@ def test_the_client_is_the_rightmost_address_that_is_no_trusted_proxy(value: str
     assert behind(value) == Client(address, "http", via=True)
 
 
+@pytest.mark.parametrize("trusted", ["fe80::/10", "fe80::9"])
+def test_a_trusted_proxy_may_have_a_link_local_address(trusted: str) -> None:
+    assert behind("203.0.113.7", peer="[fe80::9%eth0]:4711", trusted=trusted) == Client("203.0.113.7", "http", via=True)
+    assert behind(None, peer="[fe80::9%eth0]:4711", trusted=trusted) == Client("[fe80::9%eth0]:4711", "http", via=True)
+    assert behind("203.0.113.7", peer="[fe80::9%eth0]:4711") == Client("[fe80::9%eth0]:4711", "http", via=False)
+
+
 @pytest.mark.parametrize(
     "value",
     [
