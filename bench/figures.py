@@ -8,7 +8,7 @@ from statistics import median
 
 import trio
 
-from bench import family, tls, ws
+from bench import family, load, tls, ws
 from bench.engines import engines, subscriptions
 from bench.harness import Loop, Peer, Plan, Row, Side, compare, in_turn, on_asyncio, one_process, plainly, ratio, two_processes
 from bench.memory import churn, idle_pipes
@@ -148,6 +148,8 @@ FIGURES: dict[str, Callable[[Plan], list[Row]]] = {
     "pair-64": family.pair,
     "device-64": family.through_device,
     "survey-100": family.survey,
+    "at-once": load.at_once,
+    "unread": load.unread,
     "memory": idle_pipes,
     "churn": churn,
     "subscriptions": subscriptions,

@@ -42,7 +42,7 @@ class Context(Verbs, trio.abc.AsyncResource):
             self._conversation.close()
             self._receivers.fail(_closed, self._conversation)
             if not isinstance(self._conversation, SubContext):
-                self._core.fail_senders(self._conversation, _closed)
+                self._core.senders.fail(self._conversation, _closed)
 
     async def aclose(self) -> None:
         """Do as ``close``."""

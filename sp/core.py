@@ -13,16 +13,14 @@ import math
 import os
 import random
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 
-import outcome
 import trio
 
 from sp.errors import (
-    Error,
     GreetingError,
     MalformedMessage,
     MessageTooLarge,
@@ -37,14 +35,14 @@ from sp.http import HTTPResponse, refusal
 from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
 from sp.receivers import Receivers
+from sp.senders import Senders
 from sp.statistics import SocketStatistics
 from sp.transports import Terms
 
 if TYPE_CHECKING:
     from sp.dialer import Dialer
-    from sp.engine import Engine, Mailbox, Sender
+    from sp.engine import Engine, Mailbox
     from sp.listener import Listener
-    from sp.message import Message
     from sp.options import SocketOptions
     from sp.tls_context import ContextSource
     from sp.transports import Connection
@@ -94,13 +92,14 @@ class Core:
         """Tasks that wait for messages and do not read."""
         self.timer_idle = False
         """Whether an engine's new deadline must wake the timer task."""
+        self.senders = Senders(self)
+        """The tasks that wait to send."""
         self._state = _State.NEW
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self._changed = trio.Event()
         self._events: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
-        self._senders: deque[_WaitingSender] = deque()
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
         self._greeted: _Greeted | None = None  # of an exclusive socket: who may be about to become its pipe
@@ -215,9 +214,7 @@ class Core:
         """Enter *state*, in which no call is accepted, and wake those that wait."""
         self._state = state
         self.open = False
-        waiting, self._senders = self._senders, deque()
-        for sender in waiting:
-            trio.lowlevel.reschedule(sender.task, outcome.Error(trio.ClosedResourceError("the socket is closed")))
+        self.senders.fail_all(lambda: trio.ClosedResourceError("the socket is closed"))
         for receivers in list(self._receivers):
             receivers.fail(lambda: trio.ClosedResourceError("the socket is closed"))
         self._change()
@@ -339,7 +336,7 @@ class Core:
             del self.pipes[pipe.id]
             raise
         self.emit(Event(kind=EventKind.ATTACHED, url=pipe.url, pipe=pipe))
-        self.retry_senders()
+        self.senders.serve(pipe)
 
     def detach(self, pipe: Pipe) -> None:
         """*pipe* has ended."""
@@ -353,7 +350,7 @@ class Core:
             self.dropped["too large"] += 1
         self.engine.pipe_detached(pipe)
         self.emit(Event(kind=EventKind.DETACHED, url=pipe.url, pipe=pipe, reason=pipe.reason, error=pipe.error))
-        self.retry_senders()
+        self.senders.serve(pipe)
 
     def lone(self, pipe: Pipe) -> bool:
         """Whether *pipe* is the only one, so that a message can come by no other."""
@@ -442,62 +439,9 @@ class Core:
     def room(self, pipe: Pipe) -> None:
         """*pipe* can take messages again."""
         self.engine.pipe_has_room(pipe)
-        self.retry_senders()
+        self.senders.serve(pipe)
 
-    # Calls that wait.
-
-    async def wait_to_send(self, sender: Sender, message: Message) -> None:
-        """Wait until the engine has taken *message*.  Cancelled, it was not sent."""
-        waiting = _WaitingSender(trio.lowlevel.current_task(), sender, message)
-        self._senders.append(waiting)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._senders.remove(waiting)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def retry_senders(self) -> None:
-        """Try again for those that wait to send, in the order of their calls."""
-        if not self._senders:
-            return
-        waiting, self._senders = self._senders, deque()
-        stuck: set[int] = set()  # senders whose earlier message must stay ahead
-        for entry in waiting:
-            result: outcome.Outcome[None] = outcome.Value(None)
-            try:
-                if id(entry.sender) in stuck or not entry.sender.send(entry.message):
-                    stuck.add(id(entry.sender))
-                    self._senders.append(entry)
-                    continue
-            except Error as error:
-                result = outcome.Error(error)
-            trio.lowlevel.reschedule(entry.task, result)
-        if self.timer_idle:
-            self.wake_timer()
-
-    def fail_senders(self, sender: Sender, error: Callable[[], Exception]) -> None:
-        """Wake those that wait to send by *sender* with an error."""
-        waiting, self._senders = self._senders, deque()
-        for entry in waiting:
-            if entry.sender is sender:
-                trio.lowlevel.reschedule(entry.task, outcome.Error(error()))
-            else:
-                self._senders.append(entry)
-
-    @property
-    def senders_wait(self) -> bool:
-        """Whether somebody waits to send."""
-        return bool(self._senders)
-
-    def must_wait(self, sender: Sender, message: Message) -> bool:
-        """Whether somebody waits to send by *sender*, also after another try, so that *message* has to wait behind.
-
-        Raises ValueError when it could never be sent.
-        """
-        self.engine.check_message(message)
-        self.retry_senders()
-        return any(entry.sender is sender for entry in self._senders)
+    # Calls that wait to receive.
 
     def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
         """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
@@ -566,15 +510,6 @@ class _Greeted:
     @property
     def is_kept(self) -> bool:
         return trio.current_time() < self.until
-
-
-class _WaitingSender:
-    __slots__ = ("message", "sender", "task")
-
-    def __init__(self, task: trio.lowlevel.Task, sender: Sender, message: Message) -> None:
-        self.task = task
-        self.sender = sender
-        self.message = message
 
 
 def _moved(pipe: Pipe) -> dict[str, int]:

@@ -38,6 +38,11 @@ class EnginePipe(Protocol):
         """Whether nothing can be written any more; ``pipe_detached`` follows."""
         ...
 
+    @property
+    def progress(self) -> int:
+        """Grows whenever a peer that kept us waiting has read something."""
+        ...
+
     def offer(self, message: Message) -> bool:
         """Queue *message* to be written.  False: the outbox is full, and ``pipe_has_room`` will tell when it no longer is."""
         ...
@@ -76,6 +81,13 @@ class Sender(Protocol):
 
     def send(self, message: Message) -> bool:
         """Take *message*, whose header it may set in any case.  False: not now, try again when a pipe is attached or has room.
+
+        A wrong moment raises StateError.
+        """
+        ...
+
+    def pipe_for(self, message: Message) -> EnginePipe | None:
+        """Return the pipe whose room *message* needs; None: that of any pipe.  It then belongs to what it answers now.
 
         A wrong moment raises StateError.
         """
@@ -145,6 +157,10 @@ class Engine:
     """Whether a new deadline may be before those that are known."""
     patience: float = math.inf
     """Seconds that a pipe waits for room before ``message_overdue``."""
+    reply_limit: float = math.inf
+    """Replies that may wait for the room of one pipe before it is congested."""
+    reply_bytes: float = math.inf
+    """The same in bytes of headers and bodies."""
     balances: bool = False
     """Whether it picks a pipe for each message, so that a pipe's priority counts."""
     fans_out: bool = False
@@ -173,6 +189,16 @@ class Engine:
 
     def pipe_has_room(self, pipe: EnginePipe) -> None:
         """A pipe that said no to an offer would now say yes."""
+
+    def pipe_congested(self, pipe: EnginePipe) -> None:
+        """More than ``reply_limit`` replies, or ``reply_bytes``, wait for room in *pipe*: take no more requests from it."""
+
+    def pipe_relieved(self, pipe: EnginePipe) -> None:
+        """No more than half of that waits, or the pipe is gone."""
+
+    def pipe_for(self, message: Message) -> EnginePipe | None:
+        """Return the pipe whose room *message* needs, as with ``Sender``."""
+        return None
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         """Take *message*.  False: not now; the pipe holds it, reads no more, and comes again after ``pipe.resume()``."""

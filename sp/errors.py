@@ -87,6 +87,10 @@ class PeerSilent(PeerError):
     """The peer left a ping unanswered and said nothing else: it, or the way to it, is gone."""
 
 
+class PeerStalled(PeerError):
+    """The peer has asked for more replies than may wait for it, and has not read any for a minute."""
+
+
 class TLSError(PeerError):
     """TLS with the peer failed: it does not speak it, nothing in common was found, or what it sent was not genuine."""
 

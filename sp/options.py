@@ -133,6 +133,8 @@ class SocketKeywords(TypedDict, total=False):
     inbox_bytes: int
     outbox_limit: int
     outbox_bytes: int
+    reply_limit: int
+    reply_bytes: int
     greeting_timeout: float
     max_greetings: int
     redial_min: float
@@ -182,6 +184,13 @@ class SocketOptions:
     """Messages that may wait to be written, per pipe."""
     outbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """Bytes that may wait to be written, per pipe."""
+    reply_limit: int = attrs.field(default=1024, validator=count(1))
+    """Replies of REP and RESPONDENT that may wait for one peer, beyond its outbox.
+
+    A peer with more of them is not read until half has gone.  Requests that the application has already
+    received can still be answered.  A peer that takes nothing for 60 s meanwhile is ended (PeerStalled)."""
+    reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
+    """The same in bytes of headers and bodies."""
     greeting_timeout: float = attrs.field(default=10.0, validator=_seconds(zero=False))
     """Seconds a new connection has until its pipe is attached, ``authorize`` included; a dial has as long to connect."""
     max_greetings: int = attrs.field(default=1024, validator=count(1))

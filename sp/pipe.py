@@ -95,6 +95,7 @@ class Pipe:
         "messages_sent",
         "peer_number",
         "priority",
+        "progress",
         "url",
     )
 
@@ -121,6 +122,8 @@ class Pipe:
         self._grace: trio.CancelScope | None = None  # the time that a broken pipe has left
         self._reading = _OWN
         self._reader: trio.lowlevel.Task | None = None  # our task, while it is parked
+        self.progress = 0
+        """How often the kernel has taken something from us after it had taken no more."""
         self._left_over: list[Message] = []  # read by a borrower, not taken by the engine
 
     @property
@@ -541,6 +544,7 @@ class Pipe:
         while state is _BLOCKED:
             try:
                 await self._connection.wait_writable()
+                self.progress += 1
             except trio.ClosedResourceError:
                 pass  # closed, or a reader was interrupted
             if self.error is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Receivers:
     """The tasks that wait for one mailbox, served in the order of their calls."""
 
-    __slots__ = ("_core", "_error", "_exclusive", "_mailbox", "_reading", "_waiting")
+    __slots__ = ("_core", "_error", "_exclusive", "_mailbox", "_of", "_reading", "_waiting")
 
     def __init__(self, core: Core, mailbox: Mailbox, *, exclusive: bool) -> None:
         self._core = core
@@ -29,7 +29,8 @@ class Receivers:
         self._exclusive = exclusive
         self._reading: tuple[Pipe, Receiver] | None = None  # one of us reads that pipe while it waits
         self._error: Exception | None = None  # why it should stop
-        self._waiting: deque[tuple[trio.lowlevel.Task, Receiver]] = deque()
+        self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()
+        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}  # the same by receiver, since one may end while many wait
 
     async def wait(self, receiver: Receiver) -> Message:
         """Wait until *receiver* has a message.  Cancelled, none was taken."""
@@ -43,16 +44,18 @@ class Receivers:
             message = await self._read(core.lender, receiver)
             if message is not None:
                 return message
-        entry = (trio.lowlevel.current_task(), receiver)
-        (self._waiting.appendleft if has_read else self._waiting.append)(entry)
+        task = trio.lowlevel.current_task()
+        self._waiting[task] = receiver
+        if has_read:
+            self._waiting.move_to_end(task, last=False)
+        self._of.setdefault(receiver, {})[task] = None
         core.receivers_wait(self)
         mailbox.wake = self._serve
         mailbox.fail = self.fail
         core.parked += 1
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiting.remove(entry)
-            core.parked -= 1
+            self._leave(task)
             self._rest()
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -82,6 +85,15 @@ class Receivers:
             raise error
         return message
 
+    def _leave(self, task: trio.lowlevel.Task) -> None:
+        """*task* waits no more."""
+        receiver = self._waiting.pop(task)
+        others = self._of[receiver]
+        del others[task]
+        if not others:
+            del self._of[receiver]
+        self._core.parked -= 1
+
     def _rest(self) -> None:
         """Ask to be woken no more, if nobody waits."""
         if not self._waiting and self._reading is None:
@@ -97,24 +109,19 @@ class Receivers:
     def _serve_waiting(self) -> None:
         # A message is handed over with the wake-up: from then on trio cannot cancel that task before it has it.
         while self._waiting:
-            task, receiver = self._waiting[0]
+            task, receiver = next(iter(self._waiting.items()))
             message = receiver.receive()
             if message is None:
                 return
-            self._waiting.popleft()
-            self._core.parked -= 1
+            self._leave(task)
             trio.lowlevel.reschedule(task, outcome.Value(message))
         self._rest()
 
     def fail(self, error: Callable[[], Exception], receiver: Receiver | None = None) -> None:
         """Wake those that wait for *receiver*, or all, with an error."""
-        waiting, self._waiting = self._waiting, deque()
-        for entry in waiting:
-            if receiver is None or entry[1] is receiver:
-                self._core.parked -= 1
-                trio.lowlevel.reschedule(entry[0], outcome.Error(error()))
-            else:
-                self._waiting.append(entry)
+        for task in list(self._waiting if receiver is None else self._of.get(receiver, ())):
+            self._leave(task)
+            trio.lowlevel.reschedule(task, outcome.Error(error()))
         if self._reading is not None and receiver in (None, self._reading[1]):
             self._error = error()
             self._reading[0].interrupt()

@@ -21,6 +21,7 @@ class FakePipe:
         self.taken: list[Message] = []
         self.resumed = 0
         self.broken = False
+        self.progress = 0
         self.error: PeerError | None = None
         """Why the engine hung up."""
 

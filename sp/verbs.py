@@ -53,9 +53,9 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         if not core.open or self._closed:
             self._check_open()
         message = Message(value if type(value) is bytes else to_body(value))
-        sender = self._sender
-        if (core.senders_wait and core.must_wait(sender, message)) or not sender.send(message):
-            await core.wait_to_send(sender, message)
+        sender, senders = self._sender, core.senders
+        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
+            await senders.wait(sender, message)
             return
         if core.timer_idle:
             core.wake_timer()
@@ -79,8 +79,9 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
             raise TypeError(f"the pipe of a message must be an sp.Pipe or None, not {type(message.pipe).__name__}")
         sender = self._sender_for(message)
         message = Message(to_body(message.body), header if core.engine.takes_headers else b"")
-        if (core.senders_wait and core.must_wait(sender, message)) or not sender.send(message):
-            await core.wait_to_send(sender, message)
+        senders = core.senders
+        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
+            await senders.wait(sender, message)
             return
         if core.timer_idle:
             core.wake_timer()
@@ -95,7 +96,8 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         self._check_open()
         message = Message(to_body(value))
         core, sender = self._core, self._sender
-        if (core.senders_wait and core.must_wait(sender, message)) or not sender.send(message):
+        senders = core.senders
+        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
             raise trio.WouldBlock
         if core.timer_idle:
             core.wake_timer()
@@ -116,7 +118,7 @@ class SendManyVerbs(SendVerbs):
         self._check_open()
         if isinstance(values, bytes | bytearray | memoryview | str):
             raise TypeError("send_many takes bodies, not one body: use send, or put it into a list")
-        core, sender = self._core, self._batch_sender
+        sender, senders = self._batch_sender, self._core.senders
         is_list = isinstance(values, list | tuple)
         rest = iter(values)
         count = 0
@@ -127,10 +129,10 @@ class SendManyVerbs(SendVerbs):
                 self._check_open()
             taken = 0
             while taken < len(messages):
-                if not (core.senders_wait and core.must_wait(sender, messages[taken])):
+                if not (senders.lines and senders.must_wait(sender, messages[taken])):
                     taken += sender.send_batch(messages[taken:] if taken else messages)
                 if taken < len(messages):
-                    await core.wait_to_send(sender, messages[taken])
+                    await senders.wait(sender, messages[taken])
                     taken += 1
             count += len(messages)
         if self._turns.due():

@@ -96,6 +96,7 @@ async def _pass_on(source: Wiring, sink: Wiring) -> None:
     assert receivers is not None
     assert sender is not None
     fans_out, pipes, left = sink.core.engine.fans_out, sink.core.pipes, _MANY
+    senders = sink.core.senders
     while True:
         message = receiver.receive()
         if message is None:
@@ -109,8 +110,8 @@ async def _pass_on(source: Wiring, sink: Wiring) -> None:
                 left = _MANY
                 await trio.lowlevel.checkpoint()
                 sink.core.check_open()
-            if not sender.send(message):
-                await sink.core.wait_to_send(sender, message)
+            if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
+                await senders.wait(sender, message)
         except BaseException:
             receiver.put_back(message)
             raise

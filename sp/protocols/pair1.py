@@ -129,3 +129,6 @@ class _Lane:
             return True
         message.header = _HOPS[1]
         return self.pipe.offer(message)
+
+    def pipe_for(self, message: Message) -> EnginePipe | None:
+        return self.pipe

@@ -1,8 +1,9 @@
 """REP: receives requests and answers them, each context one at a time.
 
 A request's header is the backtrace that it gathered on its way; the reply carries it back unchanged.  A reply whose requester is
-gone is dropped, one whose requester does not read waits (nng, mangos; nanomsg drops it).  A request without the end of its
-header ends the pipe, as in nng; one with more hops than the ttl is dropped, as everywhere.
+gone is dropped, one whose requester does not read waits (nng, mangos; nanomsg drops it).  While too many wait for one requester, no
+more of its requests are taken.  A request without the end of its header ends the pipe, as in nng; one with more hops than the ttl is
+dropped, as everywhere.
 
 A raw REP pushes the id of the pipe onto the header of what it receives, and sends by popping it.  A reply to nobody, or to somebody
 without room, is dropped and counted, as in nng: waiting for one requester would hold up all others.
@@ -44,12 +45,22 @@ class RepContext:
 
     def send(self, message: Message) -> bool:
         """Answer the request."""
-        if self._request is None:
+        request = self._request
+        if request is None:
             raise StateError(self._engine.nothing_asked)
-        if not self._engine.reply(self._request, message.body):
+        if message.header and (message.header != request.header or message.pipe is not request.pipe):
+            raise StateError("the request was given up while its reply waited: this context has received another one")
+        if not self._engine.reply(request, message.body):
             return False
         self._request = None
         return True
+
+    def pipe_for(self, message: Message) -> EnginePipe | None:
+        request = self._request
+        if request is None:
+            raise StateError(self._engine.nothing_asked)
+        message.header, message.pipe = request.header, request.pipe
+        return self._engine.pipe_of(request)
 
     def close(self) -> None:
         self._request = None
@@ -66,8 +77,11 @@ class RepEngine(Engine):
     def __init__(self, options: SocketOptions, ttl: int) -> None:
         super().__init__()
         self.inbox = Inbox(options)
+        self.reply_limit = options.reply_limit
+        self.reply_bytes = options.reply_bytes
         self._max_header = WORD * ttl
         self._pipes: dict[object, EnginePipe] = {}
+        self._congested: set[EnginePipe] = set()
 
     def open_context(self) -> RepContext:
         return RepContext(self)
@@ -79,15 +93,29 @@ class RepEngine(Engine):
         self._pipes.pop(pipe, None)
         self.inbox.forget(pipe)
 
+    def pipe_congested(self, pipe: EnginePipe) -> None:
+        self._congested.add(pipe)
+        self.inbox.forget(pipe)  # or it would be resumed in the place of one that can deliver
+
+    def pipe_relieved(self, pipe: EnginePipe) -> None:
+        self._congested.remove(pipe)
+        pipe.resume()
+
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         if len(message.header) > self._max_header:
             self.dropped["ttl"] += 1
             return True
+        if self._congested and pipe in self._congested:
+            return False
         return self.inbox.offer(pipe, message)
+
+    def pipe_of(self, request: Message) -> EnginePipe | None:
+        """Return the pipe that *request* came by; None: it is gone."""
+        return self._pipes.get(request.pipe)
 
     def reply(self, request: Message, body: bytes) -> bool:
         """Send *body* the way that *request* came.  False: its pipe has no room now."""
-        pipe = self._pipes.get(request.pipe)
+        pipe = self.pipe_of(request)
         if pipe is None or pipe.broken:
             self.dropped["requester gone"] += 1
             return True

@@ -13,7 +13,9 @@ is the header, as in nng; in nanomsg and mangos its first word, which is the sam
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
 from collections.abc import Callable
+from itertools import takewhile
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -60,6 +62,9 @@ class ReqContext:
         """Start a request.  It replaces the one under way, whose waiter gets RequestReplaced."""
         return self._engine.start(self, message.body)
 
+    def pipe_for(self, message: Message) -> EnginePipe | None:
+        return None
+
     def receive(self) -> Message | None:
         """Return the reply, once."""
         if self.error is not None:
@@ -95,6 +100,7 @@ class ReqEngine(Engine):
         self._ids = Ids(random)
         self._balancer = Balancer()
         self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the longest unsent or unanswered first
+        self._unsent: OrderedDict[ReqContext, None] = OrderedDict()  # those of them whose pipe died, in the order of their requests
 
     def open_context(self) -> ReqContext:
         return ReqContext(self)
@@ -107,8 +113,7 @@ class ReqEngine(Engine):
             return False
         if context.mailbox.fail is not None and context.request is not None:
             context.mailbox.fail(lambda: RequestReplaced("a newer request on this context replaced the one you were waiting for"))
-        if context.request is not None:
-            self._under_way.pop(context.request.header, None)
+        self._forget(context)
         context.request = message
         context.reply = context.error = None
         context.earlier = ()
@@ -117,9 +122,7 @@ class ReqEngine(Engine):
 
     def abandon(self, context: ReqContext) -> None:
         """Forget the request of *context*: its reply will be stale."""
-        if context.request is not None:
-            self._under_way.pop(context.request.header, None)
-        context.state = _IDLE
+        self._forget(context)
         context.request = context.reply = context.pipe = context.error = None
         context.earlier = ()
 
@@ -139,6 +142,7 @@ class ReqEngine(Engine):
                 continue
             context.pipe = None
             context.state = _UNSENT
+            self._unsent[context] = None
             if self._resend_after is None:
                 self._lose(context)
         self._send_unsent()
@@ -148,7 +152,7 @@ class ReqEngine(Engine):
         if context is None or (context.pipe is not pipe and pipe not in context.earlier):
             self.dropped["stale reply"] += 1
             return True
-        del self._under_way[message.header]
+        self._forget(context)
         context.state = _ANSWERED
         context.reply = message
         context.request = context.pipe = None
@@ -165,7 +169,7 @@ class ReqEngine(Engine):
     def deadline_reached(self, now: float) -> None:
         if self._resend_after is None:
             return
-        due = [context for context in self._under_way.values() if context.deadline <= now]
+        due = list(takewhile(lambda context: context.deadline <= now, self._under_way.values()))
         for context in due:
             assert context.request is not None
             pipe = self._balancer.offer(context.request)
@@ -177,7 +181,17 @@ class ReqEngine(Engine):
                     context.earlier = (*context.earlier, context.pipe)
                 self._sent(context, pipe)
 
+    def _forget(self, context: ReqContext) -> None:
+        """Expect nothing any more of the request of *context*, if it has one."""
+        if context.request is not None:
+            self._under_way.pop(context.request.header, None)
+        if context.state is _UNSENT:
+            del self._unsent[context]
+        context.state = _IDLE
+
     def _sent(self, context: ReqContext, pipe: EnginePipe) -> None:
+        if context.state is _UNSENT:
+            del self._unsent[context]
         context.state = _SENT
         context.pipe = pipe
         self._stamp(context)
@@ -193,7 +207,8 @@ class ReqEngine(Engine):
             context.deadline = self._clock() + self._resend_after
 
     def _send_unsent(self) -> None:
-        for context in [c for c in self._under_way.values() if c.state is _UNSENT]:
+        while self._unsent:
+            context = next(iter(self._unsent))
             assert context.request is not None
             pipe = self._balancer.offer(context.request)
             if pipe is None:

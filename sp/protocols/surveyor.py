@@ -54,6 +54,9 @@ class SurveyorContext:
         self._engine.start(self, message, self._seconds)
         return True
 
+    def pipe_for(self, message: Message) -> EnginePipe | None:
+        return None
+
     def receive(self) -> Message | None:
         """Return the next answer.  Raises what *over* of the engine makes once the time is up and no answer is left."""
         answer = self.inbox.take()

@@ -136,6 +136,45 @@ def test_a_request_that_was_not_answered_is_given_up_by_the_next_receive(engine:
         context.send(Message(b"another"))
 
 
+def test_a_requester_with_too_many_replies_waiting_is_held_and_stands_in_nobodys_way(engine: RepEngine, pipe: FakePipe) -> None:
+    other = FakePipe()
+    engine.pipe_attached(other)
+    for _ in range(4):
+        assert engine.message_received(other, request(other))
+    assert not engine.message_received(pipe, request(pipe)), "the inbox is full"
+    assert not engine.message_received(other, request(other))
+    engine.pipe_congested(pipe)
+    for _ in range(4):
+        engine.open_context().receive()
+    assert (pipe.resumed, other.resumed) == (0, 1), "it does not take the place of one that can deliver"
+    assert not engine.message_received(pipe, request(pipe))
+    assert engine.message_received(other, request(other))
+    engine.pipe_relieved(pipe)
+    assert pipe.resumed == 1
+    assert engine.message_received(pipe, request(pipe))
+
+
+def test_a_reply_that_waited_belongs_to_its_request(engine: RepEngine, pipe: FakePipe) -> None:
+    other = FakePipe()
+    engine.pipe_attached(other)
+    for asking in (pipe, other, other):
+        engine.message_received(asking, request(asking))
+    context, answer = engine.open_context(), Message(b"answer")
+    context.receive()
+    assert context.pipe_for(answer) is pipe
+    for _ in range(2):  # the same header, by another pipe
+        context.receive()
+        with pytest.raises(StateError, match="given up while its reply waited"):
+            context.send(answer)
+    assert context.send(Message(b"another answer"))
+    assert (pipe.bodies, other.bodies) == ([], [b"another answer"])
+
+
+def test_a_reply_without_a_request_has_nowhere_to_wait(engine: RepEngine) -> None:
+    with pytest.raises(StateError, match="receive one first"):
+        engine.open_context().pipe_for(Message(b"answer"))
+
+
 def test_a_receive_that_finds_nothing_gives_nothing_up(engine: RepEngine, pipe: FakePipe) -> None:
     engine.message_received(pipe, request(pipe))
     context = engine.open_context()

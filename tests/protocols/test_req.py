@@ -544,6 +544,27 @@ def test_a_request_that_waits_for_room_is_replaced_by_one_that_finds_it(engine: 
     assert body_of(context) == b"re: new"
 
 
+def test_requests_without_a_pipe_go_in_order_and_only_while_there_is_room(engine: ReqEngine) -> None:
+    first, second = attach(engine, 2)
+    second.room = 0
+    contexts = [engine.open_context() for _ in range(6)]
+    for number, context in enumerate(contexts):
+        assert context.send(Message(b"%d" % number))
+    engine.pipe_detached(first)
+    contexts[1].close()
+    second.room = 2
+    engine.pipe_has_room(second)
+    assert second.bodies == [b"0", b"2"]
+    second.room = 1
+    assert not contexts[5].send(Message(b"new")), "the full pipe has not told of room"
+    engine.pipe_has_room(second)
+    assert second.bodies == [b"0", b"2", b"3"]
+    second.room = None
+    contexts[5].close()
+    engine.pipe_has_room(second)
+    assert second.bodies == [b"0", b"2", b"3", b"4"]
+
+
 def test_a_full_pipe_is_sent_nothing_before_it_tells_of_room(engine: ReqEngine) -> None:
     full, other = attach(engine, 2)
     full.room = 0

@@ -11,7 +11,7 @@ import pytest
 from sp.options import SocketKeywords, SocketOptions, check_policy, check_seconds, check_ttl
 from sp.socket_base import options_from
 
-COUNTS = ["inbox_limit", "inbox_bytes", "outbox_limit", "outbox_bytes", "max_greetings"]
+COUNTS = ["inbox_limit", "inbox_bytes", "outbox_limit", "outbox_bytes", "reply_limit", "reply_bytes", "max_greetings"]
 SECONDS = ["greeting_timeout", "redial_min", "redial_max", "keepalive"]
 
 
