@@ -28,6 +28,7 @@ from interop.partners import (
     each_stranger,
     each_transport,
     exchange,
+    exchange_again,
     listen_partner,
     next_event,
     partner,
@@ -68,7 +69,7 @@ async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
             assert await theirs.arecv() == b"question", "the request is sent again to the next pipe"
             await theirs.asend(b"answer")
             assert await ours.receive() == b"answer"
-        await exchange(ours, theirs, pair.turns, b"next")
+        await exchange_again(ours, theirs, pair, b"next")
 
 
 @each_transport
@@ -135,7 +136,7 @@ async def test_a_partner_finds_us_again_when_we_were_closed_and_came_back(pair: 
         async with pair.open(listen=url) as second:
             await second.wait_for_peers()
             await arrivals.wait(2)
-            await exchange(second, theirs, pair.turns, b"second")
+            await exchange_again(second, theirs, pair, b"second")
     assert not first.statistics().dropped
     assert not second.statistics().dropped
 

@@ -14,6 +14,13 @@ import trio
 
 import sp
 
+# A child inherits what its parent ignores: behind nohup, or an & of a shell script, that is Ctrl-C.
+_HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
+def _command(source: str, *arguments: str, flags: tuple[str, ...] = ("-W", "error")) -> list[str]:
+    return [sys.executable, *flags, "-c", _HEEDS_CTRL_C + source, *arguments]
+
 
 def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(sp.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -22,7 +29,7 @@ def _environment() -> dict[str, str]:
 async def run_script(source: str, *arguments: str, flags: tuple[str, ...] = ("-W", "error")) -> subprocess.CompletedProcess[bytes]:
     """Run *source* to its end; the caller sets the time limit."""
     return await trio.run_process(
-        [sys.executable, *flags, "-c", source, *arguments], capture_stdout=True, capture_stderr=True, check=False, env=_environment()
+        _command(source, *arguments, flags=flags), capture_stdout=True, capture_stderr=True, check=False, env=_environment()
     )
 
 
@@ -55,7 +62,7 @@ async def start_script(source: str, *arguments: str) -> AsyncIterator[Script]:
         process: trio.Process = await nursery.start(
             partial(
                 trio.run_process,
-                [sys.executable, "-W", "error", "-c", source, *arguments],
+                _command(source, *arguments),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 check=False,

@@ -88,6 +88,20 @@ async def test_ctrl_c_ends_any_wait_within_a_second() -> None:
     assert max(took.values()) < 1, took
 
 
+@posix_only
+async def test_a_script_heeds_ctrl_c_though_the_tests_were_started_in_the_background() -> None:
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell does for a command with an & behind it
+    try:
+        async with start_script(_INTERRUPTED.format(socket="sp.Bus0()", wait="await trio.sleep_forever()")) as script:
+            signal.signal(signal.SIGINT, handler)
+            with trio.fail_after(20):
+                await script.hear("ready")
+                script.process.send_signal(signal.SIGINT)
+                await script.hear("interrupted")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 # Forgotten sockets.
 
 _FORGOTTEN = """
