@@ -232,6 +232,44 @@ async def test_a_refusal_comes_through_with_its_status_its_headers_and_its_body(
         await req.dial(f"wss://127.0.0.1:{running.port}/?friend")
 
 
+@pytest.mark.parametrize("status", [401, 429, 503])
+@each_wss
+async def test_a_refusal_of_the_proxys_own_is_told_with_its_words(file: str, status: int, directory: Path, tls: sp.TLSClientConfig) -> None:
+    changes = {
+        "nginx": {
+            "proxy_pass         http://service;": f'default_type text/plain; add_header Retry-After 7 always; return {status} "not now";',
+            "upstream service {": "upstream unused {",
+        },
+        "haproxy": {
+            "default_backend service": f'http-request return status {status} content-type text/plain string "not now" hdr Retry-After 7'
+        },
+    }[name_of(file)]
+    async with sp.Rep0(listen=ANY) as rep, in_front(file, directory, rep, **changes) as running, sp.Req0(tls=tls, http=DIRECT) as req:
+        with pytest.raises(sp.DialError) as caught:
+            await req.dial(f"wss://127.0.0.1:{running.port}")
+        cause = caught.value.__cause__
+        assert isinstance(cause, sp.UpgradeRefused)
+        assert (cause.response.status, cause.response.body, cause.response.headers["Retry-After"]) == (status, b"not now", "7")
+        assert cause.permanent is (status == 401)
+
+
+@each_file("haproxy-wss.cfg")
+async def test_an_early_hint_before_the_agreement_is_passed_over(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
+    hint = {"default_backend service": 'http-request early-hint Link "</style.css>; rel=preload"\n    default_backend service'}
+    async with (
+        sp.Rep0(listen=ANY, http=BEHIND) as rep,
+        in_front(file, directory, rep, **hint) as running,
+        sp.Req0(tls=tls, http=DIRECT) as req,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(echo, rep)
+        await req.dial(f"wss://127.0.0.1:{running.port}")
+        assert await req.request(b"question") == b"question"
+        assert req.pipes[0].http is not None
+        assert "Link" not in req.pipes[0].http.response_headers
+        nursery.cancel_scope.cancel()
+
+
 @each_wss
 async def test_a_page_of_another_origin_is_refused(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     http = sp.HTTPServerConfig(trusted_proxies="127.0.0.1", origins="https://app.example")

@@ -575,7 +575,7 @@ async def test_its_refusal_is_told_with_status_and_words(status: int) -> None:
         assert (error.response.status, error.response.body) == (status, b"not today\n")
         assert f"the server has answered {status}" in str(error)
         assert ("ws://elsewhere.example/" if status == 302 else "not today") in str(error)
-        assert error.permanent is (status in (401, 403, 404))
+        assert error.permanent is (status in (401, 403))
 
 
 async def test_our_dialer_comes_back_until_it_is_let_in() -> None:

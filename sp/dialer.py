@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.errors import Error, PeerClosed, PeerError
+from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
 from sp.events import Event, EventKind
+from sp.http import retry_after
 from sp.pipe import TAKEN_HINT, Pipe
 from sp.statistics import DialerStatistics
 from sp.transports import transport_for
@@ -35,12 +37,12 @@ class BackOff:
         self._random = random
         self._ceiling = shortest
 
-    def next(self, *, permanent: bool = False) -> float:
-        """Return the next wait in seconds; the longest one when trying again soon is pointless."""
+    def next(self, *, permanent: bool = False, asked: float = 0.0) -> float:
+        """Return the next wait in seconds; the longest one when trying again soon is pointless.  *asked*: what the peer would like."""
         if permanent:
             return self._longest
         self._ceiling = min(self._ceiling * 2, self._longest)
-        return self._random.uniform(self._shortest, self._ceiling)
+        return max(self._random.uniform(self._shortest, self._ceiling), min(asked, self._longest))
 
     def reset(self) -> None:
         """Begin with short waits again."""
@@ -139,7 +141,8 @@ class Dialer:
             assert reason is not None
             if self._stopped or self._give_up or not self._wants_redial(reason):
                 return
-            wait = self._back_off.next(permanent=isinstance(reason, Error) and reason.permanent)
+            asked = reason.retry_after if isinstance(reason, UpgradeRefused) else 0.0
+            wait = self._back_off.next(permanent=isinstance(reason, Error) and reason.permanent, asked=asked)
             log.debug("%s next attempt in %.2f s", self.url, wait)
             await trio.sleep(wait)
 
@@ -161,6 +164,8 @@ class Dialer:
         except BaseException as error:
             if tls is not None and isinstance(error, Error) and not _is_known(connection):
                 error.permanent = False  # anybody on the way can bring it about, and the next attempt would come late
+            elif isinstance(error, UpgradeRefused):
+                error.retry_after = retry_after(error.response, time.time())
             if connection is not None:
                 connection.close(error if isinstance(error, Exception) else None)
             raise

@@ -73,6 +73,10 @@ class GreetingError(PeerError):
     """The peer does not speak SP, not our version of it, or did not greet in time."""
 
 
+_SAME_AGAIN = frozenset((400, 401, 403, 405, 407, 410, 426, 501, 505))
+"""Statuses of HTTP that find fault with the request itself.  Not 404, 502, 503, 504: proxies say so while they are set up anew."""
+
+
 class UpgradeRefused(GreetingError):
     """An HTTP server, or a proxy on the way to it, answered with something else than a WebSocket."""
 
@@ -80,7 +84,9 @@ class UpgradeRefused(GreetingError):
         super().__init__(reason)
         self.response = response
         """The answer: ``status``, ``headers`` and the beginning of ``body``."""
-        self.permanent = response.status in (401, 403, 404, 407)
+        self.permanent = response.status in _SAME_AGAIN
+        self.retry_after = 0.0
+        """Seconds for which a server that is busy (429, 503) wants to be left alone, as the dialer has found; 0: it has not said."""
 
 
 class PeerSilent(PeerError):

@@ -25,7 +25,7 @@ _OURS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-e
 """Headers that belong to the handshake, as do those that begin with ``sec-websocket-``."""
 _FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding"})
 """What says where an answer ends, which is ours to say, also for an answer that was somebody else's."""
-_WITHOUT_CONTENT: Final = (204, 304)
+WITHOUT_CONTENT: Final = (204, 304)
 """They end with their head (RFC 9112, 6.3)."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _UNIX: Final = "unix"
@@ -136,7 +136,7 @@ class HTTPResponse:
     def encode(self, *, with_body: bool = True) -> bytes:
         """Return the bytes for the network; without the body, the answer to HEAD."""
         items = [item for item in self.headers.raw if item[0].lower() not in _FRAMING]
-        if self.status in _WITHOUT_CONTENT:
+        if self.status in WITHOUT_CONTENT:
             with_body = False
         else:
             if "content-type" not in self.headers:
@@ -145,6 +145,36 @@ class HTTPResponse:
         items.append(("Connection", "close"))
         lines = [f"HTTP/1.1 {self.status} {self.reason}", *(f"{name}: {value}" for name, value in items), "", ""]
         return "\r\n".join(lines).encode("latin-1") + (self.body if with_body else b"")
+
+
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_SAYS_WHEN: Final = (429, 503)
+
+
+def retry_after(answer: HTTPResponse, now: float) -> float:
+    """Return the seconds that a server which is busy wants to be left alone (RFC 9110, 10.2.3); 0: it does not say.
+
+    A point of time counts from the answer's own ``Date``, so that clocks may differ, or else from *now*, a POSIX time.
+    """
+    wanted = answer.headers.get("Retry-After", "") if answer.status in _SAYS_WHEN else ""
+    if _NUMBER.fullmatch(wanted):
+        return float(wanted)
+    until = _http_date(wanted)
+    if until is None:
+        return 0.0
+    said = _http_date(answer.headers.get("Date", ""))
+    return max(0.0, until - (now if said is None else said))
+
+
+def _http_date(text: str) -> float | None:
+    from calendar import timegm  # noqa: PLC0415  # few programs ever need them
+    from email.utils import parsedate  # noqa: PLC0415
+
+    try:
+        parts = parsedate(text)  # all three forms of RFC 9110, 5.6.7; each of them is in GMT
+        return None if parts is None else timegm(parts)
+    except (ValueError, IndexError, OverflowError):
+        return None
 
 
 def refusal(status: int, reason: str, headers: Mapping[str, str] | None = None) -> HTTPResponse:

@@ -34,6 +34,7 @@ CODECS = {
     "openssl",
     "transports.tls_session",
     "transports.websocket",
+    "transports.ws_answer",
     "transports.ws_handshake",
 }
 OPENSSL = {Path("certificate_names.py"), Path("openssl.py"), Path("pem.py"), Path("tls_context.py"), Path("transports/tls_session.py")}

@@ -171,6 +171,10 @@ class WebSocket:
                     stop, self._missing = end, stop - end
                 if data[offset] & 0x08 == 0:
                     self._gathered += size
+                elif data[offset] & 0x0F == Opcode.CLOSE:
+                    self._protocol.current_size = (
+                        None  # a Close may come between fragments (RFC 6455, 5.4); the package calls that a mistake
+                    )
             room -= _COST
             self._feed(data[offset:stop], messages)
             offset = stop
@@ -215,8 +219,8 @@ class WebSocket:
             data, frame.data = frame.data, b""  # the parser holds on to its last frame
             if opcode is Opcode.CLOSE:
                 close = protocol.close_rcvd
-                self.ended = "the peer closed the connection"
-                if close is not None and close.code not in _PLAIN_CODES:
+                self.ended = "the peer closed the connection" + (" in the middle of a message" if self._parts else "")
+                if close is not None and (close.reason or close.code not in _PLAIN_CODES):
                     self.ended += f": {printable(str(close))}"
                 self.forget()
             elif opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):

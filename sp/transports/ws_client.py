@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import math
 import urllib.request
-from typing import cast
+from typing import Final, cast
 
 import trio
-from websockets.http11 import Response
 from websockets.protocol import Side
-from websockets.streams import StreamReader
 
 from sp.address import Address, bracketed, plain_zone, without_zone
-from sp.errors import AddressError, GreetingError, PeerClosed, printable
+from sp.errors import AddressError, GreetingError, PeerError
 from sp.http import HTTPClientConfig, HTTPInfo, HTTPProxy, HTTPResponse
 from sp.tls import TLSClientConfig
 from sp.transports import Connection, Terms, ipc, tcp
 from sp.transports.stream import READ_SIZE, Link, SocketLink
 from sp.transports.tls import TLSLink
 from sp.transports.websocket import WebSocket
+from sp.transports.ws_answer import Answer
 from sp.transports.ws_connection import WSConnection
-from sp.transports.ws_handshake import ClientHandshake, client_protocol, pings_for_server, refused_by
+from sp.transports.ws_handshake import ClientHandshake, client_protocol, pings_for_server
+
+_BODY_TIME: Final = 1.0
+"""Seconds that the body of a refusal may take after its head; it may never end."""
 
 
 async def connect(address: Address, terms: Terms) -> Connection:
@@ -70,15 +73,7 @@ class ClientConnection(WSConnection):
             await self._send_all(handshake.request)
         else:
             await link.open(handshake.request)  # it leaves with the end of the TLS handshake
-        agreed = False
-        while not agreed:
-            self._check_open()
-            await link.wait_readable()
-            try:
-                data = link.recv(READ_SIZE)
-            except BlockingIOError:
-                continue
-            agreed = handshake.receive_data(data)
+        await _read_answer(link, handshake)
         assert handshake.response is not None
         path, _, query = address.target.partition("?")
         self.http = HTTPInfo(
@@ -99,6 +94,28 @@ class ClientConnection(WSConnection):
 
     async def refuse(self, response: HTTPResponse) -> None:
         pass  # it was the server that was asked
+
+
+async def _read_answer(link: Link, answer: ClientHandshake | Answer) -> None:
+    """Read until *answer* is an agreement.  Raises PeerError or OSError, but UpgradeRefused once the head of a refusal is there."""
+    agreed = False
+    with trio.CancelScope() as scope:
+        while not agreed:
+            try:
+                await link.wait_readable()
+                data = link.recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            except (OSError, PeerError):
+                if not answer.is_refusal:
+                    raise
+                break
+            agreed = answer.receive_data(data)
+            if answer.is_refusal and scope.deadline == math.inf:
+                now = trio.current_time()
+                scope.deadline = now + min(_BODY_TIME, (trio.current_effective_deadline() - now) / 2)
+    if not agreed:
+        answer.receive_data(b"")  # that is all that is known of the body
 
 
 # Dialing through a proxy.
@@ -142,41 +159,12 @@ async def _connect_through(proxy: HTTPProxy, address: Address, terms: Terms) -> 
         raise OSError(error.errno, f"the proxy {proxy.address} cannot be reached: {error.strerror or error}") from error
     try:
         await link.open("\r\n".join([*lines, "", ""]).encode())
-        response = await _read_answer(link, proxy)
-        if not 200 <= response.status_code < 300:
-            raise refused_by(f"the proxy {proxy.address}", response)
+        answer = Answer(f"the proxy {proxy.address}", range(200, 300))
+        await _read_answer(link, answer)
+        if answer.rest:  # nothing may follow, since it is we who speak first
+            raise GreetingError(f"the proxy {proxy.address} has sent more than its answer")
     except BaseException:
         link.close()
         raise
     link.proxy_address, link.remote_address = link.remote_address, authority
     return link
-
-
-async def _read_answer(link: SocketLink, proxy: HTTPProxy) -> Response:
-    """Read the head of an answer; nothing may follow it, since it is we who speak first."""
-    reader = StreamReader()
-    parser = Response.parse(reader.read_line, reader.read_exact, reader.read_to_eof, proxy=True)
-    try:
-        next(parser)
-        while True:
-            await link.wait_readable()
-            try:
-                data = link.recv(READ_SIZE)
-            except BlockingIOError:
-                continue
-            if data:
-                reader.feed_data(data)
-            else:
-                reader.feed_eof()
-            next(parser)
-    except StopIteration as done:
-        response = cast("Response", done.value)
-        if reader.buffer and response.status_code < 300:
-            raise GreetingError(f"the proxy {proxy.address} has sent more than its answer") from None
-        return response
-    except EOFError as error:
-        raise PeerClosed(f"the proxy {proxy.address} closed the connection without an answer") from error
-    except (OSError, trio.ClosedResourceError):
-        raise
-    except Exception as error:
-        raise GreetingError(f"the proxy {proxy.address} has not answered in HTTP: {printable(str(error)[:300])}") from error

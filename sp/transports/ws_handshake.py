@@ -13,28 +13,23 @@ from typing import Final
 from websockets.client import ClientProtocol
 from websockets.exceptions import (
     HeaderLineTooLong,
-    InvalidStatus,
+    InvalidHandshake,
     NegotiationError,
     RequestLineTooLong,
     TooManyHeaders,
 )
-from websockets.http11 import Request, Response
+from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from sp.errors import GreetingError, PeerClosed, PeerError, UpgradeRefused, WrongProtocol, printable
+from sp.errors import GreetingError, PeerError, UpgradeRefused, WrongProtocol, printable
 from sp.framing import encode_greeting, stranger
 from sp.http import HTTPHeaders, HTTPResponse, refusal
 from sp.protocol_numbers import BUS, COUNTERPARTS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR, protocol_name
 from sp.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
 from sp.transports.websocket import quiet
+from sp.transports.ws_answer import MAX_HEAD, SHOWN, SWITCHING, TOLD, Answer
 
-MAX_HEAD: Final = 64 * 1024
-"""The most that a request line and its headers may be."""
-_SHOWN: Final = 80
-_TOLD: Final = 300
-"""The most of the parser's words, which quote the peer's."""
-_KEPT_BODY: Final = 4096
 _TARGET: Final = re.compile(r"[\x21-\x7e]*")
 _HOST: Final = re.compile(r"[A-Za-z0-9._~\-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _END: Final = b"\r\n\r\n"
@@ -84,8 +79,8 @@ class _Head:
 
     def split(self, received: bytes) -> tuple[bytes, bytes]:
         """Return what of *received* belongs to the head, and what follows it."""
-        if len(self.begun) < _SHOWN:
-            self.begun += received[: _SHOWN - len(self.begun)]
+        if len(self.begun) < SHOWN:
+            self.begun += received[: SHOWN - len(self.begun)]
         before = len(self._last)
         end = (self._last + received).find(_END)
         if end >= 0:
@@ -164,16 +159,16 @@ class ServerHandshake:
         if (len(hosts) != 1 and self.request.protocol == "HTTP/1.1") or not all(map(_HOST.fullmatch, hosts)):
             error: PeerError = GreetingError("the request has not exactly one Host header, a name or address")
             return refusal(400, "expected one Host header"), error
-        response = protocol.accept(self.request)
-        if response.status_code == 101:
+        response = protocol.accept(_without_alternatives(self.request))
+        if response.status_code == SWITCHING:
             self.response = response
             return None, None
         if self._wrong:
             asked = _NUMBERS.get(self._wrong.lower())
-            peer = f"one that asks for {self._wrong[:_SHOWN]!r}" if asked is None else protocol_name(COUNTERPARTS[asked])
+            peer = f"one that asks for {self._wrong[:SHOWN]!r}" if asked is None else protocol_name(COUNTERPARTS[asked])
             error = _wrong_protocol(peer, COUNTERPARTS[number])
             return HTTPResponse(400, f"expected sub-protocol {expected}\n", {_EXPECTED: expected}), error
-        reason = f"no WebSocket request: {printable(str(protocol.handshake_exc)[:_TOLD])}"
+        reason = f"no WebSocket request: {printable(str(protocol.handshake_exc)[:TOLD])}"
         headers = [(name, value) for name, value in response.headers.raw_items() if name in ("Allow", "Upgrade")]
         if self.request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
             headers.append(("Sec-WebSocket-Version", "13"))  # so that the client can come again (RFC 6455, 4.2.2)
@@ -209,7 +204,7 @@ class ServerHandshake:
         hint = stranger(self._head.begun, "ws", over_tls=self._over_tls)
         return refusal(
             400, f"no HTTP request: {reason}{hint}"
-        ), f"the peer does not speak HTTP: it began with {line[:_SHOWN]!r} ({reason}{hint})"
+        ), f"the peer does not speak HTTP: it began with {line[:SHOWN]!r} ({reason}{hint})"
 
 
 class ClientHandshake:
@@ -226,7 +221,6 @@ class ClientHandshake:
         over_tls: bool = False,
     ) -> None:
         """*protocol* is fresh, *number* that of who listens; *over_tls* is for words."""
-        self._over_tls = over_tls
         self.protocol = protocol
         self._number = number
         request = protocol.connect()
@@ -246,58 +240,59 @@ class ClientHandshake:
         self.response: HTTPHeaders | None = None
         self.rest = b""
         """What came behind the answer."""
-        self._head = _Head()
+        self._answer = Answer("the server", range(SWITCHING, SWITCHING + 1), scheme="ws", over_tls=over_tls)
 
     @property
     def first_line(self) -> bytes:
         """What the server has begun its answer with."""
-        return self._head.first_line
+        return self._answer.first_line
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server has said no, so that only words are missing."""
+        return self._answer.is_refusal
 
     def receive_data(self, data: bytes) -> bool:
         """Take what came, nothing at the end of the stream.  True: the server has agreed.  Raises PeerError."""
-        protocol = self.protocol
-        if not data:
-            protocol.receive_eof()
-        elif self._head.complete:
-            protocol.receive_data(data)  # of the body of a refusal
-        else:
-            head, self.rest = self._head.split(data)
-            protocol.receive_data(head)
-            if self.rest and not protocol.events and protocol.handshake_exc is None:
-                protocol.receive_data(self.rest)
-        events = protocol.events_received()
-        error = protocol.handshake_exc
-        if error is not None:
-            raise self._explain(error, at_end=not data) from error
-        if not events:
-            return False
-        (response,) = events
-        assert isinstance(response, Response)
+        try:
+            if not self._answer.receive_data(data):
+                return False
+        except UpgradeRefused as refused:
+            listening = _NUMBERS.get(refused.response.headers.get(_EXPECTED, "").lower())
+            if listening is None:
+                raise
+            raise _wrong_protocol(protocol_name(listening), self._number) from refused
+        response = self._answer.response
+        assert response is not None
+        try:
+            self.protocol.process_response(response)
+        except NegotiationError as error:
+            reason = printable(str(error)[:TOLD])
+            raise WrongProtocol(f"the server does not agree to speak {SUBPROTOCOLS[self._number]}: {reason}") from error
+        except InvalidHandshake as error:
+            reason = printable(str(error)[:TOLD])
+            raise GreetingError(f"the server's answer is no WebSocket's: {reason} ({self.first_line!r})") from error
         if self.protocol.subprotocol is None:
             raise WrongProtocol(f"the server has not agreed to speak {SUBPROTOCOLS[self._number]}: it named no sub-protocol")
+        self.rest = self._answer.rest
         self.response = HTTPHeaders(response.headers.raw_items())
         return True
 
-    def _explain(self, error: Exception, *, at_end: bool) -> PeerError:
-        if isinstance(error, InvalidStatus):
-            refused = refused_by("the server", error.response)
-            listening = _NUMBERS.get(refused.response.headers.get(_EXPECTED, "").lower())
-            return refused if listening is None else _wrong_protocol(protocol_name(listening), self._number)
-        if isinstance(error, NegotiationError):
-            return WrongProtocol(f"the server does not agree to speak {SUBPROTOCOLS[self._number]}: {printable(str(error)[:_TOLD])}")
-        cause = error.__cause__
-        hint = "" if self._head.begun.startswith(b"HTTP") else stranger(self._head.begun, "ws", over_tls=self._over_tls)
-        if hint:
-            return GreetingError(f"the server does not speak HTTP: it began with {self.first_line!r}{hint}")
-        if at_end and isinstance(cause, EOFError):
-            begun = "before its answer was complete" if self._head.begun else "without an answer"
-            return PeerClosed(f"the server closed the connection {begun}")
-        return GreetingError(f"the server's answer is no WebSocket's: {printable(str(cause or error)[:_TOLD])} ({self.first_line!r})")
+
+def _without_alternatives(request: Request) -> Request:
+    """Return *request* without the protocols that its client would take as well: the package wants "websocket" alone (RFC 9110, 7.8)."""
+    offered = ",".join(request.headers.get_all("Upgrade")).split(",")
+    if len(offered) == 1 or all(name.strip().lower() != "websocket" for name in offered):
+        return request
+    headers = request.headers.copy()
+    del headers["Upgrade"]
+    headers["Upgrade"] = "websocket"
+    return Request(request.path, headers, request.method, request.protocol)
 
 
 def _without_quotation(error: BaseException) -> str:
     """Return the parser's words without the header that it quotes: that may be a credential."""
-    words = str(error)[:_TOLD]
+    words = str(error)[:TOLD]
     return words.partition(":")[0] if words.startswith("invalid HTTP header") else words
 
 
@@ -311,20 +306,6 @@ def client_protocol(number: int) -> ClientProtocol:
 
     uri = WebSocketURI(secure=False, host="localhost", port=80, path="/", query="")  # the request's own is ours
     return ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOLS[number])], logger=quiet)
-
-
-def refused_by(who: str, response: Response) -> UpgradeRefused:
-    """Return the error for an answer that is no agreement."""
-    body = bytes(response.body)[:_KEPT_BODY]
-    answer = HTTPResponse.received(response.status_code, body, response.headers.raw_items())
-    reason = f"{who} has answered {response.status_code} {printable(response.reason_phrase[:_SHOWN])}".rstrip()
-    location = answer.headers.get("Location")
-    if 300 <= answer.status < 400 and location is not None:
-        reason += f": it redirects to {location[:200]!r}, which is not followed"
-    elif answer.headers.get("Content-Type", "text/plain").startswith("text/plain"):
-        text = body.decode(errors="replace").strip().partition("\n")[0]
-        reason += f": {text[:200]!r}" if text else ""
-    return UpgradeRefused(reason, answer)
 
 
 class Pings(enum.Enum):

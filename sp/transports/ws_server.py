@@ -10,8 +10,9 @@ import errno
 import inspect
 import logging
 import os
+import re
 from collections import deque
-from typing import cast
+from typing import Final, cast
 
 import attrs
 import trio
@@ -406,11 +407,14 @@ class ServerConnection(WSConnection):
         super().close(error)
 
 
+_ABSOLUTE: Final = re.compile(r"(?:http|ws)s?://[^/?]*", re.IGNORECASE)
+
+
 def _path_and_query(target: str) -> tuple[str, str]:
     """Return path and query of a request's target; libnng 1.11 sends none for ``/``, and a proxy may send a whole URL (RFC 9112, 3.2.2)."""
-    if target[:7].lower() == "http://" or target[:8].lower() == "https://":
-        rest = target.partition("://")[2]
-        target = rest[min((place for place in map(rest.find, "/?") if place >= 0), default=len(rest)) :]
+    absolute = _ABSOLUTE.match(target)
+    if absolute is not None:
+        target = target[absolute.end() :]
     path, _, query = target.partition("?")
     return path or "/", query
 

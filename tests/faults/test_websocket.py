@@ -247,7 +247,7 @@ async def test_a_frame_that_is_wrong_ends_that_connection_with_the_right_code(
 
 
 @both
-@pytest.mark.parametrize("payload", [b"", b"\x03\xe8", b"\x03\xe9going", b"\x0f\xa0ours", b"\x13\x87"])
+@pytest.mark.parametrize("payload", [b"", b"\x03\xe8", b"\x03\xe8done", b"\x03\xe9going", b"\x0f\xa0ours", b"\x13\x87"])
 async def test_a_close_is_answered_with_the_same_and_what_came_before_is_delivered(url: str, payload: bytes) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
@@ -261,6 +261,29 @@ async def test_a_close_is_answered_with_the_same_and_what_came_before_is_deliver
             if payload[2:]:
                 assert payload[2:].decode() in event.reason
             await check_first(rep, b"last words")
+            await check(rep, rep.listeners[0].url)
+
+
+@both
+@pytest.mark.parametrize("payload", [b"", b"\x03\xe8done", b"\x03\xe9going", b"\x03\xf3no memory"])
+async def test_a_close_within_a_message_is_answered_with_the_same_and_told(url: str, payload: bytes) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
+        events = rep.events()
+        with trio.fail_after(10):
+            async with await upgraded(rep.listeners[0].url) as stream:
+                await stream.send_all(frame(ID + b"half a", fin=False) + frame(payload, CLOSE))
+                assert await receive_frame(stream) == (CLOSE, payload)
+                assert await receive_end(stream) == b""
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert type(event.error) is sp.PeerClosed
+            assert event.pipe is not None
+            assert event.pipe.reason == event.reason
+            assert "the peer closed the connection in the middle of a message" in event.reason
+            if payload:
+                assert str(int.from_bytes(payload[:2], "big")) in event.reason
+            assert payload[2:].decode() in event.reason
+            with pytest.raises(trio.WouldBlock):
+                rep.receive_nowait()
             await check(rep, rep.listeners[0].url)
 
 
@@ -759,6 +782,10 @@ async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: 
         ("HTTP://LOCALHOST/", "/", ""),
         ("http://localhost?a=b", "/", "a=b"),
         ("http://localhost?a=/b", "/", "a=/b"),
+        ("ws://localhost", "/", ""),
+        ("ws://localhost/?a=b", "/", "a=b"),
+        ("wss://localhost:443/?a=ws://b/c", "/", "a=ws://b/c"),
+        ("WSS://LOCALHOST?a=/b", "/", "a=/b"),
     ],
 )
 async def test_a_target_may_be_empty_or_absolute(target: str, path: str, query: str) -> None:
@@ -772,7 +799,9 @@ async def test_a_target_may_be_empty_or_absolute(target: str, path: str, query: 
                 assert (pipe.http.path, pipe.http.query) == (path, query)
 
 
-@pytest.mark.parametrize(("listened", "asked"), [("/a", "/a"), ("/a", "/a/"), ("/a", "http://h/a?b"), ("/a/", "/a/"), ("/a/", "/a")])
+@pytest.mark.parametrize(
+    ("listened", "asked"), [("/a", "/a"), ("/a", "/a/"), ("/a", "http://h/a?b"), ("/a", "wss://h/a"), ("/a/", "/a/"), ("/a/", "/a")]
+)
 async def test_a_slash_at_the_end_of_a_path_makes_no_difference(listened: str, asked: str) -> None:
     async with sp.Rep0(listen=f"{WS}{listened}") as rep:
         with trio.fail_after(10):
@@ -790,7 +819,10 @@ async def test_all_spellings_of_a_path_are_the_same(listened: str, asked: str) -
                 await upgrade(stream, line=f"GET {asked} HTTP/1.1")
 
 
-@pytest.mark.parametrize("asked", ["/", "", "/b", "/a/b", "/A", "/a%2F", "//a", "/a//", "a", "*", "http://h/", "http://h", "/a;b"])
+@pytest.mark.parametrize(
+    "asked",
+    ["/", "", "/b", "/a/b", "/A", "/a%2F", "//a", "/a//", "a", "*", "http://h/", "http://h", "ws://a", "ftp://h/a", "/ws://h/a", "/a;b"],
+)
 async def test_another_path_is_another_address(asked: str) -> None:
     async with sp.Rep0(listen=f"{WS}/a") as rep:
         with trio.fail_after(10):

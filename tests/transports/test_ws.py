@@ -28,7 +28,7 @@ from tests.transports.web import (
     upgrade,
     ws_frame,
 )
-from tests.transports.wire import expect, receive_end, until
+from tests.transports.wire import expect, receive_end, reset, until
 
 PUB, REP, BUS, SUB = "pub.sp.nanomsg.org", "rep.sp.nanomsg.org", "bus.sp.nanomsg.org", "sub.sp.nanomsg.org"
 K = sp.EventKind
@@ -344,7 +344,7 @@ async def answering(answer: bytes | Callable[[trio.SocketStream, bytes], Awaitab
     [
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nnope", sp.UpgradeRefused, True, "401 Unauthorized: 'nope'"),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", sp.UpgradeRefused, True, "403 Forbidden"),
-        (b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\n\r\n<html>", sp.UpgradeRefused, True, "404 Not Found"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\n\r\n<html>", sp.UpgradeRefused, False, "404 Not Found"),
         (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", sp.UpgradeRefused, False, "500 Oops"),
         (b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nlater\r\n0\r\n\r\n", sp.UpgradeRefused, False, "503 Busy: 'later'"),
         (
@@ -387,6 +387,153 @@ async def test_where_tls_is_asked_for_a_proxys_refusal_in_plain_text_is_not_perm
         cause = caught.value.__cause__
         assert isinstance(cause, sp.UpgradeRefused)
         assert cause.permanent is (scheme == "ws")
+
+
+@pytest.mark.parametrize("status", [*range(400, 412), *range(421, 432), 451, *range(500, 512)])
+async def test_a_dialer_waits_long_only_where_the_request_itself_is_wrong(status: int) -> None:
+    answer = f"HTTP/1.1 {status} \r\nContent-Length: 0\r\n\r\n".encode()
+    async with answering(answer) as (place, _), sp.Req0() as req:
+        with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
+            await req.dial(f"ws://{place}/s")
+        cause = caught.value.__cause__
+        assert isinstance(cause, sp.UpgradeRefused)
+        assert cause.permanent is (status in (400, 401, 403, 405, 407, 410, 426, 501, 505))
+
+
+async def _and_stay(stream: trio.SocketStream) -> None:
+    await receive_end(stream)
+
+
+async def _and_trickle(stream: trio.SocketStream) -> None:
+    while True:
+        await stream.send_all(b".")
+        await trio.sleep(0.3)
+
+
+async def _and_reset(stream: trio.SocketStream) -> None:
+    await trio.testing.wait_all_tasks_blocked(0.01)  # the client reads what was said before
+    reset(stream)
+
+
+async def _and_flood(stream: trio.SocketStream) -> None:
+    while True:
+        await stream.send_all(bytes(64 * 1024))
+
+
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["server", "proxy"])
+@pytest.mark.parametrize(
+    ("head", "behave"),
+    [
+        pytest.param(b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n", _and_stay, id="cut off"),
+        pytest.param(b"HTTP/1.0 401 No\r\n", _and_stay, id="open"),
+        pytest.param(b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n", _and_reset, id="reset"),
+        pytest.param(b"HTTP/1.1 401 No\r\nContent-Length: 1000000\r\n", _and_trickle, id="trickling"),
+        pytest.param(b"HTTP/1.1 103 Hints\r\n\r\nHTTP/1.0 401 No\r\n", _and_flood, id="endless"),
+    ],
+)
+async def test_a_refusal_is_told_soon_whatever_its_body_does(
+    head: bytes, behave: Callable[[trio.SocketStream], Awaitable[None]], by_proxy: bool, mock_clock: MockClock
+) -> None:
+    async def refuse(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(head + b"\r\nnope\n")
+        await behave(stream)
+
+    async with answering(refuse) as (place, _), sp.Req0(redial_max=20) as req:
+        http = sp.HTTPClientConfig(proxy=f"http://{place}") if by_proxy else None
+        dialer = await req.dial("ws://far.invalid/" if by_proxy else f"ws://{place}/", wait=False, http=http)
+        for _ in range(12):
+            await jump(mock_clock, 0.1)
+        await until(lambda: dialer.error)
+        error = dialer.error
+        assert isinstance(error, sp.UpgradeRefused)
+        assert error.response.status == 401
+        assert error.response.body.startswith(b"nope\n")
+        assert "has answered 401 No: 'nope'" in str(error)
+        assert (place in str(error)) is by_proxy
+        # And who has to change something gets the time for it.
+        await jump(mock_clock, 18)
+        assert dialer.statistics().attempts == 1
+        await jump(mock_clock, 2)
+        await until(lambda: dialer.statistics().attempts == 2)
+
+
+async def test_a_refusal_is_told_within_a_short_greeting_timeout(mock_clock: MockClock) -> None:
+    async def refuse(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\n")
+        await trio.sleep_forever()
+
+    async with answering(refuse) as (place, heads), sp.Req0(greeting_timeout=0.5) as req:
+        dialer = await req.dial(f"ws://{place}/", wait=False)
+        await until(lambda: heads)
+        await jump(mock_clock, 0.25)
+        await until(lambda: dialer.error)
+        assert isinstance(dialer.error, sp.UpgradeRefused)
+
+
+async def test_a_dial_that_is_given_up_while_a_refusal_comes_leaves_nothing(mock_clock: MockClock) -> None:
+    async def refuse(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\n")
+        await receive_end(stream)
+
+    async with answering(refuse) as (place, heads), sp.Req0() as req:
+        with trio.move_on_after(0.5) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(req.dial, f"ws://{place}/")
+                await until(lambda: heads)
+                await jump(mock_clock, 0.5)
+        assert scope.cancelled_caught
+        await until(lambda: not req.dialers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ("Retry-After: 7", 7),
+        ("Retry-After: 0", 0.2),
+        ("Retry-After: 100000", 20),
+        ("Retry-After: soon", 0.2),
+        ("Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:49:42 GMT", 5),
+        ("Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT", 0.2),
+        ("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT", 20),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_busy_server_says_when_to_come_again(status: int, headers: str, wait: float, mock_clock: MockClock) -> None:
+    answer = f"HTTP/1.1 {status} Busy\r\n{headers}\r\nContent-Length: 0\r\n\r\n".encode()
+    async with answering(answer) as (place, _), sp.Req0(redial_max=20) as req:
+        dialer = await req.dial(f"ws://{place}/", wait=False)
+        await until(lambda: dialer.error)
+        if wait > 1:
+            await jump(mock_clock, wait - 0.01)
+            assert dialer.statistics().attempts == 1
+            await jump(mock_clock, 0.02)
+        else:  # the first wait is drawn from 0.1 to 0.2 s
+            await jump(mock_clock, wait)
+        await until(lambda: dialer.statistics().attempts == 2)
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_where_tls_is_asked_for_a_proxy_does_not_say_in_plain_text_when_to_come_again(scheme: str, mock_clock: MockClock) -> None:
+    answer = b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
+    async with answering(answer) as (place, _), sp.Req0(redial_max=20) as req:
+        url = f"{scheme}://service.example.org/s"
+        dialer = await req.dial(url, wait=False, tls=client_tls(url), http=sp.HTTPClientConfig(proxy=f"http://{place}"))
+        await until(lambda: dialer.error)
+        assert isinstance(dialer.error, sp.UpgradeRefused)
+        assert dialer.error.retry_after == (7 if scheme == "ws" else 0)
+        await jump(mock_clock, 0.3)
+        await until(lambda: dialer.statistics().attempts == (1 if scheme == "ws" else 2))
+
+
+async def test_after_many_failures_a_short_retry_after_does_not_count(mock_clock: MockClock) -> None:
+    answer = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+    async with answering(answer) as (place, _), sp.Req0(redial_min=4, redial_max=4) as req:
+        dialer = await req.dial(f"ws://{place}/", wait=False)
+        await until(lambda: dialer.error)
+        await jump(mock_clock, 3.99)
+        assert dialer.statistics().attempts == 1
+        await jump(mock_clock, 0.02)
+        await until(lambda: dialer.statistics().attempts == 2)
 
 
 async def test_a_server_that_begins_an_answer_and_stops_is_told_with_what_it_said(mock_clock: MockClock) -> None:
@@ -638,6 +785,25 @@ async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -
             await until(lambda: not rep.listeners)
         for stream in (ask, waiting, peer):
             await stream.aclose()
+
+
+async def test_draining_one_of_two_that_share_a_port_costs_its_dialers_an_ordinary_wait(url: str, mock_clock: MockClock) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=client_tls(url)) as req:
+        address = rep.listeners[0].url
+        async with sp.Pub0(listen=f"{address.rpartition('/')[0]}/news", tls=server_tls(url)):
+            dialer = await req.dial(address)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rep.listeners[0].drain)
+                await until(lambda: not rep.listeners)
+            for attempt in (2, 3):  # nobody listens there now, while the port lives on
+                await jump(mock_clock, 0.4)
+                await until(lambda attempt=attempt: dialer.statistics().attempts >= attempt)
+                await until(lambda: isinstance(dialer.error, sp.UpgradeRefused))
+                assert isinstance(dialer.error, sp.UpgradeRefused)
+                assert dialer.error.response.status == 404
+            await rep.listen(address)
+            await jump(mock_clock, 1)
+            await until(lambda: dialer.pipe)
 
 
 async def test_draining_ends_at_its_bound_and_can_be_cancelled(mock_clock: MockClock) -> None:

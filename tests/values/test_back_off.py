@@ -64,3 +64,9 @@ def test_where_trying_again_soon_is_pointless_the_wait_is_the_longest() -> None:
     back_off = BackOff(1, 10, Lowest())
     assert back_off.next(permanent=True) == 10
     assert back_off.next() == 1
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(0, [2, 4, 8, 10]), (3, [3, 4, 8, 10]), (10, [10] * 4), (11, [10] * 4), (1e18, [10] * 4)])
+def test_a_peer_may_ask_for_a_longer_wait_up_to_the_longest(asked: float, expected: list[float]) -> None:
+    back_off = BackOff(1, 10, Highest())
+    assert [back_off.next(asked=asked) for _ in range(4)] == expected

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from sp.forwarding import Client, client_of
-from sp.http import HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPProxy, HTTPResponse, HTTPServerConfig
+from sp.http import HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPProxy, HTTPResponse, HTTPServerConfig, retry_after
 
 Config = Callable[..., HTTPServerConfig | HTTPClientConfig]
 
@@ -494,6 +494,59 @@ def test_an_answer_shows_the_size_of_its_body_and_the_names_of_its_headers() -> 
 def test_an_answer_of_somebody_else_is_taken_as_it_is() -> None:
     response = HTTPResponse.received(101, b"body", [("Content-Length", "4"), ("Connection", "close"), ("X-One", " odd\x01")])
     assert (response.status, response.body, response.headers["x-one"]) == (101, b"body", " odd\x01")
+
+
+# When a dialer may come again.
+
+NINETEEN_NINETY_FOUR = 784111777.0
+"""The time of RFC 9110's examples."""
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("7", 7),
+        ("007", 7),
+        ("9" * 18, float("9" * 18)),
+        ("9" * 19, 0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 60),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 60),
+        ("Sun Nov  6 08:49:37 1994", 60),
+        ("Sun, 06 Nov 1994 08:48:37 GMT", 0),
+        ("Sun, 06 Nov 1994 08:48:36 GMT", 0),
+        ("Sun, 06 Nov 1904 08:49:37 GMT", 0),
+        ("Sun, 06 Nov 99999999999999 08:49:37 GMT", 0),
+        ("", 0),
+        ("-5", 0),
+        ("1.5", 0),
+        ("5, 6", 0),
+        ("\u0665", 0),
+        ("soon", 0),
+        ("Sun, 06 Nov", 0),
+        (", , :", 0),
+    ],
+)
+def test_a_busy_server_may_say_when_to_come_again(status: int, value: str, seconds: float) -> None:
+    answer = HTTPResponse.received(status, b"", [("Retry-After", value)])
+    assert retry_after(answer, NINETEEN_NINETY_FOUR - 60) == seconds
+
+
+def test_a_point_of_time_counts_by_the_clock_of_who_names_it() -> None:
+    until = ("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT")
+    for date, seconds in (
+        ("Sun, 06 Nov 1994 08:49:07 GMT", 30),
+        ("Sun, 06 Nov 1994 08:50:07 GMT", 0),
+        ("yesterday", 60),
+    ):
+        answer = HTTPResponse.received(503, b"", [("Date", date), until])
+        assert retry_after(answer, NINETEEN_NINETY_FOUR - 60) == seconds
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 500, 502])
+def test_only_who_is_busy_says_when_to_come_again(status: int) -> None:
+    assert retry_after(HTTPResponse.received(status, b"", [("Retry-After", "7")]), 0) == 0
 
 
 # Who stands behind a proxy.
