@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -12,12 +14,15 @@ import trio
 
 from interop.conformance.case import Trial, trials
 from interop.conformance.deviations import KNOWN, known
-from interop.conformance.run import NOT_APPLICABLE, PASSED, Outcome, run
-from interop.conformance.subjects import SUBJECTS
+from interop.conformance.run import FAILED, NOT_APPLICABLE, PASSED, Outcome, run, try_out
+from interop.conformance.subjects import SUBJECTS, Subject
 from interop.conformance.table import markdown
+from interop.conformance.wire import ROLES, Wire, frame, greeting
 from interop.partners import PACKAGES, missing
 
 Outcomes = Mapping[Trial, Outcome]
+
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all trials, which takes minutes on a busy machine
 
 ALL = [trial for subject in SUBJECTS.values() for trial in trials(subject)]
 README = Path(__file__).with_name("README.md")
@@ -63,6 +68,51 @@ def test_the_readme_has_the_table(outcomes: Outcomes) -> None:
     seen = {trial: outcomes.get(trial) or Outcome(NOT_APPLICABLE) for trial in ALL}
     written = _verdicts(README.read_text("utf-8"))
     assert [line for line in _verdicts(markdown(list(SUBJECTS), seen)) if line not in written] == []
+
+
+# A program that does nothing but answer, over ipc.
+
+
+@asynccontextmanager
+async def answering(directory: Path, reaction: str) -> AsyncIterator[Subject]:
+    """A REP that does *reaction* to a message whose type is not 1."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        wire = Wire(stream)
+        await wire.send(greeting(ROLES["rep"].number))
+        with suppress(AssertionError):  # the end, or that nothing comes
+            await wire.receive_exactly(8, "a greeting")
+            while True:
+                kind, size = struct.unpack(">BQ", await wire.receive_exactly(9, "a message"))
+                message = await wire.receive_exactly(size, "its body")
+                if kind != 1 and reaction == "closed":
+                    break
+                if kind == 1 or reaction == "taken":
+                    await wire.send(frame(message[:4] + b"answer", kind=1))
+                elif reaction == "spoiled":
+                    await wire.send(frame(b"\x80\0\0\0answer", kind=1))
+        await stream.aclose()
+
+    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    await sock.bind(str(directory / "s"))
+    sock.listen()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve, [trio.SocketListener(sock)])
+        yield Subject(name="small", url=f"ipc://{directory}/s", roles=("rep",), transports=("ipc",), dials=False)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("reaction", ["closed", "taken", "dropped"])
+async def test_any_reaction_to_an_ipc_message_of_another_type_passes(reaction: str, tmp_path: Path) -> None:
+    async with answering(tmp_path, reaction) as subject:
+        (trial,) = (trial for trial in trials(subject) if trial.case.name == "type_of_an_ipc_message")
+        assert await try_out(trial) == Outcome(PASSED, reaction)
+
+
+async def test_a_message_that_arrives_as_another_one_does_not_pass(tmp_path: Path) -> None:
+    async with answering(tmp_path, "spoiled") as subject:
+        (trial,) = (trial for trial in trials(subject) if trial.case.name == "type_of_an_ipc_message")
+        assert (await try_out(trial)).kind == FAILED
 
 
 def _verdicts(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import struct
 from interop.conformance.case import AGREED, BOTH, IPC, RFC6455, TCP, case
 from interop.conformance.subjects import RECEIVING, STREAMS, TRANSPORTS
 from interop.conformance.target import Target
-from interop.conformance.wire import BINARY, frame
+from interop.conformance.wire import BINARY, PipeEnded, frame
 
 
 @case(f"{TCP}, 3", roles=("pull", "bus", "pair0"), shown=True, transports=TRANSPORTS)
@@ -93,10 +93,23 @@ async def websocket_message_too_large(target: Target) -> str:
     return await pipe.receive_close("after a message that is too large")
 
 
-@case(f"{IPC}, 3", roles=RECEIVING, shown=True, transports=("ipc",))
-async def type_of_an_ipc_message(target: Target) -> None:
-    """An ipc message of another type than 1 ends the connection, and is not delivered."""
+@case(f"{IPC}, 3, names no reaction", roles=RECEIVING, shown=True, transports=("ipc",))
+async def type_of_an_ipc_message(target: Target) -> str:
+    """An ipc message of another type than 1 ends the connection, as at nng; or is taken, as at mangos; or is dropped."""
+    fates = set()
     for kind in (0, 2, 255):
         pipe = await target.pipe()
-        await pipe.wire.send(frame(target.message("of no known type"), kind=kind))
-        await pipe.wire.receive_end(f"after an ipc message of type {kind}")
+        odd = frame(target.message("odd"), kind=kind)
+        await pipe.wire.send(odd + pipe.encode(target.message("good")))
+        try:
+            await target.delivered(pipe, "odd", "good")
+            fates.add("taken")
+        except PipeEnded:
+            fates.add("closed")
+        except AssertionError:
+            # If it was dropped, "good" was all that arrived, and "better" comes next.
+            await pipe.wire.send(odd + pipe.encode(target.message("better")))
+            await target.delivered(pipe, "better")
+            fates.add("dropped")
+        await target.leave()
+    return " or ".join(sorted(fates))
