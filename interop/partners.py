@@ -26,6 +26,7 @@ PACKAGES: Final[Mapping[str, str]] = {
     "nngcat": "nng-utils",
     "nanocat": "nanomsg-utils",
     "openssl": "openssl",
+    "sslscan": "sslscan",
     "nginx": "nginx-light",
     "haproxy": "haproxy",
     "chromium": "chromium",

@@ -106,7 +106,9 @@ class _TLSConfig:
     maximum_version: TLSVersion | None = attrs.field(default=None, validator=optional(_one_of(*_VERSIONS)))
     """The newest version spoken.  None: the newest that OpenSSL has."""
     ciphers: str | None = attrs.field(default=None, validator=optional(_text))
-    """Ciphers for TLS 1.2 in OpenSSL's notation.  None: OpenSSL's choice."""
+    """Ciphers for TLS 1.2 in OpenSSL's notation, the best first: a server's order counts.
+
+    None: those with forward secrecy and authenticated encryption (ECDHE or DHE with AES-GCM or ChaCha20)."""
     ciphersuites: str | None = attrs.field(default=None, validator=optional(_text))
     """Cipher suites for TLS 1.3, separated by colons.  None: OpenSSL's choice."""
     group: Group | None = attrs.field(default=None, validator=optional(_one_of(*_GROUPS)))

@@ -808,7 +808,8 @@ def test_nothing_older_than_1_2_is_spoken(authority: Authority, version: Version
     shake_hands(ours, theirs)
     assert not ours.session.established
     (error,) = ours.errors
-    assert "version" in str(error) or "protocol" in str(error)
+    # A server may look at the ciphers first, and those that we offer are younger than its versions.
+    assert any(word in str(error) for word in ("version", "protocol", "alert handshake failure"))
     assert theirs.error is not None
     ours.session.close()
 
