@@ -37,6 +37,11 @@ class Context(Verbs, trio.abc.AsyncResource):
 
     def close(self) -> None:
         """End the conversation; who waits in it gets ClosedResourceError.  A second time does nothing."""
+        if self._core.may_end():
+            self.drop()
+
+    def drop(self) -> None:
+        """Do as ``close``; for the library."""
         if not self._closed:
             self._closed = True
             self._conversation.close()

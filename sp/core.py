@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 
 import trio
@@ -57,6 +58,15 @@ _PLACE_KEPT: Final = 1.0
 """Seconds for which a PAIR keeps its place for whom it has greeted: a silent one would keep away all others."""
 _LENT_FOR: Final = 0.02
 """Seconds after which a pipe reads for itself again when the task that read it last has not come back."""
+_OTHER_THREAD: Final = (
+    "a socket is used by tasks of the trio run that has entered it, and this call comes from another thread: "
+    "use trio.from_thread.run_sync(...), or trio.from_thread.run(...) for what is awaited, "
+    "with trio_token= of that run in a thread that trio.to_thread has not started"
+)
+_NO_TASK: Final = (
+    "a socket is used by trio tasks, and this call comes from none, but from a callback, an instrument or the like: "
+    "use trio_token.run_sync_soon(...), or do it in a task"
+)
 
 
 class _State(enum.Enum):
@@ -82,6 +92,8 @@ class Core:
         self.dropped: Counter[str] = Counter()
         self.open = False
         """Whether calls are accepted."""
+        self.open_in = 0
+        """The thread whose calls are accepted, that of the trio run; 0: nobody's are."""
         self.lender: Pipe | None = None
         """A pipe that a waiting task may read itself, or does."""
         self.lent = 0
@@ -95,6 +107,7 @@ class Core:
         self.senders = Senders(self)
         """The tasks that wait to send."""
         self._state = _State.NEW
+        self._thread = 0  # of the trio run, as long as there may be tasks of the socket
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self._changed = trio.Event()
@@ -119,8 +132,28 @@ class Core:
         """The state in words, for ``repr``."""
         return self._state.value
 
+    def check_caller(self) -> None:
+        """Raise RuntimeError unless it is a task of the socket's trio run that calls.
+
+        Before the socket is entered, after its end and in a forked child it is nobody's: then anybody may call.
+        """
+        if not self._thread:
+            return
+        if get_ident() != self._thread:
+            raise RuntimeError(_OTHER_THREAD)
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            raise RuntimeError(_NO_TASK) from None
+
+    def may_end(self) -> bool:
+        """Whether the caller may end something of the socket: raises as ``check_caller`` does; False: it is the parent's, after a fork."""
+        self.check_caller()
+        return self._state is not _State.FORKED
+
     def check_open(self) -> None:
-        """Raise unless the socket can be used."""
+        """Raise unless the socket can be used, by who calls."""
+        self.check_caller()
         if self._state is _State.OPEN:
             return
         if self._state in (_State.NEW, _State.ENTERED):
@@ -133,6 +166,7 @@ class Core:
 
     def enter(self) -> None:
         """Claim the socket for one block.  Raises StateError when there was one already, RuntimeError outside of trio."""
+        self.check_caller()
         if self._state is not _State.NEW:
             raise StateError("a socket can be entered once")
         try:
@@ -140,6 +174,7 @@ class Core:
         except RuntimeError:
             raise RuntimeError("this library runs on trio: start your program with trio.run") from None
         self._state = _State.ENTERED
+        self._thread = get_ident()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Serve the socket until it is closed."""
@@ -150,13 +185,19 @@ class Core:
                     raise trio.ClosedResourceError("the socket was closed before it was open")
                 self._state = _State.OPEN
                 self.open = True
+                self.open_in = self._thread
                 if self.engine.timed:
                     nursery.start_soon(self._time)
                 task_status.started()
                 await self._write()
         finally:
             self.close()
-            self._ended.set()
+            self._end()
+
+    def _end(self) -> None:
+        """There are no tasks any more, and there will be none."""
+        self._thread = 0
+        self._ended.set()
 
     def spawn(self, function: Callable[[Unpack[_Arguments]], Awaitable[None]], *arguments: *_Arguments) -> None:
         """Run *function* in a task of the socket."""
@@ -165,6 +206,7 @@ class Core:
 
     async def aclose(self) -> None:
         """Close in order: stop dialing and listening, deliver what was accepted, then close."""
+        self.check_caller()
         if self._state is _State.NEW:
             self.close()
         if self._state is _State.OPEN:
@@ -192,7 +234,7 @@ class Core:
         if self._state in (_State.CLOSED, _State.FORKED):
             return
         if self._nursery is None:
-            self._ended.set()
+            self._end()
         self._refuse_calls(_State.CLOSED)
         unsent = sum(pipe.unsent for pipe in self.pipes.values())
         if unsent:
@@ -214,6 +256,7 @@ class Core:
         """Enter *state*, in which no call is accepted, and wake those that wait."""
         self._state = state
         self.open = False
+        self.open_in = 0
         self.senders.fail_all(lambda: trio.ClosedResourceError("the socket is closed"))
         for receivers in list(self._receivers):
             receivers.fail(lambda: trio.ClosedResourceError("the socket is closed"))
@@ -223,6 +266,7 @@ class Core:
         """We are in a forked child: descriptors and event loop are the parent's, so nothing is touched, and no call accepted."""
         self._state = _State.FORKED
         self.open = False
+        self.open_in = self._thread = 0
 
     # Pipes.
 
@@ -397,7 +441,8 @@ class Core:
 
     def events(self) -> EventStream:
         """Return a stream of the events from now on."""
-        stream = EventStream()
+        self.check_caller()
+        stream = EventStream(self.check_caller)
         if self._state is _State.CLOSED:
             stream.end()
         self._events.add(stream)
@@ -482,9 +527,10 @@ class Core:
     def statistics(self) -> SocketStatistics:
         """Return a snapshot of all counters."""
         totals = self._past.copy()
-        for pipe in self.pipes.values():
+        pipes = tuple(self.pipes.values())  # at once: the caller may be another thread
+        for pipe in pipes:
             totals.update(_moved(pipe))
-        dropped = self.dropped + self.engine.dropped + Counter({"inbox full": self.engine.inbox_dropped()})
+        dropped = self.dropped.copy() + self.engine.dropped.copy() + Counter({"inbox full": self.engine.inbox_dropped()})
         return SocketStatistics(
             protocol=self.name,
             messages_sent=totals["messages_sent"],
@@ -493,9 +539,9 @@ class Core:
             bytes_received=totals["bytes_received"],
             dropped=dict(+dropped),
             inbox=self.engine.queued(),
-            pipes=tuple(pipe.statistics() for pipe in self.pipes.values()),
-            dialers=tuple(dialer.statistics() for dialer in self.dialers),
-            listeners=tuple(listener.statistics() for listener in self.listeners),
+            pipes=tuple(pipe.statistics() for pipe in pipes),
+            dialers=tuple(dialer.statistics() for dialer in tuple(self.dialers)),
+            listeners=tuple(listener.statistics() for listener in tuple(self.listeners)),
         )
 
 

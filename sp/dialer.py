@@ -79,9 +79,14 @@ class Dialer:
 
     def close(self) -> None:
         """Dial no more, and end the pipe."""
+        if self._core.may_end():
+            self.drop()
+
+    def drop(self) -> None:
+        """Do as ``close``; for the library."""
         self.stop()
         if self.pipe is not None:
-            self.pipe.close()
+            self.pipe.drop()
 
     def stop(self) -> None:
         """Dial no more; the pipe lives on."""
@@ -181,7 +186,7 @@ class Dialer:
     async def _keep(self, pipe: Pipe) -> None:
         late = self._stopped  # in the tick in which it was attached
         if late:
-            pipe.close()
+            pipe.drop()
         self.pipe = pipe
         self.error = None
         self._attached += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -57,9 +58,10 @@ class EventStream:
     Several tasks that iterate share the events.  A cancelled ``__anext__`` loses no event.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check_caller: Callable[[], None]) -> None:
         self.missed = 0
         """Events that were dropped because nobody took them in time."""
+        self._check_caller: Callable[[], None] | None = check_caller
         self._events: deque[Event] = deque()
         self._ended = False
         self._arrived = trio.Event()
@@ -72,6 +74,8 @@ class EventStream:
 
     async def __anext__(self) -> Event:
         """Return the oldest event that waits, or wait for one."""
+        if self._check_caller is not None:
+            self._check_caller()
         await trio.lowlevel.checkpoint()
         while not self._events:
             if self._ended:
@@ -92,4 +96,5 @@ class EventStream:
     def end(self) -> None:
         """Let the iteration end once the queue is empty.  Called by the socket."""
         self._ended = True
+        self._check_caller = None
         self._arrived.set()

@@ -48,9 +48,13 @@ class Listener:
 
     def close(self) -> None:
         """Free the address, and end the pipes that were made here."""
+        if self._core.may_end():
+            self._close()
+
+    def _close(self) -> None:
         self.stop()
         for pipe in list(self._pipes):
-            pipe.close()
+            pipe.drop()
 
     def stop(self) -> None:
         """Free the address; the pipes live on."""
@@ -85,7 +89,7 @@ class Listener:
                 while not self._core.pipes.keys().isdisjoint(pipe.id for pipe in self._pipes):
                     await self._core.changed()
         finally:
-            self.close()
+            self._close()
         await trio.lowlevel.checkpoint()
 
     def reload(self) -> None:
@@ -94,6 +98,7 @@ class Listener:
         New connections get what is there now, pipes live on.  Raises TLSConfigError when something is wrong; then what was in
         use stays in use.  Raises StateError for a listener without TLS.
         """
+        self._core.check_caller()
         if self._tls is None:
             raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
         try:

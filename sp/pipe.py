@@ -176,6 +176,11 @@ class Pipe:
 
     def close(self) -> None:
         """End the pipe now; what waits to be written is dropped and counted.  Its dialer will redial."""
+        if self._core.may_end():
+            self.drop()
+
+    def drop(self) -> None:
+        """Do as ``close``; for the library."""
         self.end(trio.ClosedResourceError("the pipe was closed by the application"))
 
     def is_of(self, core: Core) -> bool:

@@ -74,6 +74,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Close the socket: in order, or at once when there is an exception."""
+        if not isinstance(error, GeneratorExit):  # with which the garbage collector ends the block, from no task
+            self._core.check_caller()
         if error is not None:
             return await self._leave(error)
         try:
@@ -111,6 +113,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     def close(self) -> None:
         """Close the socket at once; what was accepted but not written is dropped and counted."""
+        self._core.check_caller()
         self._core.close()
 
     async def dial(
@@ -147,7 +150,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
             try:
                 error = await dialer.decided()
             except BaseException:
-                dialer.close()
+                dialer.drop()
                 raise
             self._core.check_open()
             if error is not None:

@@ -73,7 +73,7 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
             await context.send(value)
             return await context.receive()
         finally:
-            context.close()
+            context.drop()
 
     def context(self) -> Req0Context:
         """Open another conversation."""
@@ -170,8 +170,8 @@ class Survey:
 
     def close(self) -> None:
         """End the survey: further answers are late.  A second time does nothing."""
-        self._over = True
         self._context.close()
+        self._over = True
 
     async def aclose(self) -> None:
         """Do as ``close``, for ``contextlib.aclosing``."""
@@ -378,11 +378,13 @@ class Sub0(Socket, ReceiveManyVerbs):
 
     def subscribe(self, prefix: BytesLike) -> None:
         """Receive messages whose body begins with *prefix*, from now on; ``b""`` is all.  A second time changes nothing."""
+        self._core.check_caller()
         _cooked(self._engine, "topics")
         self._subscriptions.subscribe(to_body(prefix, "a subscription"))
 
     def unsubscribe(self, prefix: BytesLike) -> None:
         """End that subscription, and forget queued messages that no other one matches.  ValueError when there is none."""
+        self._core.check_caller()
         _cooked(self._engine, "topics")
         if not self._subscriptions.unsubscribe(to_body(prefix, "a subscription")):
             raise ValueError(f"not subscribed to {bytes(prefix)!r}")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from threading import get_ident
 from typing import Final
 
 import trio
-from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled, current_task
 
 from sp.core import Core
 from sp.engine import BatchReceiver, BatchSender, Receiver, Sender
@@ -36,6 +37,17 @@ class Verbs:
             raise trio.ClosedResourceError("the context is closed")
         self._core.check_open()
 
+    async def _begin(self) -> None:
+        """Be a cancel point, and raise unless the call is accepted.  ``send`` and ``receive`` have it written out."""
+        core = self._core
+        try:
+            await checkpoint_if_cancelled()
+        except RuntimeError:  # there is no task
+            core.check_caller()
+            raise
+        if core.open_in != get_ident() or self._closed:
+            self._check_open()
+
 
 class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
     """Sending, one message a call."""
@@ -48,9 +60,13 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         Returns when the message is queued or written.  Cancelled, it was not sent and never will be.
         Raises TypeError for anything but bytes, ClosedResourceError, and StateError where the protocol's order forbids sending now.
         """
-        await checkpoint_if_cancelled()
         core = self._core
-        if not core.open or self._closed:
+        try:
+            await checkpoint_if_cancelled()
+        except RuntimeError:
+            core.check_caller()
+            raise
+        if core.open_in != get_ident() or self._closed:
             self._check_open()
         message = Message(value if type(value) is bytes else to_body(value))
         sender, senders = self._sender, core.senders
@@ -69,8 +85,7 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
         Raises ValueError for a header that the protocol cannot have, and with *poly* for a pipe of another socket; what is meant for a
         pipe that has ended is dropped and counted (``peer gone``).  Otherwise as ``send``.
         """
-        await checkpoint_if_cancelled()
-        self._check_open()
+        await self._begin()
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"send_message takes an sp.Message, not {type(message).__name__}: send takes a body")
         core = self._core
@@ -93,10 +108,15 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
 
     def send_nowait(self, value: BytesLike) -> None:
         """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""
-        self._check_open()
-        message = Message(to_body(value))
         core, sender = self._core, self._sender
         senders = core.senders
+        if core.open_in != get_ident() or self._closed:
+            self._check_open()
+        try:
+            current_task()
+        except RuntimeError:
+            core.check_caller()
+        message = Message(to_body(value))
         if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
             raise trio.WouldBlock
         if core.timer_idle:
@@ -114,8 +134,7 @@ class SendManyVerbs(SendVerbs):
         Cancelled or failed, the messages before some point were sent and those after it were not; of an iterator, the last one that was
         taken out of it was not sent.
         """
-        await checkpoint_if_cancelled()
-        self._check_open()
+        await self._begin()
         if isinstance(values, bytes | bytearray | memoryview | str):
             raise TypeError("send_many takes bodies, not one body: use send, or put it into a list")
         sender, senders = self._batch_sender, self._core.senders
@@ -151,9 +170,14 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         Cancelled, no message is lost: the next call gets it.
         Raises ClosedResourceError, and StateError where the protocol's order forbids receiving now.
         """
-        # The same as receive_message, written out: one coroutine less on the way of every message.
-        await checkpoint_if_cancelled()
-        if not self._core.open or self._closed:
+        # The same as receive_message, written out: two coroutines less on the way of every message.
+        core = self._core
+        try:
+            await checkpoint_if_cancelled()
+        except RuntimeError:
+            core.check_caller()
+            raise
+        if core.open_in != get_ident() or self._closed:
             self._check_open()
         message = self._receiver.receive()
         if message is None:
@@ -164,8 +188,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
 
     async def receive_message(self) -> Message:
         """Return the next message with the pipe that it came by; otherwise as ``receive``."""
-        await checkpoint_if_cancelled()
-        self._check_open()
+        await self._begin()
         message = self._receiver.receive()
         if message is None:
             return await self._receivers.wait(self._receiver)
@@ -175,7 +198,12 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
 
     def receive_nowait(self) -> bytes:
         """Return the body of a message that is here already, or raise trio.WouldBlock."""
-        self._check_open()
+        if self._core.open_in != get_ident() or self._closed:
+            self._check_open()
+        try:
+            current_task()
+        except RuntimeError:
+            self._core.check_caller()
         message = self._receiver.receive()
         if message is None:
             raise trio.WouldBlock

@@ -24,12 +24,14 @@ INTERNAL = {
         "interrupt",
         "recall",
         "leave",
+        "drop",
     },
-    "Dialer": {"stop", "decided", "run"},
+    "Dialer": {"stop", "drop", "decided", "run"},
     "Listener": {"stop", "run", "serve"},
     "HTTPServerConfig": {"allows_origin", "trusts"},
     "HTTPResponse": {"encode"},
     "EventStream": {"put", "end"},
+    **{f"{name}Context": {"drop"} for name in ("Req0", "Rep0", "Respondent0", "Surveyor0", "Sub0")},
 }
 """Methods for other modules of the package."""
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
