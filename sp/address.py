@@ -32,6 +32,7 @@ _EXPECTED: Final = {
 }
 _WITH_PORT: Final = frozenset(scheme for scheme, form in _EXPECTED.items() if ":PORT" in form)
 _WITH_TARGET: Final = frozenset(scheme for scheme in _EXPECTED if scheme.startswith("ws"))
+_WITH_FILE: Final = frozenset({"ipc", "ws+unix"})
 _LABEL: Final = r"[A-Za-z0-9_\-]{1,63}"
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _MAX_HOST_NAME: Final = 253
@@ -106,6 +107,12 @@ class Address:
         """Whether it reaches other machines."""
         return self.scheme in _WITH_PORT
 
+    def settled(self) -> Address:
+        """Return the same address with an absolute file path, which stays the same file when the working directory changes."""
+        if self.scheme not in _WITH_FILE or not isinstance(self.path, str):
+            return self
+        return attrs.evolve(self, path=absolute(self.path))
+
     def check_dialable(self) -> None:
         """Raise AddressError when this can be listened on but not dialed."""
         if self.scheme in _WITH_PORT and not (self.host and self.port):
@@ -129,6 +136,14 @@ class Address:
         host = bracketed(self.host) or "*"
         target = "" if self.target == "/" else self.target
         return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}{target}", port=port)
+
+
+def absolute(path: str) -> str:
+    """Return *path* behind the working directory, unless it is absolute; ``..`` is left to the system, which knows of links."""
+    try:
+        return os.path.join(os.getcwd(), path)
+    except OSError:  # the directory is gone: whoever uses the path is told
+        return path
 
 
 def is_host(text: str) -> bool:

@@ -136,7 +136,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError for one that *tls*
         does not fit.
         """
-        address = Address.parse(url)
+        address = Address.parse(url).settled()
         address.check_dialable()
         rank = self._rank(priority)
         terms = self._terms(address, tls, TLSClientConfig, http, HTTPClientConfig)
@@ -175,7 +175,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         Cancelled, nothing is bound.  Raises AddressError for a URL that cannot be listened on, TLSConfigError for one that *tls*
         does not fit, and OSError when the system refuses, for example because the address is in use.
         """
-        address = Address.parse(url)
+        address = Address.parse(url).settled()
         address.check_listenable()
         rank = self._rank(priority)
         terms = self._terms(address, tls, TLSServerConfig, http, HTTPServerConfig)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import attrs
 
-from sp.address import is_host
+from sp.address import absolute, is_host
 from sp.errors import TLSConfigError
 from sp.options import check_seconds, count, optional
 
@@ -31,6 +31,7 @@ _CONTENT = re.compile(r"-----BEGIN|[\r\n]|^M[A-Za-z0-9+/]{59,}={0,2}$")
 """What a str has in it that is no path but the content of a file, or base64 of that (the shortest key has 64 characters)."""
 _VERSIONS = ("TLSv1.2", "TLSv1.3")
 _GROUPS = ("P-256", "P-384", "P-521")
+_FILES = ("certificate", "private_key", "revoked", "client_ca", "ca", "key_log_file")
 
 
 def _one_of(*known: str) -> Any:
@@ -128,6 +129,10 @@ class _TLSConfig:
     """What the library makes of it."""
 
     def __attrs_post_init__(self) -> None:
+        for name in _FILES:
+            source = getattr(self, name, None)
+            if isinstance(source, str | os.PathLike):  # the same file at each reload, whatever the working directory is then
+                object.__setattr__(self, name, absolute(os.fspath(cast("str | os.PathLike[str]", source))))
         # Not a default: attrs runs the validators after those.
         object.__setattr__(self, "contexts", _context_source(cast("TLSServerConfig | TLSClientConfig", self)))
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from sp.address import Address
+from sp.address import MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
 from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
@@ -46,7 +46,7 @@ async def connect_link(address: Address) -> SocketLink:
     try:
         sock.setblocking(False)
         pause, longest = _PAUSES
-        while (code := sock.connect_ex(address.path)) == errno.EAGAIN:
+        while (code := sock.connect_ex(_short(address.path))) == errno.EAGAIN:
             # The backlog is full.  The kernel does not tell when it has room again, so we ask; the caller's time limit ends that.
             await trio.sleep(uniform(pause / 2, pause))
             pause = min(pause * 2, longest)
@@ -80,6 +80,16 @@ async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink
         raise
 
 
+def _short(path: str | bytes) -> str | bytes:
+    """Return *path* as the kernel takes it: from the working directory, where the whole of it has more bytes than an address may have."""
+    if isinstance(path, bytes) or len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        return path
+    relative = path.removeprefix(os.path.join(os.getcwd(), ""))
+    if len(os.fsencode(relative)) > MAX_SOCKET_PATH:
+        raise OSError(errno.ENAMETOOLONG, f"{path!r} is longer than {MAX_SOCKET_PATH} bytes, and not below the working directory")
+    return relative
+
+
 def _bound(address: Address, mode: int | None) -> socket.socket:
     path = address.path
     for attempt in (1, 2):
@@ -87,7 +97,7 @@ def _bound(address: Address, mode: int | None) -> socket.socket:
         try:
             if mode is not None:
                 os.fchmod(sock.fileno(), mode)  # Linux makes the file with this mode, so there is no moment with another
-            sock.bind(path)
+            sock.bind(_short(path))
             return sock
         except OSError as error:
             sock.close()
@@ -110,7 +120,7 @@ def _remove_stale(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(path)
+            probe.connect(_short(path))
         except ConnectionRefusedError:
             os.unlink(path)
             return True
@@ -127,9 +137,8 @@ class IPCAcceptor:
         self._socket = sock
         self._proxied = terms.proxy_protocol
         self._make = make
-        # The working directory and the file at the path may change before we close.
-        self._file = os.path.abspath(address.path) if isinstance(address.path, str) else None
-        self._identity = _identity(self._file)
+        self._file = address.path if isinstance(address.path, str) else None
+        self._identity = _identity(self._file)  # another file may be there before we close
 
     async def accept(self) -> list[Connection]:
         if self._socket.fileno() < 0:

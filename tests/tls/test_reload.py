@@ -66,6 +66,41 @@ async def served(url: str, rep: sp.Rep0, config: sp.TLSClientConfig) -> tuple[in
             return tls.peer_certificate.serial_number, tls.resumed
 
 
+# Relative paths.
+
+
+@pytest.mark.parametrize("wrap", [str, Path])
+async def test_a_relative_path_is_the_same_file_at_each_reload(
+    wrap: Callable[[str], str | Path], path: Path, authority: Authority, issue: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = path.parent / "elsewhere"
+    elsewhere.mkdir()
+    (path.parent / "ca").mkdir()
+    (path.parent / "ca" / "ca.pem").write_bytes(authority.pem)
+    (path.parent / "revoked.pem").write_bytes(authority.revoke())
+    monkeypatch.chdir(path.parent)
+    server = sp.TLSServerConfig(certificate=wrap(path.name), private_key=wrap(path.name), key_log_file=wrap("keys"), watch_files=INTERVAL)
+    client = sp.TLSClientConfig(ca=wrap("ca"), revoked=wrap("revoked.pem"))
+    picky = authority.server("127.0.0.1", client_ca=wrap("ca"))
+    monkeypatch.chdir(elsewhere)
+    async with sp.Rep0() as rep:
+        listener = await rep.listen(URL, tls=server)
+        first, _ = await served(listener.url, rep, client)
+        replace(path, issue())
+        listener.reload()
+        client.reload()
+        picky.reload()
+        second, _ = await served(listener.url, rep, client)
+        assert first != second
+        before = server.contexts.news
+        replace(path, issue())
+        server.contexts.look()
+        assert server.contexts.news == (before[0] + 1, "")
+        assert (await served(listener.url, rep, client))[0] not in (first, second)
+    assert list(elsewhere.iterdir()) == []
+    assert f"{path}" in repr(server)
+
+
 # Reloading by hand.
 
 

@@ -171,6 +171,74 @@ async def test_a_relative_path_means_the_directory_of_its_time(tmp_path: Path, m
         assert (elsewhere / "here").read_bytes() == b"somebody else's"
 
 
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    """A directory whose path is too long for an address of a socket."""
+    directory = tmp_path / ("x" * 60) / ("y" * 60)
+    directory.mkdir(parents=True)
+    return directory
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "ws+unix"])
+async def test_a_relative_path_is_the_same_file_at_each_redial(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    url = f"{scheme}://here"
+    async with sp.Rep0(listen=url) as rep, sp.Rep0() as other, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
+        with trio.fail_after(5):
+            dialer = await req.dial(url)
+            monkeypatch.chdir(elsewhere)
+            await other.listen(url)
+            for sock in (rep, req):
+                assert sock.pipes[0].local_address == url  # as it was given
+            await rep.wait_for_peers()
+            rep.pipes[0].close()
+            await rep.wait_for_peers()
+            await req.wait_for_peers()
+            await req.send(b"hello")
+            assert await rep.receive() == b"hello"
+        assert other.pipes == ()
+        assert dialer.url == url
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "ws+unix"])
+async def test_a_relative_path_may_be_too_long_with_its_directory_while_that_is_the_working_one(
+    scheme: str, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(deep)
+    url = f"{scheme}://here"
+    async with sp.Rep0(listen=url) as rep, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
+        await check(url, rep)
+        monkeypatch.chdir(deep.parent)
+        await check(f"{scheme}://{deep.name}/here", rep)
+        events = req.events()
+        with trio.fail_after(5):
+            await req.dial(f"{scheme}://{deep.name}/here")
+            monkeypatch.chdir(tmp_path.parent)
+            await rep.wait_for_peers()
+            rep.pipes[0].close()
+            event = await expect(events, sp.EventKind.DIAL_FAILED)
+            assert "is longer than 107 bytes, and not below the working directory" in event.reason
+            monkeypatch.chdir(deep.parent)
+            await req.wait_for_peers()  # it is found again
+    assert list(deep.iterdir()) == []
+
+
+async def test_a_working_directory_that_is_gone_is_the_systems_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    async with sp.Rep0() as rep:
+        with pytest.raises(FileNotFoundError):
+            await rep.listen("ipc://here")
+        with pytest.raises(sp.DialError, match="No such file"):
+            await rep.dial("ipc://here")
+        await rep.listen(f"ipc://{tmp_path}/there")
+    monkeypatch.chdir(tmp_path)
+
+
 async def test_the_longest_path_works_and_one_byte_more_is_an_address_error(tmp_path: Path) -> None:
     longest = f"{tmp_path}/".ljust(107, "x")
     async with sp.Rep0(listen=f"ipc://{longest}") as rep:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import attrs
 import pytest
 
 from sp.address import MAX_SOCKET_PATH, Address
@@ -44,6 +47,23 @@ def test_an_ipc_url_has_a_path_as_it_stands(path: str) -> None:
 )
 def test_an_abstract_url_has_a_percent_encoded_name(name: str, path: bytes) -> None:
     assert Address.parse(f"abstract://{name}") == Address(f"abstract://{name}", "abstract", path=path)
+
+
+@pytest.mark.parametrize("path", ["a.sock", "./../b", "/tmp/a", "x y"])
+def test_the_file_of_a_settled_address_is_the_same_in_any_working_directory(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in (f"ipc://{path}", f"ws+unix://{path}:/a"):
+        address = Address.parse(url)
+        settled = address.settled()
+        assert settled.path == (path if path.startswith("/") else f"{tmp_path}/{path}")
+        assert settled == attrs.evolve(address, path=settled.path)  # the URL stays as it was given
+
+
+@pytest.mark.parametrize("url", ["inproc://a", "abstract://a", "tcp://h:80", "ws://h/a"])
+def test_an_address_without_a_file_is_settled_as_it_is(url: str) -> None:
+    assert Address.parse(url).settled() == Address.parse(url)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b:c", "%00", "tcp://x", "ü"])
