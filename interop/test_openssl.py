@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import trio
 import sp
 from interop.partners import REDIAL, next_event, output_of, records, relay, running
 from tests.tls.authority import Authority
+from tests.tls.strict import strict_handshake
 from tests.transports.wire import BUS, REP, REQ, frame, greeting, until
 
 pytestmark = pytest.mark.needs("openssl")
@@ -82,6 +85,29 @@ class Program:
 async def openssl(*arguments: str) -> AsyncIterator[Program]:
     async with running("openssl", *arguments, stdin=PIPE, stderr=STDOUT) as process:
         yield Program(process)
+
+
+# Making certificates.
+
+
+def test_the_commands_in_the_guide_make_certificates_for_strict_clients(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "tls.md").read_text()
+    (commands,) = re.findall(r"```\n(openssl req .*?)```", guide, re.DOTALL)
+    for who, script in (("server", commands), ("client", commands.replace("serverAuth", "clientAuth"))):
+        directory = tmp_path / who
+        directory.mkdir()
+        if who == "client":  # of the same authority
+            script = "".join(line for line in script.splitlines(keepends=True) if not line.startswith("openssl req -x509"))
+            for name in ("ca.pem", "ca.key"):
+                shutil.copy(tmp_path / "server" / name, directory)
+        subprocess.run(["sh", "-e", "-c", script], cwd=directory, check=True, capture_output=True)
+        (directory / "own.pem").write_bytes((directory / "server.key").read_bytes() + (directory / "server.crt").read_bytes())
+    server, client = tmp_path / "server" / "own.pem", tmp_path / "client" / "own.pem"
+    ca = tmp_path / "server" / "ca.pem"
+    for name in ("service.example", "192.0.2.7"):
+        strict_handshake(ca, server, client, name=name)
+    sp.TLSServerConfig(certificate=server, client_ca=ca)
+    sp.TLSClientConfig(certificate=client, ca=ca)
 
 
 # As a client.

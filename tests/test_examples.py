@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import sp
+from tests.tls.strict import strict_handshake
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +39,12 @@ def test_the_demo_shows_a_service_its_clients_and_two_subscribers() -> None:
     assert re.search(r"[\d,]+ round trips/s", shown)
     assert "subscriber 1: temperature 20, temperature 21, temperature 22, temperature 23, temperature 24" in shown
     assert "subscriber 2: humidity 40, humidity 42, humidity 44, humidity 46, humidity 48" in shown
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
+@pytest.mark.parametrize("client", ["client.pem", "other.pem"])
+def test_the_certificates_are_good_enough_for_strict_clients(name: str, client: str, certificates: Path) -> None:
+    strict_handshake(certificates / "ca.pem", certificates / "server.pem", certificates / client, name=name)
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls+tcp"])
