@@ -115,7 +115,7 @@ class ReqEngine(Engine):
             context.mailbox.fail(lambda: RequestReplaced("a newer request on this context replaced the one you were waiting for"))
         self._forget(context)
         context.request = message
-        context.reply = context.error = None
+        context.error = None
         context.earlier = ()
         self._sent(context, pipe)
         return True
@@ -123,7 +123,7 @@ class ReqEngine(Engine):
     def abandon(self, context: ReqContext) -> None:
         """Forget the request of *context*: its reply will be stale."""
         self._forget(context)
-        context.request = context.reply = context.pipe = context.error = None
+        context.request = context.pipe = context.error = None
         context.earlier = ()
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
@@ -182,9 +182,12 @@ class ReqEngine(Engine):
                 self._sent(context, pipe)
 
     def _forget(self, context: ReqContext) -> None:
-        """Expect nothing any more of the request of *context*, if it has one."""
+        """Expect nothing any more of the request of *context*, if it has one, and give up its reply."""
         if context.request is not None:
             self._under_way.pop(context.request.header, None)
+        if context.reply is not None:
+            self.dropped["unread"] += 1
+            context.reply = None
         if context.state is _UNSENT:
             del self._unsent[context]
         context.state = _IDLE

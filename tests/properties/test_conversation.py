@@ -204,7 +204,7 @@ class ConversationMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_dropped_but_what_nobody_waits_for(self) -> None:
-        assert self.req.dropped.keys() <= {"stale reply"}
+        assert self.req.dropped.keys() <= {"stale reply", "unread"}
         assert self.rep.dropped.keys() <= {"requester gone"}
         assert self.rep.queued() <= 2
 
@@ -288,7 +288,7 @@ class DeviceMachine(ConversationMachine):
 
     @invariant()
     def nothing_is_dropped_but_what_nobody_waits_for(self) -> None:
-        assert self.req.dropped.keys() <= {"stale reply"}
+        assert self.req.dropped.keys() <= {"stale reply", "unread"}
         assert self.rep.dropped.keys() <= {"requester gone", "peer full"}
         assert self.server.dropped.keys() <= {"requester gone"}
         assert not self.back.dropped

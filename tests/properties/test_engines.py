@@ -476,7 +476,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 class ReqMachine(EngineMachine):
     errors: ClassVar[tuple[type[Exception], ...]] = (StateError, RequestReplaced)
-    gives_up = True
+    gives_up = counts_unread = True
     contexts: list[ReqContext]
 
     def make(self, choice: int) -> Engine:

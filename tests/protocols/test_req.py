@@ -308,6 +308,29 @@ def test_a_new_request_is_no_error_when_the_old_one_was_answered(engine: ReqEngi
     context.send(Message(b"new"))
     assert not woken
     assert context.receive() is None, "the old answer is forgotten"
+    assert engine.dropped == {"unread": 1}
+
+
+def test_a_reply_that_was_not_received_before_its_context_is_closed_is_counted(engine: ReqEngine) -> None:
+    (pipe,) = attach(engine, 1)
+    received, unread = engine.open_context(), engine.open_context()
+    for context in (received, unread):
+        context.send(Message(b"question"))
+        answer(engine, pipe, pipe.taken[-1])
+    assert body_of(received) == b"answer"
+    for context in (received, unread, unread):
+        context.close()
+    assert engine.dropped == {"unread": 1}
+
+
+def test_a_request_that_nobody_has_room_for_leaves_the_reply_before_it_to_be_received(engine: ReqEngine) -> None:
+    (pipe,) = attach(engine, 1, room=1)
+    context = engine.open_context()
+    context.send(Message(b"question"))
+    answer(engine, pipe, pipe.taken[0])
+    assert not context.send(Message(b"another question"))
+    assert body_of(context) == b"answer"
+    assert not engine.dropped
 
 
 def test_a_replaced_request_is_not_sent_again(engine: ReqEngine) -> None:
