@@ -179,7 +179,8 @@ class Dialer:
         try:
             return await self._core.welcome(connection, self.url, self._priority, dialed=True)
         except (PeerClosed, ConnectionError) as error:
-            if not self._core.engine.exclusive:
+            told = isinstance(error, PeerClosed) and not error.wordless
+            if told or not self._core.engine.exclusive or connection.stage != "greeting":
                 raise
             raise PeerClosed(f"{error}{TAKEN_HINT}") from error
 

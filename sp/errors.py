@@ -66,7 +66,7 @@ class PeerClosed(PeerError):
     def __init__(self, reason: str, *, wordless: bool = False) -> None:
         super().__init__(reason)
         self.wordless = wordless
-        """Whether it came and went without a byte, as balancers do to see whether somebody listens."""
+        """Whether it left without a word on why; before its greeting, without a byte, as balancers do to see whether somebody listens."""
 
 
 class GreetingError(PeerError):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sp.transports import Connection
 
 _SOON: Final = 1.0
-TAKEN_HINT: Final = "; a PAIR that has its peer does that"
+TAKEN_HINT: Final = "; a PAIR that has its peer does that, and one whose authorize says no"
 _ids = itertools.count(secrets.randbits(31))
 
 
@@ -323,7 +323,7 @@ class Pipe:
         began = trio.current_time()
         try:
             await self._read()
-            self.end(self._explained(PeerClosed("the peer closed the connection"), began))
+            self.end(self._explained(PeerClosed("the peer closed the connection", wordless=True), began))
         except (PeerClosed, ConnectionError) as error:
             self.end(self._explained(error, began))
         except (PeerError, OSError, trio.ClosedResourceError) as error:
@@ -338,6 +338,8 @@ class Pipe:
     def _explained(self, error: PeerClosed | ConnectionError, began: float) -> Exception:
         """Return *error* with what may be behind it: other implementations let a second peer of a PAIR in and soon hang up."""
         if not self._core.engine.exclusive or self.messages_received or trio.current_time() - began > _SOON:
+            return error
+        if isinstance(error, PeerClosed) and not error.wordless:
             return error
         explained = PeerClosed(f"{error}{TAKEN_HINT}")
         explained.__cause__ = error

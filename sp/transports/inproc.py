@@ -21,6 +21,7 @@ from sp.transports import Acceptor, Connection, Terms
 _QUEUE_LIMIT: Final = 128
 """Messages on their way between two sockets, each way: the part that a kernel buffer plays elsewhere.  Full, it holds the sender back."""
 _QUEUE_BYTES: Final = 4 << 20
+_UNAVAILABLE: Final = 503
 
 _listeners: trio.lowlevel.RunVar[dict[str, InprocAcceptor]] = trio.lowlevel.RunVar("sp.inproc")
 
@@ -106,6 +107,7 @@ class InprocConnection:
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
         self._error: PeerError | None = None
+        self._told = ""  # why the peer has refused us
         self._ended = False  # the peer sends no more
         self.closed = False
         self._has_greeted = False
@@ -125,7 +127,7 @@ class InprocConnection:
         if self.closed:
             raise trio.ClosedResourceError
         if not peer._has_greeted:
-            raise PeerClosed("the peer closed the connection before its greeting")
+            raise PeerClosed(f"the peer closed the connection before its greeting{self._told}", wordless=not self._told)
         return peer._terms.number
 
     def hold_greeting(self) -> None:
@@ -139,7 +141,8 @@ class InprocConnection:
         self._greeting.set()
 
     async def refuse(self, response: HTTPResponse) -> None:
-        pass
+        if response.status != _UNAVAILABLE:  # a place that is taken needs no words
+            self._peer._told = f": {response.status} {response.reason}"
 
     async def see_off(self, error: Exception | None = None) -> None:
         pass

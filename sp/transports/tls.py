@@ -218,7 +218,7 @@ class TLSLink:
             received = self._recv(most)
             self._was_full = len(received) == most
             if not received:
-                raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing")
+                raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing", wordless=True)
             moved.feed(received)
             data = session.read(size)
             if moved.output:

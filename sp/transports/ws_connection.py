@@ -19,6 +19,7 @@ from sp.transports.ws_handshake import Pings
 
 _LAST_WORDS: Final = 1.0
 """Seconds that a peer has to read why it is sent away: closing at once could take the words back (RST)."""
+_ENDED: Final = "the peer closed the connection"
 _NORMAL, GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _GONE = 1000, 1001, 1002, 1008, 1011
 """Codes of Close (RFC 6455, 7.4.1)."""
 
@@ -118,7 +119,7 @@ class WSConnection(LinkConnection):
                 data = b""
             elif websocket.ended:
                 await trio.lowlevel.checkpoint()
-                raise PeerClosed(websocket.ended)
+                raise PeerClosed(websocket.ended, wordless=websocket.ended == _ENDED)
             else:
                 if self._more:
                     await trio.lowlevel.checkpoint()

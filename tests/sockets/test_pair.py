@@ -564,6 +564,41 @@ async def test_a_pair_that_listens_tells_a_stranger_what_it_is(new_url: NewUrl) 
     assert isinstance(caught.value.__cause__, sp.WrongProtocol)
 
 
+@cooked_pairs
+async def test_a_peer_that_authorize_refuses_is_told_of_a_place_only_where_that_may_be_the_reason(
+    kind: Kind, scheme: str, new_url: NewUrl
+) -> None:
+    says_why = scheme == "inproc" or scheme.startswith("ws")
+    async with kind(authorize=lambda _: False) as pair, kind() as peer:
+        with trio.fail_after(10), pytest.raises(sp.DialError, match="403 Forbidden" if says_why else "one whose authorize says no") as caught:
+            await dial(peer, (await listen(pair, new_url())).url)
+        assert (HINT in str(caught.value)) is not says_why
+    async with kind() as pair, kind(authorize=lambda _: False) as peer:
+        told = pair.events()
+        with trio.fail_after(10), pytest.raises(sp.DialError, match="authorize said no"):
+            await dial(peer, (await listen(pair, new_url())).url)
+        with trio.fail_after(10):
+            reason = (await expect(told, sp.EventKind.DETACHED)).reason
+        assert ("authorize said no" if scheme.startswith("ws") else "one whose authorize says no") in reason
+        assert (HINT in reason) is not scheme.startswith("ws")
+
+
+@cooked_pairs
+@pytest.mark.parametrize("begun", [b"", b"\0SP\0"])
+@pytest.mark.parametrize("family", ["tcp", "tls+tcp", "ws"])
+async def test_a_hang_up_that_no_pair_makes_is_not_explained_by_one(kind: Kind, family: str, begun: bytes) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with kind(redial=lambda _: False) as pair, listener:
+        with trio.fail_after(10):
+            heard = pair.events()
+            await dial(pair, f"{family}://127.0.0.1:{listener.socket.getsockname()[1]}", wait=False)
+            async with await listener.accept() as stream:
+                await stream.receive_some()
+                await stream.send_all(begun)
+            reason = (await expect(heard, sp.EventKind.DIAL_FAILED)).reason
+    assert (HINT in reason) is (family == "tcp" and not begun), reason
+
+
 async def test_a_peer_that_leaves_after_a_while_is_not_taken_for_one_that_refused_us(name: str, autojump_clock: MockClock) -> None:
     async with sp.Pair0(listen=name) as pair, sp.Pair0() as peer:
         told = peer.events()
