@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import attrs
 
@@ -39,6 +39,8 @@ _MAX_HOST_NAME: Final = 253
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.~\-]+)?")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a path in Linux's ``sockaddr_un``, less the final zero."""
+ANY_NAME: Final = b"\0"
+"""What every abstract name begins with; by itself: any free name."""
 
 
 @attrs.frozen
@@ -84,12 +86,12 @@ class Address:
                 raise AddressError(f"'{scheme}://...@{rest.rpartition('@')[2]}': there are no credentials in {_EXPECTED[scheme]}")
             host, port = _host_and_port(url, scheme, rest)
             return cls(url, scheme, host=host, port=port)
+        if scheme == "abstract":
+            return cls(url, scheme, path=_abstract_name(url, rest))
         if not rest:
             raise AddressError(f"{url!r}: nothing follows the scheme, expected {_EXPECTED[scheme]}")
         if scheme == "inproc":
             return cls(url, scheme, path=rest)
-        if scheme == "abstract":
-            return cls(url, scheme, path=_abstract_name(url, rest))
         return cls(url, scheme, path=_socket_path(url, rest))
 
     @property
@@ -117,6 +119,8 @@ class Address:
         """Raise AddressError when this can be listened on but not dialed."""
         if self.scheme in _WITH_PORT and not (self.host and self.port):
             raise AddressError(f"{self.url!r} can be listened on but not dialed: expected {_EXPECTED[self.scheme]}, with a port above 0")
+        if self.path == ANY_NAME:
+            raise AddressError(f"{self.url!r} can be listened on but not dialed: expected {_EXPECTED[self.scheme]}")
 
     def check_listenable(self) -> None:
         """Raise AddressError when this can be dialed but not listened on."""
@@ -136,6 +140,10 @@ class Address:
         host = bracketed(self.host) or "*"
         target = "" if self.target == "/" else self.target
         return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}{target}", port=port)
+
+    def with_name(self, path: bytes) -> Address:
+        """Return the same address with the abstract name that was really bound."""
+        return attrs.evolve(self, url=f"{self.scheme}://{quote_from_bytes(path[1:])}", path=path)
 
 
 def absolute(path: str) -> str:
@@ -238,4 +246,4 @@ def _abstract_name(url: str, name: str) -> bytes:
         raise AddressError(f"{url!r}: a name cannot hold {error.object[error.start]!r}, expected percent-encoded bytes") from None
     if len(raw) > MAX_SOCKET_PATH:
         raise AddressError(f"{url!r}: the name is {len(raw)} bytes long, expected at most {MAX_SOCKET_PATH}")
-    return b"\0" + raw
+    return ANY_NAME + raw

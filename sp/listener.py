@@ -31,7 +31,7 @@ class Listener:
 
     def __init__(self, core: Core, acceptors: list[Acceptor], tls: TLSServerConfig | None, priority: int) -> None:
         self.url = acceptors[0].url
-        """The URL as it was given, with the port that was really bound."""
+        """The URL as it was given, with the port or the abstract name that was really bound."""
         self._core = core
         self._tls = tls
         self._priority = priority

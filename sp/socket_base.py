@@ -166,7 +166,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         http: HTTPServerConfig | None = None,
         proxy_protocol: bool | None = None,
     ) -> Listener:
-        """Bind *url* and accept whoever comes.  ``listener.url`` has the port that was really bound.
+        """Bind *url* and accept whoever comes.  ``listener.url`` has the port, or the abstract name, that was really bound.
 
         *priority* is that of all who come this way, as with ``dial``.
         *tls* is for URLs with TLS, *http* for ``ws`` and ``wss``; *proxy_protocol* says whether connections begin with a PROXY protocol

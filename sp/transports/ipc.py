@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from sp.address import MAX_SOCKET_PATH, Address
+from sp.address import ANY_NAME, MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
 from sp.transports import Acceptor, Connection, Terms
 from sp.transports.stream import SocketLink, StreamConnection
@@ -74,6 +74,8 @@ async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink
             os.chmod(address.path, mode)  # adds what the umask took away; nothing was ever open wider than asked
         sock.listen(BACKLOG)
         sock.setblocking(False)
+        if address.path == ANY_NAME:
+            address = address.with_name(sock.getsockname())
         return [IPCAcceptor(sock, address, terms, make)]
     except BaseException:
         sock.close()
@@ -91,7 +93,7 @@ def _short(path: str | bytes) -> str | bytes:
 
 
 def _bound(address: Address, mode: int | None) -> socket.socket:
-    path = address.path
+    path = address.path if address.path != ANY_NAME else b""  # then the system finds a free one
     for attempt in (1, 2):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -347,6 +347,25 @@ async def test_an_abstract_name_that_is_too_long_is_an_address_error() -> None:
             await bus.listen("abstract://" + "%01" * 108)
 
 
+@linux_only
+async def test_without_a_name_each_listener_gets_a_free_one_which_can_be_dialed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with sp.Pull0(listen=["abstract://", "abstract://"]) as pull, sp.Push0() as push:
+        events = pull.events()
+        await pull.listen("abstract://")
+        urls = [listener.url for listener in pull.listeners]
+        assert len(set(urls)) == 3
+        assert (await anext(events)).url == urls[2]
+        with trio.fail_after(5):
+            for url in urls:
+                assert (await push.dial(url)).url == url
+            await pull.wait_for_peers(3)
+        assert {pipe.local_address for pipe in pull.pipes} == set(urls)
+        with pytest.raises(sp.AddressError, match="can be listened on but not dialed"):
+            await push.dial("abstract://")
+        assert list(tmp_path.iterdir()) == []
+
+
 # The wire.
 
 

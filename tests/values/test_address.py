@@ -121,7 +121,6 @@ def test_an_inproc_url_has_a_name_as_it_stands(name: str) -> None:
         ("tcp://.:80", "'.' is no host name"),
         ("tcp://127.0.0.1%lo:80", "'127.0.0.1%lo' is no host name"),
         ("ipc://", "nothing follows the scheme, expected ipc://PATH"),
-        ("abstract://", "nothing follows the scheme, expected abstract://NAME"),
         ("inproc://", "nothing follows the scheme, expected inproc://NAME"),
         ("ipc:///tmp/a\0b", "cannot hold a zero byte"),
     ],
@@ -145,6 +144,14 @@ def test_all_interfaces_or_any_port_can_be_listened_on_but_not_dialed(url: str) 
     with pytest.raises(AddressError, match="can be listened on but not dialed: expected tcp.?://HOST:PORT, with a port above 0") as caught:
         Address.parse(url).check_dialable()
     assert repr(url) in str(caught.value)
+
+
+def test_any_abstract_name_can_be_listened_on_but_not_dialed() -> None:
+    address = Address.parse("abstract://")
+    assert (address.path, address.with_name(b"\0a /\xff")) == (b"\0", Address.parse("abstract://a%20/%FF"))
+    address.check_listenable()
+    with pytest.raises(AddressError, match="'abstract://' can be listened on but not dialed: expected abstract://NAME"):
+        address.check_dialable()
 
 
 @pytest.mark.parametrize("url", ["tcp://localhost:80", "tcp6://[::1]:1", "ipc://a", "abstract://a", "inproc://a"])
