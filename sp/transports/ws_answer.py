@@ -92,10 +92,10 @@ class Answer:
     def _read(self) -> _Reading:
         reader = self._reader
         for _ in range(MAX_INTERIM + 1):
+            self._begun = bytes(reader.buffer[:SHOWN])
             response = yield from Response.parse(self._read_line, reader.read_exact, reader.read_to_eof, proxy=True)
             if response.status_code == SWITCHING or response.status_code >= 200:
                 break
-            self._begun = bytes(reader.buffer[:SHOWN])
         else:
             raise ValueError(f"more than {MAX_INTERIM} interim answers")
         if response.status_code == SWITCHING and self._begun.startswith(b"HTTP/1.0 "):

@@ -6,6 +6,7 @@ import base64
 import ipaddress
 import math
 import urllib.request
+from contextlib import suppress
 from typing import Final, cast
 
 import trio
@@ -70,7 +71,8 @@ class ClientConnection(WSConnection):
         self._handshake = handshake
         if terms.tls is None:
             await link.open(b"")
-            await self._send_all(handshake.request)
+            with suppress(BrokenPipeError, ConnectionResetError):  # by a server that has said why, perhaps: reading finds out
+                await self._send_all(handshake.request)
         else:
             await link.open(handshake.request)  # it leaves with the end of the TLS handshake
         await _read_answer(link, handshake)

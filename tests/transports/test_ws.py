@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -455,6 +458,63 @@ async def test_a_refusal_is_told_soon_whatever_its_body_does(
         assert dialer.statistics().attempts == 1
         await jump(mock_clock, 2)
         await until(lambda: dialer.statistics().attempts == 2)
+
+
+@pytest.mark.parametrize("farewell", ["close_notify", "FIN", "RST"])
+@pytest.mark.parametrize("body", [b"\r\nnope\n", b"Content-Length: 100\r\n\r\nnope\n"], ids=["open", "cut off"])
+async def test_a_refusal_over_tls_is_told_however_the_stream_ends(farewell: str, body: bytes, tmp_path: Path) -> None:
+    async def refuse(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.0 401 No\r\n" + body)
+        if farewell == "close_notify":
+            await stream.aclose()
+        elif farewell == "FIN":
+            await stream.transport_stream.aclose()
+        else:
+            await trio.testing.wait_all_tasks_blocked(0.01)  # the client reads what was said before
+            reset(stream)
+
+    (tmp_path / "server.pem").write_bytes(authority().issue("127.0.0.1"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server.pem")
+    async with sp.Req0(tls=client_tls("wss://")) as req, trio.open_nursery() as nursery:
+        serve = functools.partial(trio.serve_ssl_over_tcp, refuse, 0, context, host="127.0.0.1")
+        (listener,) = await nursery.start(serve)
+        port = listener.transport_listener.socket.getsockname()[1]
+        with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
+            await req.dial(f"wss://127.0.0.1:{port}/")
+        cause = caught.value.__cause__
+        assert isinstance(cause, sp.UpgradeRefused)
+        assert (cause.response.status, cause.response.body, cause.permanent) == (401, b"nope\n", True)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_refusal_is_told_to_who_is_not_done_with_asking() -> None:
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(b"HTTP/1.1 431 Too Large\r\nContent-Length: 5\r\n\r\nless\n")
+        await stream.aclose()  # with a reset, since much is unread
+
+    cookies = [("Cookie", "x" * 100_000)] * 100
+    async with sp.Req0(http=sp.HTTPClientConfig(headers=cookies)) as req, trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(functools.partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+        with trio.fail_after(5), pytest.raises(sp.DialError, match="431 Too Large: 'less'"):
+            await req.dial(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/")
+        nursery.cancel_scope.cancel()
+
+
+async def test_authorize_may_say_when_to_come_again(url: str, mock_clock: MockClock) -> None:
+    refusals = [sp.HTTPResponse(503, "warming up", {"Retry-After": "7"})]
+    authorize = lambda _: refusals.pop() if refusals else True  # noqa: E731
+    async with sp.Rep0(listen=url, tls=server_tls(url), authorize=authorize) as rep, sp.Req0(tls=client_tls(url)) as req:
+        dialer = await req.dial(rep.listeners[0].url, wait=False)
+        await until(lambda: dialer.error)
+        assert isinstance(dialer.error, sp.UpgradeRefused)
+        assert dialer.error.retry_after == 7
+        await jump(mock_clock, 6.9)
+        assert dialer.statistics().attempts == 1
+        await jump(mock_clock, 0.2)
+        await until(lambda: dialer.pipe)
 
 
 async def test_a_refusal_is_told_within_a_short_greeting_timeout(mock_clock: MockClock) -> None:
