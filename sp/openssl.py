@@ -213,6 +213,20 @@ def was_resumed(connection: SSL.Connection) -> bool:
     return bool(reused is not None and reused(inside._ssl))
 
 
+def begin_no_sessions(context: SSL.Context) -> None:
+    """Let connections of *context* begin no session that could be resumed.
+
+    A server of TLS 1.3 still sends tickets, which lead to nothing, where their number cannot be set:
+    no pyOpenSSL that is known has the call.
+    """
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET)
+    set_number: Any = getattr(_lib, "SSL_CTX_set_num_tickets", None)
+    if set_number is not None:
+        inside: Any = context
+        set_number(inside._context, 0)
+
+
 def is_same_session(one: SSL.Session, other: SSL.Session | None) -> bool:
     """Whether both are one session of OpenSSL's; False where that cannot be told."""
     inside: tuple[Any, Any] = (one, other)

@@ -115,7 +115,10 @@ class _TLSConfig:
     group: Group | None = attrs.field(default=None, validator=optional(_one_of(*_GROUPS)))
     """The only group for the key exchange.  None: OpenSSL's choice, X25519MLKEM768 first.  pyOpenSSL can set one of these and no list."""
     session_reuse: bool = attrs.field(default=True, validator=_flag)
-    """Whether a reconnect may resume an earlier session instead of a full handshake."""
+    """Whether a reconnect may resume an earlier session instead of a full handshake.
+
+    False: no session is remembered or resumed.  A server still sends two tickets under TLS 1.3, which lead to nothing, since pyOpenSSL
+    has no call for their number."""
     key_log_file: str | os.PathLike[str] | None = attrs.field(default=None, validator=optional(_path))
     """Where the secrets of each connection are appended, for Wireshark; whoever reads it reads the traffic.  None: nowhere."""
     watch_files: float | None = attrs.field(default=None, validator=_watch)

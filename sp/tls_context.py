@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
 from sp.errors import TLSConfigError
+from sp.openssl import begin_no_sessions
 from sp.pem import Pem, quietly
 from sp.tls import TLSClientConfig, TLSServerConfig
 
@@ -108,7 +109,7 @@ class TLSContext:
         # Servers: tickets, so nothing is kept here.  Clients: the cache is ours.
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         if not config.session_reuse:
-            context.set_options(SSL.OP_NO_TICKET)
+            begin_no_sessions(context)
         _set_ciphers(context, config)
         if config.certificate is not None:
             _use_certificate(context, config)
@@ -241,8 +242,7 @@ def _ready_made(config: TLSServerConfig | TLSClientConfig) -> SSL.Context:
         if isinstance(config, TLSServerConfig):
             context.set_session_id(_SESSION_ID)  # without one, a client with a certificate that wants to resume is an error
         if not config.session_reuse:
-            context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-            context.set_options(SSL.OP_NO_TICKET)
+            begin_no_sessions(context)
     except ValueError as error:
         raise TLSConfigError("the ready-made context was used before: make a new one") from error
     return context

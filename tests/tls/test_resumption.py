@@ -17,6 +17,7 @@ import trio
 from OpenSSL import SSL
 
 import sp
+from sp import openssl
 from sp.tls_context import SessionCache
 from sp.transports.tls_session import TLSSession
 from tests.faults.scripts import start_script
@@ -280,6 +281,32 @@ def test_without_session_reuse_nothing_is_resumed_and_nothing_fails(authority: A
     if who != "server":
         assert client.contexts.current.sessions is None
         assert not any(ticket_in(hello) for hello in hellos)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("own_context", [True, False])
+def test_a_server_without_session_reuse_sends_no_tickets_where_that_can_be_said(
+    own_context: bool, reuse: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: list[int] = []
+
+    class Binding:
+        """That of pyOpenSSL, with the call that it does not have."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def SSL_CTX_set_num_tickets(self, context: object, number: int) -> int:  # noqa: N802  # OpenSSL's name
+            numbers.append(number)
+            return 1
+
+    real: Any = openssl._lib
+    monkeypatch.setattr(openssl, "_lib", Binding())
+    if own_context:
+        sp.TLSServerConfig(context=SSL.Context(SSL.TLS_METHOD), session_reuse=reuse)
+    else:
+        authority.server(session_reuse=reuse)
+    assert numbers == ([] if reuse else [0])
 
 
 def test_servers_with_one_configuration_resume_each_others_sessions_and_others_do_not(authority: Authority, version: Version) -> None:

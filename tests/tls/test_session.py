@@ -800,6 +800,21 @@ def shake_hands(ours: End, theirs: Foreign) -> None:
         silent = not (theirs_said or ours_said)
 
 
+def test_a_client_s_refusal_leaves_before_its_keys_and_a_server_by_openssl_reads_it(authority: Authority, version: Version) -> None:
+    _, server = Config(authority, version).ends()
+    stranger, _ = Config(Authority(), version).ends()
+    stranger.try_(partial(stranger.take, b""))
+    server.try_(partial(server.take, stranger.drain()))
+    stranger.try_(partial(stranger.take, server.drain()))
+    alert = stranger.drain()
+    assert [type(error) for error in stranger.errors] == [sp.AuthenticationError]
+    assert alert == bytes([ALERT, 3, 3, 0, 2, 2, 48]), "in plain text, so that other servers of TLS 1.3 see a broken record"
+    server.try_(partial(server.take, alert))
+    assert ["alert unknown ca" in str(error) for error in server.errors] == [True]
+    for end in (server, stranger):
+        end.session.close()
+
+
 @pytest.mark.parametrize("is_server", [True, False], ids=["our server", "our client"])
 @pytest.mark.parametrize("old", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
 def test_nothing_older_than_1_2_is_spoken(authority: Authority, version: Version, old: ssl.TLSVersion, is_server: bool) -> None:
