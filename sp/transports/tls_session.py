@@ -195,13 +195,13 @@ class TLSSession:
 
     def certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
         """Decide about a certificate of the peer's chain; OpenSSL says *ok*, or the number of its *error*."""
-        if ok and (depth or self._context.is_server):
+        if ok and depth:
             return True
         reason = "" if ok else reason_of(error)
         subject = "one that cannot be read"
         try:
             readable = certificate.to_cryptography()
-            if ok or error in _WRONG_NAME:
+            if not self._context.is_server and (ok or error in _WRONG_NAME):
                 reason = wrong_name(readable, self._name) or reason
             if reason:
                 subject = printable(readable.subject.rfc4514_string()) or "one without a subject"
@@ -234,9 +234,13 @@ class TLSSession:
     def _raise_problem(self) -> None:
         if self.problem is not None:
             self._failed = True
-            while self.bytes.drain():
-                pass  # OpenSSL sees nothing wrong, and the peer would take what it says for a success
+            self._unsay()
             raise TLSError(self._say(str(self.problem))) from self.problem
+
+    def _unsay(self) -> None:
+        """Drop what is left to send: OpenSSL sees nothing wrong, and the peer would take it for a success."""
+        while self.bytes.drain():
+            pass
 
     def _say(self, reason: str) -> str:
         stage = "TLS" if self.established else "TLS handshake"
@@ -248,6 +252,7 @@ class TLSSession:
         if self._resumes and not self._heard and self._context.sessions is not None:
             self._context.sessions.forget(self._server)  # the others of this server may do no better
         if isinstance(error, TLSError):
+            self._unsay()
             return error
         if not isinstance(error, SSL.Error):
             return TLSError(self._say(f"a callback raised {error!r}"))

@@ -66,6 +66,15 @@ class Authority:
         pkcs8 = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return pkcs8 + certificate.public_bytes(serialization.Encoding.PEM)
 
+    def sign(self, tbs: bytes) -> bytes:
+        """Return the DER of a certificate with the content *tbs*, whatever that is."""
+        key = self._key
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        ecdsa_with_sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+        signature = b"\0" + key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+        content = tbs + ecdsa_with_sha256 + b"\x03" + bytes([len(signature)]) + signature
+        return b"\x30\x82" + len(content).to_bytes(2, "big") + content
+
     def revoke(self, *pems: bytes, ends: datetime.datetime = NOW + DAY) -> bytes:
         """Return a revocation list with the first certificate in each of *pems*; without any, an empty one."""
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(NOW - DAY).next_update(ends)

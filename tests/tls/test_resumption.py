@@ -22,7 +22,7 @@ from sp.tls_context import SessionCache
 from sp.transports.tls_session import TLSSession
 from tests.faults.scripts import start_script
 from tests.tls.authority import Authority
-from tests.tls.test_session import End, converse
+from tests.tls.test_session import End, converse, records
 from tests.transports.wire import REP, REQ, expect, greeting, until
 
 Version = Literal["TLSv1.2", "TLSv1.3"]
@@ -381,6 +381,67 @@ def test_a_connection_that_is_cut_off_does_not_spoil_its_session(authority: Auth
         ends[0].session.close()  # it has heard no end from the server
         ends[1].session.close()
     assert meet(server, client)
+
+
+def ends_of(server: sp.TLSServerConfig, client: sp.TLSClientConfig) -> tuple[End, End]:
+    return End(TLSSession(client.contexts.current, host="localhost", port=5555), REQ), End(TLSSession(server.contexts.current), REP)
+
+
+def up_to_the_greeting(client: End, server: End) -> bytes:
+    """Let *client* hear all of *server* but its greeting, and return that."""
+    client.take(b"")
+    rest = b""
+    while not rest:
+        server.take(client.drain())
+        *before, rest = records(server.drain())
+        if server.session.established:
+            client.take(b"".join(before))
+        else:
+            client.take(b"".join([*before, rest]))
+            rest = b""
+    assert client.session.established
+    assert client.received == b""
+    return rest
+
+
+def test_the_session_of_a_connection_on_which_the_peer_was_never_heard_is_not_kept(authority: Authority, version: Version) -> None:
+    """Its server may have refused us; where it asks for a certificate it greets behind its tickets."""
+    server, client = configs(authority, version, mutual=True)
+    ends = ends_of(server, client)
+    up_to_the_greeting(*ends)
+    ends[0].session.close()
+    assert len(cache_of(client)) == 0
+
+    ends = ends_of(server, client)
+    ends[0].take(up_to_the_greeting(*ends))
+    ends[0].session.close()
+    assert len(cache_of(client)) == 1
+
+
+def test_the_session_of_a_connection_that_has_failed_is_not_kept(authority: Authority) -> None:
+    """Its first ticket arrives in one piece with what is not genuine."""
+    server, client = configs(authority, "TLSv1.3")
+    ends = ends_of(server, client)
+    ends[0].take(b"")
+    ends[1].take(ends[0].drain())
+    ends[0].take(ends[1].drain())
+    assert ends[0].received == greeting(REP)
+    assert len(cache_of(client)) == 0  # as there was no ticket
+    ends[1].take(ends[0].drain())
+    *tickets, last = records(ends[1].drain())
+    assert tickets
+    with pytest.raises(sp.TLSError):
+        ends[0].take(b"".join(tickets) + last[:-1] + bytes([last[-1] ^ 1]))
+    ends[0].session.close()
+    assert len(cache_of(client)) == 0
+
+
+def test_a_session_is_kept_once(authority: Authority, version: Version) -> None:
+    server, client = configs(authority, version)
+    meet(server, client)
+    key = server_key(client)
+    assert cache_of(client).take(key) is not None
+    assert cache_of(client).take(key) is None
 
 
 # Over sockets.

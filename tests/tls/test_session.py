@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import ssl
 import sys
 import threading
@@ -11,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytest
@@ -746,6 +748,53 @@ def test_sessions_of_two_threads_do_not_mix_up_their_data(authority: Authority, 
     finally:
         sys.setswitchinterval(before)
     assert failures == []
+
+
+# Problems in callbacks.
+
+
+def keyless(authority: Authority, version: Version, folder: Path) -> tuple[sp.TLSServerConfig, sp.TLSClientConfig]:
+    """Configurations whose secrets can no longer be written where they were to be."""
+    folder.mkdir()
+    configs = authority.server("localhost", key_log_file=folder / "s"), authority.client(maximum_version=version, key_log_file=folder / "c")
+    shutil.rmtree(folder)
+    return configs
+
+
+def test_a_client_whose_callback_had_a_problem_says_nothing_that_looks_like_success(
+    authority: Authority, version: Version, tmp_path: Path
+) -> None:
+    config = Config(authority, version)
+    _, config.client = keyless(authority, version, tmp_path / "keys")
+    client, server = config.ends()
+    client.take(b"")
+    with pytest.raises(sp.TLSError, match="key_log_file: cannot write"):
+        while move(client, server) | move(server, client):
+            pass
+    assert not client.drain()
+    assert not server.session.established
+    client.session.write(b"")
+    client.session.close()
+    assert not client.drain()  # nor that it has come to an orderly end
+    server.session.close()
+
+
+def test_a_server_whose_callback_had_a_problem_says_so_at_once(authority: Authority, version: Version, tmp_path: Path) -> None:
+    """Under 1.3 that is in the middle of the handshake, where OpenSSL only says that it wants more."""
+    config = Config(authority, version)
+    config.server, _ = keyless(authority, version, tmp_path / "keys")
+    client, server = config.ends()
+    client.take(b"")
+    if version == "TLSv1.2":
+        move(client, server)
+        move(server, client)
+    with pytest.raises(sp.TLSError, match="key_log_file: cannot write"):
+        move(client, server)
+    assert not server.drain()
+    assert not client.session.established
+    server.session.close()
+    assert not server.drain()
+    client.session.close()
 
 
 # What is old.

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, TypeVar, cast
 
@@ -21,8 +22,10 @@ from OpenSSL import SSL, crypto
 import sp
 from sp import tls_context
 from sp.transports import tls_session
+from sp.transports.tls_session import TLSSession
 from tests.tls.authority import CLIENT, DAY, NOW, SERVER, Authority
-from tests.transports.wire import expect, until
+from tests.tls.test_session import End, converse, end_all
+from tests.transports.wire import REP, REQ, expect, until
 
 URL = "tls+tcp://127.0.0.1:0"
 HOUR = datetime.timedelta(hours=1)
@@ -86,6 +89,16 @@ async def refused(
             assert rep.statistics().listeners[0].failures == {"AuthenticationError": 1}
             assert (req.pipes, rep.pipes, req.dialers) == ((), (), ())
             return cause, event.error
+
+
+async def refused_by_dialer(server: sp.TLSServerConfig, client: sp.TLSClientConfig) -> sp.AuthenticationError:
+    """Dial a server in vain whose certificate OpenSSL has nothing against, so that its alert does not say what is wrong."""
+    with trio.fail_after(10):
+        async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client) as req:
+            with pytest.raises(sp.DialError) as caught:
+                await req.dial(rep.listeners[0].url)
+            assert isinstance(caught.value.__cause__, sp.AuthenticationError)
+            return caught.value.__cause__
 
 
 def leaf(pem: bytes) -> bytes:
@@ -240,6 +253,139 @@ async def test_the_expected_name_can_be_an_address(version: Version, authority: 
         pass
     ours, _ = await refused(authority.server("localhost"), client, "localhost")
     assert "it is for DNS:localhost, not for '192.0.2.7'" in str(ours)
+
+
+@pytest.mark.parametrize("host", ["localhost.", "127.0.0.1"])
+async def test_a_name_may_end_in_a_dot(host: str, version: Version, authority: Authority, any_name: None) -> None:
+    """It is the same one, in certificates without the dot, and so it is told to the server."""
+    asked: list[bytes | None] = []
+    context = ready_made(authority.issue("localhost"))
+    context.set_tlsext_servername_callback(lambda connection: asked.append(connection.get_servername()))
+    client = authority.client(maximum_version=version, server_name=None if host.endswith(".") else "localhost.")
+    async with meeting(sp.TLSServerConfig(context=context), client, host) as (pipe, _):
+        assert pipe.tls is not None
+        assert pipe.tls.verified
+        assert asked == [b"localhost"]
+
+
+def test_the_zone_of_an_address_is_no_part_of_its_name(version: Version, authority: Authority) -> None:
+    server, client = authority.server("fe80::1"), authority.client(maximum_version=version)
+    ends = End(TLSSession(client.contexts.current, host="fe80::1%eth0", port=5555), REQ), End(TLSSession(server.contexts.current), REP)
+    converse(*ends)
+    info = ends[0].session.info
+    assert info is not None
+    assert (info.verified, info.names) == (True, ("IP:fe80::1",))
+    end_all(*ends)
+    ends = End(TLSSession(client.contexts.current, host="fe80::2%eth0", port=5555), REQ), End(TLSSession(server.contexts.current), REP)
+    with pytest.raises(sp.AuthenticationError, match="it is for IP:fe80::1, not for 'fe80::2'"):
+        converse(*ends)
+    end_all(*ends)
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["our context", "ready-made"])
+@pytest.mark.parametrize("name", ["127.0.0.2", "localhost"])
+async def test_names_are_checked_by_ourselves_where_openssl_does_not(
+    name: str, ready: bool, version: Version, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with bindings that lack the calls for it."""
+    monkeypatch.setattr(tls_session, "expect_name", lambda *_: None)
+    client = authority.client(maximum_version=version)
+    if ready:
+        context = ready_made(authority.issue("client-7"), ca=authority.pem)
+        context.set_max_proto_version(SSL.TLS1_2_VERSION if version == "TLSv1.2" else SSL.TLS1_3_VERSION)
+        context.set_verify(SSL.VERIFY_PEER)
+        client = sp.TLSClientConfig(context=context)
+    ours = await refused_by_dialer(authority.server(name), client)
+    assert "the server's certificate was refused: it is for" in str(ours)
+    assert "not for '127.0.0.1'" in str(ours)
+    async with meeting(authority.server("127.0.0.1"), client):
+        pass
+
+
+def last_words(client: End, server: End, error: str) -> bytes:
+    """Return what *client* says after it has refused *server* for *error*."""
+    client.take(b"")
+    server.take(client.drain())
+    with pytest.raises(sp.AuthenticationError, match=error):
+        while data := server.drain():
+            client.take(data)
+            server.take(client.drain())
+    said = client.drain()
+    end_all(client, server)
+    return said + client.drain()
+
+
+def test_a_client_that_refuses_a_name_by_itself_does_not_finish_the_handshake(
+    version: Version, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL sees nothing wrong, and has its last words ready."""
+    monkeypatch.setattr(tls_session, "expect_name", lambda *_: None)
+    context = ready_made(authority.issue("client-7"), ca=authority.pem)
+    context.set_verify(SSL.VERIFY_PEER)
+    server, client = authority.server("127.0.0.1", maximum_version=version), sp.TLSClientConfig(context=context)
+    ends = End(TLSSession(client.contexts.current, host="localhost", port=5555), REQ), End(TLSSession(server.contexts.current), REP)
+    assert last_words(*ends, "it is for IP:127.0.0.1, not for 'localhost'") == b""
+
+
+def test_a_client_that_refuses_to_resume_does_not_finish_the_handshake(
+    version: Version, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = sp.TLSServerConfig(certificate=authority.issue_flawed("localhost", ends=NOW + DAY))
+    client = authority.client(maximum_version=version)
+
+    def ends() -> tuple[End, End]:
+        contexts = client.contexts.current, server.contexts.current
+        return End(TLSSession(contexts[0], host="localhost", port=5555), REQ), End(TLSSession(contexts[1]), REP)
+
+    before = ends()
+    converse(*before)
+    end_all(*before)
+    monkeypatch.setattr(tls_session, "datetime", clock(NOW + 2 * DAY))
+    assert last_words(*ends(), "it has expired since the session that was resumed") == b""
+
+
+def unreadable(authority: Authority, folder: Path, *names: str, purpose: x509.ObjectIdentifier = SERVER) -> SSL.Context:
+    """Return a context with a certificate that OpenSSL takes and cryptography does not: it spells out a value that DER leaves out."""
+    pem = authority.issue_flawed(*names, purpose=purpose)
+    constraints, critical = b"\x06\x03\x55\x1d\x13\x01\x01", b"\xff"
+    tbs = certificate_of(pem).tbs_certificate_bytes
+    assert tbs.count(constraints + critical) == 1
+    der = authority.sign(tbs.replace(constraints + critical, constraints + b"\0"))
+    with pytest.raises(ValueError, match="rror"):
+        x509.load_der_x509_certificate(der)
+    (folder / "certificate.der").write_bytes(der)
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_session_id(b"test")
+    context.use_certificate_file(str(folder / "certificate.der"), crypto.FILETYPE_ASN1)
+    context.use_privatekey(serialization.load_pem_private_key(pem, None))  # type: ignore[arg-type]
+    return context
+
+
+async def test_a_server_whose_certificate_cannot_be_read_is_refused(version: Version, authority: Authority, tmp_path: Path) -> None:
+    """The authority has signed it, and names have to be read before they can be believed."""
+    server = sp.TLSServerConfig(context=unreadable(authority, tmp_path, "127.0.0.1"))
+    ours = await refused_by_dialer(server, authority.client(maximum_version=version))
+    assert "the server's certificate was refused: it cannot be read: " in str(ours)
+    assert "(of one that cannot be read; expected a certificate for '127.0.0.1')" in str(ours)
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_a_client_whose_certificate_cannot_be_read_is_refused(
+    required: bool, version: Version, authority: Authority, tmp_path: Path
+) -> None:
+    """Nobody could say who it is."""
+    context = unreadable(authority, tmp_path, "client-7", purpose=CLIENT)
+    context.set_max_proto_version(SSL.TLS1_2_VERSION if version == "TLSv1.2" else SSL.TLS1_3_VERSION)
+    client = sp.TLSClientConfig(context=context, insecure_skip_verification=True)
+    server = authority.server(client_ca=authority.pem, require_client_certificate=required)
+    with trio.fail_after(10):
+        async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client) as req:
+            events = rep.events()
+            with pytest.raises(sp.DialError):
+                await req.dial(rep.listeners[0].url)
+            event = await expect(events, sp.EventKind.REFUSED)
+    assert isinstance(event.error, sp.AuthenticationError)
+    assert "the client's certificate was refused: it cannot be read: " in event.reason
 
 
 @pytest.mark.parametrize(
