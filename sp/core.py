@@ -38,7 +38,7 @@ from sp.protocol_numbers import protocol_name
 from sp.receivers import Receivers
 from sp.senders import Senders
 from sp.statistics import SocketStatistics
-from sp.transports import Terms
+from sp.transports import SHORTEST_KEEPALIVE, Terms
 
 if TYPE_CHECKING:
     from sp.dialer import Dialer
@@ -56,6 +56,8 @@ _WRITES_A_TURN: Final = 64
 """Pipes that are written to before other tasks get their turn."""
 _PLACE_KEPT: Final = 1.0
 """Seconds for which a PAIR keeps its place for whom it has greeted: a silent one would keep away all others."""
+_LOOKS: Final = 8
+"""Within the keepalive time, at a pipe with data in flight."""
 _LENT_FOR: Final = 0.02
 """Seconds after which a pipe reads for itself again when the task that read it last has not come back."""
 _OTHER_THREAD: Final = (
@@ -115,6 +117,9 @@ class Core:
         self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
+        self._watched: dict[Pipe, None] = {}  # those with data in flight, or that have written since the last look
+        self._until_look = trio.CancelScope()
+        self._look_every = max(SHORTEST_KEEPALIVE, options.keepalive or 0) / _LOOKS
         self._greeted: _Greeted | None = None  # of an exclusive socket: who may be about to become its pipe
         self._timer_wanted = trio.Event()
         self._timer_until = math.inf
@@ -386,6 +391,7 @@ class Core:
         """*pipe* has ended."""
         if self.pipes.pop(pipe.id, None) is None:
             return
+        self._watched.pop(pipe, None)
         pipe.settle()
         if not (self.open and self.engine.sends_again):
             self.dropped["pipe closed" if self.open else "socket closed"] += pipe.unsent
@@ -467,6 +473,27 @@ class Core:
             trio.lowlevel.reschedule(writer)
 
     async def _write(self) -> None:
+        while True:
+            with trio.CancelScope() as self._until_look:
+                self._plan_look()
+                await self._write_due()
+            self._look()
+
+    def watch(self, pipe: Pipe) -> None:
+        """Look from time to time whether the peer of *pipe* acknowledges what was written."""
+        self._watched[pipe] = None
+        if len(self._watched) == 1:
+            self._plan_look()
+
+    def _plan_look(self) -> None:
+        if self._watched:
+            self._until_look.deadline = trio.current_time() + self._look_every
+
+    def _look(self) -> None:
+        now = trio.current_time()
+        self._watched = {pipe: None for pipe in list(self._watched) if pipe.look(now)}
+
+    async def _write_due(self) -> None:
         def abort(_: object) -> trio.lowlevel.Abort:
             self._writer = None
             return trio.lowlevel.Abort.SUCCEEDED
@@ -479,7 +506,8 @@ class Core:
             for count, pipe in enumerate(due, 1):
                 pipe.write_due()
                 if count % _WRITES_A_TURN == 0:
-                    await trio.lowlevel.checkpoint()
+                    with trio.CancelScope(shield=True):  # the rest is not forgotten because it is time to look
+                        await trio.lowlevel.checkpoint()
 
     def room(self, pipe: Pipe) -> None:
         """*pipe* can take messages again."""

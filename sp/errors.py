@@ -90,7 +90,7 @@ class UpgradeRefused(GreetingError):
 
 
 class PeerSilent(PeerError):
-    """The peer left a ping unanswered and said nothing else: it, or the way to it, is gone."""
+    """The peer left a ping unanswered and said nothing else, or acknowledged nothing of what was sent: it, or the way to it, is gone."""
 
 
 class PeerStalled(PeerError):

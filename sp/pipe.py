@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.errors import PeerClosed, PeerError
+from sp.errors import PeerClosed, PeerError, PeerSilent
 from sp.protocol_numbers import protocol_name
 from sp.statistics import PipeStatistics
 
@@ -86,6 +86,7 @@ class Pipe:
         "_reading",
         "_refused",
         "_state",
+        "_watched",
         "_writing",
         "bytes_received",
         "bytes_sent",
@@ -124,6 +125,7 @@ class Pipe:
         self._reader: trio.lowlevel.Task | None = None  # our task, while it is parked
         self.progress = 0
         """How often the kernel has taken something from us after it had taken no more."""
+        self._watched = not connection.watchable  # or cannot be: whether the peer acknowledges what was written
         self._left_over: list[Message] = []  # read by a borrower, not taken by the engine
 
     @property
@@ -317,6 +319,15 @@ class Pipe:
         """Write what has gathered."""
         if self._writing is _DUE and self.error is None:
             self._write()
+
+    def look(self, now: float) -> bool:
+        """Return whether to look again.  A peer that acknowledges nothing any more ends the pipe."""
+        try:
+            self._watched = self._state is not _ENDED and self._connection.look(now)
+        except PeerSilent as error:
+            self.end(error)
+            return False
+        return self._watched
 
     async def run(self) -> None:
         """Read until the pipe ends, then detach it.  Only a cancellation comes out."""
@@ -525,6 +536,9 @@ class Pipe:
             self._core.spawn(self._end_soon, error, self._grace)
             return self._writing
         self._count_written(waiting, waiting_bytes)
+        if not self._watched:
+            self._watched = True
+            self._core.watch(self)
         if done and (self._state is _FINISHING or self._state is _LEAVING):
             done = self._connection.finish()
         if done:

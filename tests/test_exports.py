@@ -24,6 +24,7 @@ INTERNAL = {
         "interrupt",
         "recall",
         "leave",
+        "look",
         "drop",
     },
     "Dialer": {"stop", "drop", "decided", "run"},

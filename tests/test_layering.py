@@ -32,6 +32,7 @@ CODECS = {
     "tls",
     "tls_context",
     "openssl",
+    "transports.tcp_info",
     "transports.tls_session",
     "transports.websocket",
     "transports.ws_answer",

@@ -21,6 +21,9 @@ from sp.options import SocketOptions
 from sp.proxy_protocol import ProxyInfo
 from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
 
+SHORTEST_KEEPALIVE: Final = 2
+"""Seconds; the kernel counts in whole ones, and needs one until it asks and one for the answer."""
+
 
 @attrs.frozen(kw_only=True)
 class Terms:
@@ -122,6 +125,15 @@ class Connection(Protocol):
     @property
     def keep_alive(self) -> Callable[[], Awaitable[None]] | None:
         """What is to run beside the pipe as long as it is attached; None: nothing."""
+        ...
+
+    @property
+    def watchable(self) -> bool:
+        """Whether ``look`` can tell something."""
+        ...
+
+    def look(self, now: float) -> bool:
+        """Return whether data is in flight, so that it is worth while to look again.  Raises PeerSilent when the peer seems to be gone."""
         ...
 
     def send_nowait(self, outbox: deque[Message]) -> bool:

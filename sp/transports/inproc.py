@@ -100,6 +100,7 @@ class InprocConnection:
         self.unsent = 0
         self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
         self.stage = "greeting"
+        self.watchable = False
         self.asks = False
         self.lendable = False  # a wake-up saved would be worth less than the wait of who no longer comes
         self._terms = terms
@@ -146,6 +147,9 @@ class InprocConnection:
 
     async def see_off(self, error: Exception | None = None) -> None:
         pass
+
+    def look(self, now: float) -> bool:
+        return False
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
         peer = self._peer

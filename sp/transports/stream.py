@@ -72,6 +72,9 @@ class Link(Protocol):
         """While a task is in ``wait_writable``: set when it no longer is."""
         ...
 
+    @property
+    def watchable(self) -> bool: ...
+    def look(self, now: float) -> bool: ...
     def interrupt(self) -> None: ...
     def finish(self) -> bool: ...
     def close(self) -> None: ...
@@ -95,6 +98,7 @@ class SocketLink:
 
     tls = None
     stage = "greeting"
+    watchable = False
 
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str, *, proxied: bool = False) -> None:
         """*proxied*: a PROXY protocol header comes first."""
@@ -151,6 +155,9 @@ class SocketLink:
         finally:
             self.writer = None
             done.set()
+
+    def look(self, now: float) -> bool:
+        return False
 
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -321,6 +328,13 @@ class LinkConnection(abc.ABC):
     @property
     def stage(self) -> str:
         return self._link.stage
+
+    @property
+    def watchable(self) -> bool:
+        return self._link.watchable
+
+    def look(self, now: float) -> bool:
+        return self._link.look(now)
 
     @property
     def unsent(self) -> int:

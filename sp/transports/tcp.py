@@ -14,7 +14,7 @@ from typing import Any, Final
 import trio
 
 from sp.address import Address, bracketed, is_host
-from sp.transports import Acceptor, Connection, Terms
+from sp.transports import SHORTEST_KEEPALIVE, Acceptor, Connection, Terms, tcp_info
 from sp.transports.stream import SocketLink, StreamConnection
 
 _ACCEPT_BATCH: Final = 64
@@ -199,28 +199,55 @@ def accept_pending(listening: socket.socket) -> list[socket.socket]:
     return accepted
 
 
+class TCPLink(SocketLink):
+    """A TCP socket that Linux tells about, so that a peer that is gone is noticed while data is on its way to it."""
+
+    watchable = True
+
+    __slots__ = ("_limit", "_silence")
+
+    def __init__(self, sock: socket.socket, local_address: str, remote_address: str, limit: float, *, proxied: bool) -> None:
+        """*limit*: after so many seconds of silence the peer is gone."""
+        super().__init__(sock, local_address, remote_address, proxied=proxied)
+        self._limit = limit
+        self._silence: tcp_info.Silence | None = None  # while data is in flight
+
+    def look(self, now: float) -> bool:
+        try:
+            info = tcp_info.decode(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.SIZE))
+        except OSError:
+            info = None  # it is closed
+        if info is None or not info.in_flight:
+            self._silence = None
+            return False
+        if self._silence is None:
+            self._silence = tcp_info.Silence(info, now)
+        self._silence.check(info, now, self._limit)
+        return True
+
+
 def _link(sock: socket.socket, terms: Terms) -> SocketLink:
+    keepalive, proxied = terms.options.keepalive, terms.proxy_protocol
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _set_keepalive(sock, terms.options.keepalive)
-        return SocketLink(sock, format_address(sock.getsockname()), format_address(sock.getpeername()), proxied=terms.proxy_protocol)
+        _set_keepalive(sock, keepalive)
+        ends = format_address(sock.getsockname()), format_address(sock.getpeername())
+        if keepalive is None or not hasattr(socket, "TCP_INFO"):
+            return SocketLink(sock, *ends, proxied=proxied)
+        return TCPLink(sock, *ends, max(SHORTEST_KEEPALIVE, keepalive), proxied=proxied)
     except OSError:
         # The peer is gone already; reading will find that out in the right place.
-        return SocketLink(sock, "", "", proxied=terms.proxy_protocol)
+        return SocketLink(sock, "", "", proxied=proxied)
 
 
 def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
-    """Give up a peer that was silent and unreachable for *seconds*.
-
-    While data is on its way the kernel's own retransmissions decide.  TCP_USER_TIMEOUT would speed those up, but it also cuts off
-    a living peer that holds us back for that long.
-    """
+    """Give up a peer that was silent and unreachable for *seconds*.  While data is on its way this rests; see ``tcp_info``."""
     if seconds is None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
         # Half of the time until the first probe, then probes until the time is over.
-        whole = max(2, round(seconds))
+        whole = max(SHORTEST_KEEPALIVE, round(seconds))
         idle = min(max(1, whole // 2), _MAX_KEEPALIVE)
         interval = min(max(1, (whole - idle) // 4), _MAX_KEEPALIVE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)

@@ -314,6 +314,13 @@ class TLSLink:
     def writer(self) -> trio.Event | None:
         return self._inner.writer
 
+    @property
+    def watchable(self) -> bool:
+        return self._inner.watchable
+
+    def look(self, now: float) -> bool:
+        return self._inner.look(now)
+
     def interrupt(self) -> None:
         self._inner.interrupt()
 

@@ -212,13 +212,17 @@ class WSConnection(LinkConnection):
                 if now >= deadline:
                     for _ in range(2):  # if it was we who paused, what has come meanwhile is about to be read
                         await trio.lowlevel.checkpoint()
-                if self._heard:
-                    deadline = math.inf
-                elif now >= deadline:
-                    if self._waiting:
-                        self._give_up(timeout)
-                        return
-                    deadline = now + timeout  # it is we who do not read: the application holds the pipe back
+                try:
+                    self.look(now)  # a ping on its way is data in flight, also to a peer that need not answer it
+                    if self._heard:
+                        deadline = math.inf
+                    elif now >= deadline:
+                        if self._waiting:
+                            raise PeerSilent(f"the peer has not answered a ping within {timeout:g} s, nor sent anything else")
+                        deadline = now + timeout  # it is we who do not read: the application holds the pipe back
+                except PeerSilent as error:
+                    self._give_up(error)
+                    return
                 if now >= due:
                     due = now + interval
                     ping = b"" if self._control or self._websocket is None else self._websocket.ping()
@@ -238,10 +242,10 @@ class WSConnection(LinkConnection):
                     self._flush()
             await trio.sleep_forever()
 
-    def _give_up(self, timeout: float) -> None:
+    def _give_up(self, error: PeerSilent) -> None:
         websocket = self._websocket
         assert websocket is not None
-        websocket.error = PeerSilent(f"the peer has not answered a ping within {timeout:g} s, nor sent anything else")
+        websocket.error = error
         self._say(websocket.close(_GONE, "no answer to a ping"))
         self._parted = True
         self._link.interrupt()

@@ -11,14 +11,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 import sp
 from sp.address import Address
+from sp.transports import tcp_info
 from sp.transports.tcp import format_address
 from tests.transports.ends import authority, dial, network_only, server_tls
 from tests.transports.wire import BUS, REQ, connect, connect_as, expect, receive_exactly, receive_frame, reset
@@ -453,7 +455,7 @@ async def test_keepalive_can_be_left_to_the_kernel() -> None:
 # Peers that vanish.
 
 
-def go_deaf(sock: trio.socket.SocketType) -> None:
+def go_deaf(sock: trio.socket.SocketType | socket.socket) -> None:
     """Drop all that arrives for *sock*, before the kernel could acknowledge it: what a pulled cable looks like."""
     program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
     filters = struct.pack("HP", 1, ctypes.addressof(program))
@@ -481,6 +483,80 @@ async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -
         assert len(patient.pipes) == 1  # whose peer says nothing, and is there
         for stream in streams:
             await stream.aclose()
+
+
+@linux_only
+@network_only
+async def test_a_peer_that_vanishes_with_data_on_its_way_is_noticed_in_the_keepalive_time_and_one_that_reads_nothing_stays(
+    url: str,
+) -> None:
+    """Keepalive rests as long as there is data in flight, and the kernel sends it again for a quarter of an hour."""
+    options: dict[str, Any] = {"listen": url, "tls": server_tls(url), "keepalive": 2, "linger": 0}
+    async with sp.Bus0(**options) as bus, sp.Push0(**options) as patient, sp.Bus0() as gone, sp.Pull0(inbox_limit=1) as busy:
+        events = bus.events()
+        with trio.fail_after(20):
+            for listening, dialing in ((bus, gone), (patient, busy)):
+                await dial(dialing, listening.listeners[0].url)
+                await listening.wait_for_peers()
+            with trio.move_on_after(0.1):
+                while True:  # until every buffer is full
+                    await patient.send(bytes(100_000))
+            with kernel_socket(gone.pipes[0]) as sock:
+                go_deaf(sock)
+            began = trio.current_time()
+            await bus.send(b"are you there?")
+            event = await expect(events, sp.EventKind.DETACHED)
+            assert 2 <= trio.current_time() - began < 4
+        assert isinstance(event.error, sp.PeerSilent)
+        assert "the peer has acknowledged nothing for 2" in event.reason
+        assert len(patient.pipes) == 1  # whose peer has no room, and says so whenever it is asked
+        assert not bus.pipes
+
+
+@linux_only
+async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    def decode(_: bytes) -> tcp_info.TCPInfo:
+        looks.append(trio.current_time())
+        return tcp_info.TCPInfo(in_flight=len(looks) < 3, repeated=0, heard=0)
+
+    monkeypatch.setattr(tcp_info, "decode", decode)
+    async with sp.Bus0(listen="tcp://127.0.0.1:0", keepalive=80) as bus, sp.Bus0(keepalive=None) as other:
+        await other.dial(bus.listeners[0].url)
+        await bus.wait_for_peers()
+        for _ in range(2):
+            mock_clock.jump(1_000)
+            await trio.testing.wait_all_tasks_blocked()
+        assert looks == []
+        began = trio.current_time()
+        for _ in range(5):
+            await bus.send(b"hello")
+            assert await other.receive() == b"hello"
+        for _ in range(10):
+            mock_clock.jump(5)
+            await trio.testing.wait_all_tasks_blocked()
+        assert [round(time - began) for time in looks] == [10, 20, 30]
+        await other.send(b"hello")  # by one that leaves it to the kernel
+        assert await bus.receive() == b"hello"
+        mock_clock.jump(1_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(looks) == 3
+
+
+@linux_only
+async def test_no_message_is_forgotten_because_it_is_time_to_look(mock_clock: MockClock) -> None:
+    """The task that looks is the one that writes, to so many pipes that it lets others run in between."""
+    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
+        streams = [await connect_as(bus.listeners[0].url, BUS) for _ in range(150)]
+        await bus.wait_for_peers(150)
+        await bus.send(b"is written at once")
+        await bus.send(b"is written soon")
+        mock_clock.jump(1_000)
+        for stream in streams:
+            async with stream:
+                assert await receive_frame(stream) == b"is written at once"
+                assert await receive_frame(stream) == b"is written soon"
 
 
 @linux_only

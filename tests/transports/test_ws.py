@@ -6,6 +6,7 @@ import functools
 import gc
 import logging
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import trio
 from trio.testing import MockClock
 
 import sp
+from sp.transports import tcp_info
 from tests.transports.ends import authority, client_tls, dial, server_tls
 from tests.transports.web import (
     BINARY,
@@ -164,6 +166,30 @@ async def test_a_silent_mangos_is_pinged_and_not_given_up(agent: str, mock_clock
             await jump(mock_clock, 20)
         assert (await receive_ws_frame(stream))[0] == PING
         assert len(bus.pipes) == (1 if agent.startswith("Go") else 0)
+        await stream.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs TCP_INFO")
+async def test_a_mangos_that_does_not_even_acknowledge_a_ping_is_given_up(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ping on its way keeps the kernel from asking whether the peer is there."""
+    repeated = iter(range(1000))
+
+    def nothing(_: bytes) -> tcp_info.TCPInfo:
+        return tcp_info.TCPInfo(in_flight=True, repeated=next(repeated), heard=1000)
+
+    async with sp.Bus0(listen="ws://127.0.0.1:0", keepalive=60) as bus:
+        events = bus.events()
+        stream = await upgrade(bus.listeners[0].url, BUS, "User-Agent: Go-http-client/1.1")
+        await bus.wait_for_peers()
+        await jump(mock_clock, 20)
+        monkeypatch.setattr(tcp_info, "decode", nothing)
+        for _ in range(3):
+            await jump(mock_clock, 20)
+        assert len(bus.pipes) == 1
+        await jump(mock_clock, 20)
+        event = await expect(events, K.DETACHED)
+        assert isinstance(event.error, sp.PeerSilent)
+        assert "acknowledged nothing for 60 s" in event.reason
         await stream.aclose()
 
 
