@@ -142,10 +142,10 @@ class Core:
 
         Before the socket is entered, after its end and in a forked child it is nobody's: then anybody may call.
         """
-        if not self._thread:
-            return
         if get_ident() != self._thread:
-            raise RuntimeError(_OTHER_THREAD)
+            if self._thread:
+                raise RuntimeError(_OTHER_THREAD)
+            return
         try:
             trio.lowlevel.current_task()
         except RuntimeError:
@@ -184,10 +184,10 @@ class Core:
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Serve the socket until it is closed."""
         try:
+            if self._state is not _State.ENTERED:
+                raise trio.ClosedResourceError("the socket was closed before it was open")
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                if self._state is not _State.ENTERED:
-                    raise trio.ClosedResourceError("the socket was closed before it was open")
                 self._state = _State.OPEN
                 self.open = True
                 self.open_in = self._thread
@@ -211,28 +211,45 @@ class Core:
 
     async def aclose(self) -> None:
         """Close in order: stop dialing and listening, deliver what was accepted, then close."""
-        self.check_caller()
-        if self._state is _State.NEW:
+        if not self.may_end():
+            return
+        ours = self._serves(trio.lowlevel.current_task())
+        if self._state in (_State.NEW, _State.ENTERED):
             self.close()
-        if self._state is _State.OPEN:
+        elif self._state is _State.OPEN:
             self._refuse_calls(_State.CLOSING)
-            try:
-                for listener in list(self.listeners):
-                    listener.stop()
-                for dialer in list(self.dialers):
-                    dialer.stop()
-                for pipe in list(self.pipes.values()):
-                    pipe.finish()
-                with trio.move_on_after(self.options.linger):
-                    while self.pipes:
-                        await self.changed()
-            finally:
-                self.close()
-                with trio.CancelScope(shield=True):  # the tasks are cancelled already and end by themselves
-                    await self._ended.wait()
-        elif self._state is not _State.FORKED:
-            await self._ended.wait()
+            for listener in list(self.listeners):
+                listener.stop()
+            for dialer in list(self.dialers):
+                dialer.stop()
+            for pipe in list(self.pipes.values()):
+                pipe.finish()
+            if ours:
+                self.spawn(self._deliver)
+            else:
+                await self._deliver()
+        if ours:  # by way of ``authorize`` or ``health``: waiting for the end would be waiting for ourselves
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        await self._ended.wait()
         await trio.lowlevel.checkpoint()
+
+    async def _deliver(self) -> None:
+        """Let the pipes deliver what was accepted, then close."""
+        try:
+            with trio.move_on_after(self.options.linger):
+                while self.pipes:
+                    await self.changed()
+        finally:
+            self.close()
+
+    def _serves(self, task: trio.lowlevel.Task | None) -> bool:
+        """Whether *task* is one of the socket's, or was started by one that waits for it."""
+        while task is not None and task.parent_nursery is not None:
+            if task.parent_nursery is self._nursery:
+                return True
+            task = task.parent_nursery.parent_task
+        return False
 
     def close(self) -> None:
         """Close now.  What was accepted and not written is dropped and counted."""

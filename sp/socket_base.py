@@ -108,6 +108,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
         What could not be delivered is dropped: ``statistics().dropped["socket closed"]`` and a warning in the log say how much.
         Cancelled, it still closes, at once.  A second time does nothing.
+        Called in ``authorize`` or ``health`` it returns while the socket is still delivering: those run in tasks of the socket, which have
+        to end first.
         """
         await self._core.aclose()
 

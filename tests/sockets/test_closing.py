@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 import sp
-from tests.transports.ends import dial, network_only, server_tls
+from sp.address import Address
+from tests.sockets.kinds import gone
+from tests.transports.ends import dial, listen, network_only, server_tls
 from tests.transports.wire import BUS, REQ, connect_as, frame
 
 from .conftest import Background, connect
@@ -212,3 +217,134 @@ async def test_a_reply_to_a_pipe_that_dies_meanwhile_ends_its_wait(url: str) -> 
         for reply in replies:
             await reply.done()
         assert rep.statistics().dropped["requester gone"] > 0
+
+
+# Closing from within.
+
+
+async def plainly(close: Callable[[], Awaitable[None]]) -> None:
+    await close()
+
+
+async def in_a_nursery(close: Callable[[], Awaitable[None]]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close)
+
+
+async def from_a_thread(close: Callable[[], Awaitable[None]]) -> None:
+    await trio.to_thread.run_sync(trio.from_thread.run, close)
+
+
+@pytest.mark.parametrize("way", [plainly, in_a_nursery, from_a_thread])
+@pytest.mark.parametrize("dials", [False, True], ids=["of a listener", "of a dialer"])
+async def test_authorize_may_close_its_socket_in_order(
+    url: str, dials: bool, way: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
+) -> None:
+    answers = iter([True])
+
+    async def authorize(_: sp.Pipe) -> bool:
+        if next(answers, False):
+            return True
+        await way(closing.aclose)
+        return True
+
+    with trio.fail_after(10):
+        async with sp.Bus0(authorize=authorize, outbox_limit=5000) as closing, sp.Bus0(inbox_limit=5000) as friend, sp.Bus0() as stranger:
+            listener = await listen(friend, url)
+            await dial(closing, listener.url)
+            for number in range(1000):
+                await closing.send(b"%d" % number)
+            (ours, theirs) = (closing, stranger) if dials else (stranger, closing)
+            listener = await listen(theirs, _other(url))
+            await dial(ours, listener.url, wait=False)
+            assert [await friend.receive() for _ in range(1000)] == [b"%d" % number for number in range(1000)]
+            await gone(friend, stranger)
+            await closing.aclose()
+            assert not [*closing.listeners, *closing.dialers, *closing.pipes]
+            assert repr(closing) == "<Bus0 closed pipes=0 inbox=0>"
+            assert closing.statistics().dropped == {}
+            stranger.close()
+
+
+def _other(url: str) -> str:
+    return url if url.endswith(":0") else f"{url}-other"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+async def test_a_health_check_may_close_a_socket_of_its_port(leads: bool) -> None:
+    async def health() -> bool:
+        await (first if leads else second).aclose()
+        return True
+
+    http = sp.HTTPServerConfig(health_path="/health", health=health)
+    with trio.fail_after(10):
+        async with sp.Bus0(http=http, listen="ws://127.0.0.1:0/first") as first, sp.Bus0(http=http) as second:
+            port = Address.parse(first.listeners[0].url).port
+            await second.listen(f"ws://127.0.0.1:{port}/second")
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answer = b"".join([part async for part in stream])
+            assert answer.startswith(b"HTTP/1.1 503 " if leads else b"HTTP/1.1 200 ")
+            await (first if leads else second).aclose()
+            async with sp.Bus0() as peer:
+                await peer.dial(f"ws://127.0.0.1:{port}/{'second' if leads else 'first'}")
+
+
+async def test_two_sockets_that_close_each_other_from_authorize_are_closed_and_their_blocks_end(name: str) -> None:
+    both = trio.Event()
+    called: list[sp.Bus0] = []
+
+    async def close(other: sp.Bus0) -> bool:
+        called.append(other)
+        if len(called) == 2:
+            both.set()
+        await both.wait()
+        await other.aclose()
+        return True
+
+    with trio.fail_after(10):
+        async with (
+            sp.Bus0(listen=f"{name}-one", authorize=lambda _: close(two)) as one,
+            sp.Bus0(listen=f"{name}-two", authorize=lambda _: close(one)) as two,
+            sp.Bus0(dial=[f"{name}-one", f"{name}-two"]) as stranger,
+        ):
+            await both.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            stranger.close()
+            assert repr(one) == repr(two) == "<Bus0 closed pipes=0 inbox=0>"
+
+
+@pytest.mark.parametrize("end", [sp.Listener.drain, sp.Listener.close])
+async def test_a_callback_may_drain_or_close_its_listener(end: Callable[[sp.Listener], Awaitable[None] | None], name: str) -> None:
+    over = trio.Event()
+
+    async def authorize(_: sp.Pipe) -> bool:
+        waiting = end(bus.listeners[0])
+        if waiting is not None:
+            await waiting
+        over.set()
+        return True
+
+    with trio.fail_after(10):
+        async with sp.Bus0(authorize=authorize, listen=name) as bus, sp.Bus0(dial=name) as stranger:
+            await over.wait()
+            await gone(bus, stranger)
+            assert bus.listeners == ()
+
+
+async def test_a_socket_that_is_closed_while_it_is_being_entered_is_closed() -> None:
+    for _ in range(20):  # one task or the other comes first
+        bus = sp.Bus0()
+        closed = trio.Event()
+
+        async def close(bus: sp.Bus0 = bus, closed: trio.Event = closed) -> None:
+            await bus.aclose()
+            closed.set()
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(close)
+                with suppress(trio.ClosedResourceError):
+                    async with bus:
+                        await closed.wait()
+                await closed.wait()
