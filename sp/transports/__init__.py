@@ -6,10 +6,9 @@ the caller's own ``send`` may write, and tasks only wait when the kernel does.
 
 from __future__ import annotations
 
-import importlib
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 import attrs
 
@@ -206,26 +205,25 @@ class Transport(Protocol):
         ...
 
 
-_MODULES: Final = {
-    "tcp": "sp.transports.tcp",
-    "tcp4": "sp.transports.tcp",
-    "tcp6": "sp.transports.tcp",
-    "tls+tcp": "sp.transports.tls",
-    "tls+tcp4": "sp.transports.tls",
-    "tls+tcp6": "sp.transports.tls",
-    "ipc": "sp.transports.ipc",
-    "abstract": "sp.transports.ipc",
-    "inproc": "sp.transports.inproc",
-    "ws": "sp.transports.ws",
-    "ws4": "sp.transports.ws",
-    "ws6": "sp.transports.ws",
-    "wss": "sp.transports.ws",
-    "wss4": "sp.transports.ws",
-    "wss6": "sp.transports.ws",
-    "ws+unix": "sp.transports.ws",
-}
-
-
 def transport_for(address: Address) -> Transport:
     """Return the transport for *address*; its module is imported on first use."""
-    return cast("Transport", importlib.import_module(_MODULES[address.scheme]))
+    # By statements, so that what packs an application into a file can see which modules it needs.
+    if address.is_http:
+        from sp.transports import ws  # noqa: PLC0415
+
+        return ws
+    if address.is_encrypted:
+        from sp.transports import tls  # noqa: PLC0415
+
+        return tls
+    if address.is_network:
+        from sp.transports import tcp  # noqa: PLC0415
+
+        return tcp
+    if address.scheme == "inproc":
+        from sp.transports import inproc  # noqa: PLC0415
+
+        return inproc
+    from sp.transports import ipc  # noqa: PLC0415
+
+    return ipc
