@@ -7,7 +7,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL, crypto
 
@@ -242,6 +242,7 @@ SHARED = Authority()
 NAMES = st.lists(st.builds(element, st.integers(0x80, 0xBF), st.binary(max_size=20)))
 
 
+@settings(deadline=None)
 @given(names=st.binary(max_size=200) | NAMES.map(lambda names: listed(*names)))
 def test_whatever_stands_in_place_of_the_names_is_read_or_is_none(names: bytes) -> None:
     certificate = certificate_of(SHARED.issue_flawed(raw_names=names))

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -171,6 +171,7 @@ def test_what_is_wrong_with_a_source_is_said_without_its_key(pair: str, field: s
             assert_shows_nothing(everything_about(error), key)
 
 
+@settings(deadline=None)
 @given(data=st.data(), pair=st.sampled_from(sorted(PAIRS)), field=st.sampled_from(FIELDS))
 def test_no_damage_to_a_source_makes_its_key_show(data: st.DataObject, pair: str, field: str) -> None:
     key, certificate = PAIRS[pair]
