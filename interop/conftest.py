@@ -15,7 +15,7 @@ pytest.register_assert_rewrite("interop.partners", "interop.tool_contract", "int
 
 from interop import matrix  # noqa: E402  # after the line above, or it would be too late
 from interop.isolation import MARK, Children, is_isolated  # noqa: E402
-from interop.partners import PACKAGES, missing  # noqa: E402
+from interop.partners import PACKAGES, WHEELS, missing  # noqa: E402
 from tests.tls.authority import Authority  # noqa: E402
 
 _SECONDS: Final = 20
@@ -94,7 +94,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason in filter(None, map(missing, PACKAGES)):
+    for reason in filter(None, map(missing, [*PACKAGES, *WHEELS])):
         terminalreporter.write_line(f"partner missing: {reason}", yellow=True)
     session = terminalreporter._session
     if session is not None and _CHILDREN in session.stash and (deaths := session.stash[_CHILDREN].deaths):

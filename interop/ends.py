@@ -61,11 +61,6 @@ COUNTING: Final = tuple(family for family in FAMILIES if family.left in ("Req0",
 class End(Protocol):
     """A socket."""
 
-    @property
-    def socket(self) -> Any:
-        """What its library calls a socket."""
-        ...
-
     async def listen(self, transport: str, directory: Path, authority: Authority) -> str: ...
     async def dial(self, url: str, authority: Authority) -> None: ...
     async def wait(self) -> None:

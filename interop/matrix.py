@@ -13,6 +13,7 @@ import attrs
 import pynng
 import pytest
 
+from interop import next_nng
 from interop.partners import OURS, PAIRS, THEIRS, Pair
 
 TRANSPORTS: Final = ("tcp", "ipc", "tls+tcp", "ws", "wss")
@@ -20,7 +21,10 @@ README: Final = Path(__file__).parents[1] / "README.md"
 BEGIN: Final = "<!-- matrix: begin -->\n"
 END: Final = "<!-- matrix: end -->\n"
 NONE: Final = "\N{EN DASH}"
-LEGEND: Final = f"{NONE}: the partner has none. nanomsg has neither TLS nor PAIR1, and `nngcat` no poly."
+LEGEND: Final = (
+    f"{NONE}: the partner has none. nanomsg has neither TLS nor PAIR1, and `nngcat` and nng-ssl no poly. "
+    'Where nng 2.0 dials over TLS, our listener has `maximum_version="TLSv1.2"` ([why](docs/interop.md#take-care)).'
+)
 
 
 def _output(*command: str) -> str:
@@ -36,7 +40,7 @@ class Partner:
     library: str
     version: str
     program: str | None
-    """The program that it runs as; None: it is in our own process."""
+    """The program that it runs as; None: it is a library."""
     transports: tuple[str, ...]
     lacks: Callable[[Pair], bool]
     """Whether it has no counterpart for ours."""
@@ -52,6 +56,14 @@ class Partner:
         return "" if not found or f"{found}.".startswith(f"{self.version}.") else found
 
 
+NEXT_NNG: Final = Partner(
+    library="nng",
+    version="2.0",
+    program=None,
+    transports=TRANSPORTS,
+    lacks=lambda pair: pair.poly,  # the library has it, the package does not
+    ask=next_nng.version,
+)
 NEW_NNG: Final = Partner(
     library="nng",
     version="1.11",
@@ -76,7 +88,7 @@ NANOMSG: Final = Partner(
     lacks=lambda pair: pair.theirs == "Pair1",
     ask=lambda: _output("dpkg-query", "--show", "--showformat", "${Version}", "libnanomsg5").partition("+")[0],  # it does not say itself
 )
-PARTNERS: Final = (NEW_NNG, OLD_NNG, NANOMSG)
+PARTNERS: Final = (NEXT_NNG, NEW_NNG, OLD_NNG, NANOMSG)
 
 
 @attrs.frozen

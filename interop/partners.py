@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, Final, Literal, TypedDict
@@ -34,6 +35,8 @@ PACKAGES: Final[Mapping[str, str]] = {
     "nanomsg/nn.h": "libnanomsg-dev",
 }
 """The partners that are programs or C headers, and the Debian packages that bring them."""
+WHEELS: Final[Mapping[str, str]] = {"nng": "nng-ssl"}
+"""Those that are Python packages and may be missing, and what PyPI calls them: pip has no wheel for every machine."""
 
 LIMIT: Final = 1 << 20
 """The largest message that our sockets take by default, header included."""
@@ -148,7 +151,9 @@ def protocol_of(theirs: str) -> str:
 
 
 def missing(partner: str) -> str | None:
-    """Say in words that the program *partner* is not there; None: it is."""
+    """Say in words that *partner* is not there; None: it is."""
+    if partner in WHEELS:
+        return None if find_spec(partner) is not None else f"{partner} is not installed (PyPI's {WHEELS[partner]})"
     is_there = Path("/usr/include", partner).exists() if partner.endswith(".h") else shutil.which(partner) is not None
     return None if is_there else f"{partner} is not installed (Debian package {PACKAGES[partner]})"
 

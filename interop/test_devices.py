@@ -21,6 +21,7 @@ from interop.ends import (
     End,
     Family,
     OurEnd,
+    TheirEnd,
     each_counting_family,
     each_family,
     end_of,
@@ -32,7 +33,7 @@ from interop.ends import (
     their_end,
     tool_end,
 )
-from interop.partners import LIMIT, OURS, THEIRS, body_of, each_listener, read_exactly
+from interop.partners import LIMIT, OURS, REDIAL, THEIRS, body_of, each_listener, fixed_address, read_exactly, running
 from interop.tools import TOOLS, sending
 from tests.tls.authority import Authority
 
@@ -202,6 +203,33 @@ async def test_libnanomsg_s_device_joins_ours(family: Family, transports: tuple[
             assert not end.socket.statistics().dropped
 
 
+@needs_nn_device
+@pytest.mark.parametrize(("transport", "kept"), [("tcp", True), ("ipc", False)])
+async def test_libnanomsg_forgets_by_ipc_what_its_application_has_not_received_when_we_leave(
+    transport: str, kept: bool, nn_device: Path, tmp_path: Path
+) -> None:
+    # The application is a device with nobody behind it: it receives one message, and the next one when it has got rid of that.
+    front, back = fixed_address(transport, tmp_path), fixed_address("tcp", tmp_path)
+    firsts, lasts = [b"first %d" % n for n in range(20)], [b"last %d" % n for n in range(40)]
+    async with running(str(nn_device), "pull", f"@{front}", "push", f"@{back}"), sp.Push0(**REDIAL) as push, sp.Pull0(**REDIAL) as pull:
+        async with sp.Push0(**REDIAL) as leaving:
+            await leaving.dial(front, wait=False)
+            await leaving.wait_for_peers()
+            await leaving.send_many(firsts)
+        # When it greets the next one, it has seen the last one go.
+        await push.dial(front, wait=False)
+        await push.wait_for_peers()
+        await push.send_many(lasts)
+        await pull.dial(back, wait=False)
+        received: list[bytes] = []
+        while lasts[-1] not in received:  # in turns from both, so that all the others were before that
+            received.append(await pull.receive())
+    assert [body for body in received if body in lasts] == lasts
+    arrived = [body for body in received if body in firsts]
+    assert arrived == (firsts if kept else firsts[: len(arrived)])
+    assert (len(arrived) == len(firsts)) is kept
+
+
 # Two in a row, and the ttl.
 
 IN_A_ROW: Final = ((OURS, OURS), (OURS, THEIRS), (THEIRS, OURS))
@@ -212,7 +240,7 @@ def other(side: str) -> str:
     return THEIRS if side == OURS else OURS
 
 
-def limited(end: End, ttl: int) -> None:
+def limited(end: OurEnd | TheirEnd, ttl: int) -> None:
     """Set the *ttl* of one of theirs; ours are made with it."""
     if not isinstance(end, OurEnd):
         end.socket.ttl_max = ttl
@@ -225,7 +253,7 @@ def ttl_of(side: str, ttl: int) -> dict[str, int]:
 @asynccontextmanager
 async def row(
     family: Family, first: str, second: str, ttl: int, directory: Path, authority: Authority
-) -> AsyncIterator[tuple[End, Device, End]]:
+) -> AsyncIterator[tuple[End, Device, OurEnd | TheirEnd]]:
     """Two devices between the one side and the other, the last of which has that *ttl*: left, second device, right."""
     async with (
         end_of(second, family.left) as left,

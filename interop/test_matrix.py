@@ -14,8 +14,9 @@ import trio
 
 import sp
 from interop import matrix
-from interop.matrix import CELLS, PARTNERS, Cell
-from interop.partners import LIMIT, OURS, body_of, connect, exchange, next_event, read_exactly, running, tls_ends
+from interop.matrix import CELLS, NEW_NNG, NEXT_NNG, PARTNERS, Cell
+from interop.next_nng import next_partner
+from interop.partners import LIMIT, OURS, address, body_of, connect, exchange, next_event, read_exactly, running, tls_ends
 from interop.tools import NANOCAT, TOOLS, Credentials, Tool, credentials_in, gate, meet, number_of, sending
 from tests.tls.authority import Authority
 
@@ -25,7 +26,8 @@ LOSING: Final = ("Pub0", "Surveyor0", "Bus0")
 AGAIN: Final = {"nngcat": "1", "nanocat": "0.03"}
 """Seconds, and the least that they can be told, after which a program sends again, in case the first time was too early."""
 
-in_process = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.partner.program is None], ids=str)
+in_process = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.partner is NEW_NNG], ids=str)
+in_a_process_of_its_own = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.partner is NEXT_NNG], ids=str)
 as_program = pytest.mark.parametrize(
     "cell",
     [pytest.param(cell, id=str(cell), marks=pytest.mark.needs(cell.partner.program)) for cell in CELLS if cell.partner.program is not None],
@@ -47,10 +49,35 @@ async def test_with_a_library(cell: Cell, tmp_path: Path, authority: Authority) 
     tls, tls_config = tls_ends(cell.listener, authority, mutual=False) if is_encrypted(cell) else (None, None)
     async with cell.pair.open(tls=tls) as ours, cell.pair.partner(tls_config=tls_config) as theirs:
         await connect(ours, theirs, cell.transport, cell.listener, tmp_path)
-        for size in (0, 1, 65_535, 65_536, LIMIT - cell.pair.header, 0):
-            await exchange(ours, theirs, cell.pair.turns, body_of(size))
-        assert len(ours.pipes) == 1
+        await exchange_all(cell, ours, theirs)
     assert not ours.statistics().dropped
+
+
+@pytest.mark.needs("nng")
+@in_a_process_of_its_own
+async def test_with_the_next_version_of_a_library(cell: Cell, tmp_path: Path, credentials: Credentials) -> None:
+    tls, theirs_too = None, None
+    if is_encrypted(cell):
+        # Its dialer cannot take the tickets of TLS 1.3.
+        versions: dict[str, Any] = {"maximum_version": "TLSv1.2"} if cell.listener == OURS else {}
+        tls, theirs_too = credentials.ours(cell.listener, **versions), credentials
+    url = address(cell.transport, tmp_path)
+    async with cell.pair.open(tls=tls) as ours, next_partner(cell.pair.theirs) as theirs:
+        if cell.listener == OURS:
+            await theirs.dial((await ours.listen(url)).url, theirs_too)
+        else:
+            await ours.dial(await theirs.listen(url, theirs_too))
+        await ours.wait_for_peers()
+        await theirs.wait()
+        await exchange_all(cell, ours, theirs)
+    assert not ours.statistics().dropped
+
+
+async def exchange_all(cell: Cell, ours: Any, theirs: Any) -> None:
+    """Exchange messages from the smallest to the largest, by one pipe."""
+    for size in (0, 1, 65_535, 65_536, LIMIT - cell.pair.header, 0):
+        await exchange(ours, theirs, cell.pair.turns, body_of(size))
+    assert len(ours.pipes) == 1
 
 
 @as_program

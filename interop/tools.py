@@ -27,9 +27,9 @@ class Credentials:
     ca: Path
     own: Path
 
-    def ours(self, listener: str) -> Any:
+    def ours(self, listener: str, **options: Any) -> Any:
         """Return our configuration, for who listens."""
-        return our_server(self.authority) if listener == OURS else our_client(self.authority)
+        return (our_server if listener == OURS else our_client)(self.authority, **options)
 
 
 def credentials_in(directory: Path, authority: Authority) -> Credentials:

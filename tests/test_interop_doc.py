@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,8 @@ import pytest
 import sp
 from sp.address import Address
 from sp.errors import AddressError
-from sp.message import Message
 from sp.options import SocketOptions
 from sp.protocol_numbers import BUS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR
-from sp.protocols.rep import RawRepEngine
-from sp.protocols.req import RawReqEngine
-from sp.protocols.respondent import RawRespondentEngine
-from sp.protocols.surveyor import RawSurveyorEngine
-from sp.testing import FakePipe
 from sp.transports.ws_handshake import SUBPROTOCOLS, ServerHandshake
 from tests.transports.web import request
 
@@ -132,25 +126,6 @@ def test_no_sub_protocol_is_refused_by_a_pair_as_well(number: int) -> None:
     refused, _ = handshake.accept(number)
     assert refused is not None
     assert refused.status == 400
-
-
-@pytest.mark.parametrize(
-    ("front", "back"),
-    [(partial(RawRepEngine, ttl=6), RawReqEngine), (partial(RawRespondentEngine, ttl=6), RawSurveyorEngine)],
-    ids=["requests", "surveys"],
-)
-def test_a_device_with_a_ttl_of_6_sends_7_words_at_most(front: partial[RawRepEngine], back: type[RawReqEngine | RawSurveyorEngine]) -> None:
-    asking, answering = front(SocketOptions()), back(SocketOptions())
-    client, service = FakePipe(), FakePipe()
-    asking.pipe_attached(client)
-    answering.pipe_attached(service)
-    for words in range(1, 10):
-        asking.message_received(client, Message(b"body", HOP * (words - 1) + ID))
-        message = asking.receive()
-        if message is not None:
-            answering.send(message)
-    assert [len(message.header) // 4 for message in service.taken] == [2, 3, 4, 5, 6, 7]
-    assert asking.dropped == {"ttl": 3}
 
 
 @pytest.mark.parametrize("scheme", ["udp", "udp4", "udp6", "dtls", "socket", "zt"])

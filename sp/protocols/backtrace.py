@@ -5,8 +5,7 @@ and so marks the end of the header (request/reply draft, section 4).  Surveys ha
 
 The ttl is the number of words that a request or survey may arrive with, its id among them (nanomsg, nng and mangos count so, but for
 mangos' raw respondent, which takes one less): 8 lets it through 7 devices.  nng cannot be told more than 15, here and in the others it
-is 255.  Who has more is dropped and counted, as everywhere.  libnanomsg 1.2.1 aborts when exactly 8 words arrive at its REP or
-RESPONDENT; a device with a ttl of 6 in front of it sends 7 at most.
+is 255.  What has more is dropped and counted, as everywhere.
 """
 
 from __future__ import annotations
