@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import Final
@@ -156,7 +157,14 @@ def absolute(path: str) -> str:
 
 def is_host(text: str) -> bool:
     """Whether *text* is a host name, or an IP address without brackets."""
-    return bool(_HOST_NAME.fullmatch(text) and len(text) <= _MAX_HOST_NAME) or (":" in text and bool(_IPV6.fullmatch(text)))
+    return bool(_HOST_NAME.fullmatch(text) and len(text) <= _MAX_HOST_NAME) or _is_ipv6(text)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return bool(_IPV6.fullmatch(text) and ipaddress.IPv6Address(without_zone(text)))
+    except ValueError:
+        return False
 
 
 def plain_zone(host: str) -> str:
@@ -186,7 +194,7 @@ def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
         raise AddressError(f"{url!r}: {port!r} is no port from 0 to 65535, {expected}")
     if host.startswith("["):
         host = host[1:-1]
-        if ":" not in host or not _IPV6.fullmatch(host):
+        if not _is_ipv6(host):
             raise AddressError(f"{url!r}: {host!r} is no IPv6 address, {expected}")
         host = plain_zone(host)
     elif ":" in host:

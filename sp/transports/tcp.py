@@ -92,9 +92,17 @@ async def _open(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
-            raise type(error)(error.errno, os.strerror(error.errno or 0)) from error
+            raise _explained(error, sockaddr) from error
         raise
     return socket.socket(fileno=sock.detach())
+
+
+def _explained(error: OSError, sockaddr: tuple[Any, ...]) -> OSError:
+    """Return *error* in the system's words, which are too few for an address without the zone that it needs."""
+    reason = os.strerror(error.errno or 0)
+    if error.errno == errno.EINVAL and sockaddr[0].startswith("fe80:") and not sockaddr[3]:
+        reason += f": a link-local address needs its network interface, as in [{sockaddr[0]}%eth0]"
+    return type(error)(error.errno, reason)
 
 
 _lookups: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("sp.transports.tcp")
@@ -124,7 +132,7 @@ async def look_up(address: Address, *, flags: int = 0, limit: float = math.inf) 
     except socket.gaierror as error:
         if error.errno != socket.EAI_NONAME or host is None:
             raise
-        if ":" in host:
+        if "%" in host:
             raise OSError(errno.ENODEV, f"this machine has no network interface {host.partition('%')[2]!r}") from error
         found = await _look_up_name(host, address.port, family, flags, limit)
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
@@ -286,7 +294,7 @@ def _bind_all(wanted: Sequence[_Target], port: int) -> list[socket.socket]:
                 sock.bind((sockaddr[0], port, *sockaddr[2:]))
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL or (len(wanted) == 1):
-                    raise
+                    raise _explained(error, sockaddr) from error
                 unsupported = error  # for example ::1 of localhost where IPv6 is switched off
                 bound.pop().close()
                 continue

@@ -90,6 +90,18 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
+@contextmanager
+def deaf(host: str, port: int) -> Iterator[None]:
+    """Have nobody answer at *host*: Linux leaves those unanswered that find the backlog full."""
+    with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
+        listening.bind((host, port))
+        listening.listen(0)
+        for sock in (first, second):
+            sock.setblocking(False)
+            sock.connect_ex((host, port))
+        yield
+
+
 async def ask(req: sp.Req0, rep: sp.Rep0, body: bytes) -> None:
     await req.send(body)
     assert await rep.receive() == body
@@ -212,6 +224,19 @@ async def test_a_zone_that_this_machine_does_not_have_is_named(scheme: str) -> N
                 await bus.dial(f"{scheme}://[fe80::1%25no-such-1]:80")
 
 
+@linux_only
+@needs_ipv6
+@pytest.mark.parametrize("scheme", ["tcp", "tcp6", "ws"])
+async def test_a_link_local_address_without_a_zone_is_explained(scheme: str) -> None:
+    words = r"needs its network interface, as in \[fe80::1%eth0\]"
+    async with sp.Bus0() as bus:
+        with trio.fail_after(5):
+            with pytest.raises(OSError, match=words):
+                await bus.listen(f"{scheme}://[fe80::1]:0")
+            with pytest.raises(sp.DialError, match=words):
+                await bus.dial(f"{scheme}://[fe80::1]:80")
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [("eth0", "eth0"), ("br-lan.100", "br-lan.100"), ("25gbe0", "2525gbe0"), ("a@b", "4711"), ("", "4711")],
@@ -266,16 +291,37 @@ async def test_a_name_whose_first_address_never_answers_connects_by_the_second()
     use_resolver(["127.0.0.2", "127.0.0.1"])
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(greeting_timeout=5) as req:
         port = port_of(rep.listeners[0].url)
-        with socket.socket() as deaf, socket.socket() as first, socket.socket() as second:
-            # Linux leaves those unanswered that find the backlog full.
-            deaf.bind(("127.0.0.2", port))
-            deaf.listen(0)
-            for sock in (first, second):
-                sock.setblocking(False)
-                sock.connect_ex(("127.0.0.2", port))
-            with trio.fail_after(4):
-                await req.dial(f"tcp://peer.test:{port}")
-                await ask(req, rep, b"hello")
+        with deaf("127.0.0.2", port), trio.fail_after(4):
+            await req.dial(f"tcp://peer.test:{port}")
+            await ask(req, rep, b"hello")
+
+
+@linux_only
+@needs_ipv6
+async def test_the_other_family_is_tried_second(autojump_clock: trio.testing.MockClock) -> None:
+    use_resolver(["127.0.0.2", "127.0.0.3", "127.0.0.4", "::1"])
+    async with sp.Rep0(listen="tcp://[::1]:0") as rep, sp.Req0() as req:
+        port = port_of(rep.listeners[0].url)
+        with deaf("127.0.0.2", port), deaf("127.0.0.3", port), deaf("127.0.0.4", port):
+            began = trio.current_time()
+            await req.dial(f"tcp://peer.test:{port}")
+            assert 0.2 < trio.current_time() - began < 0.5
+
+
+@linux_only
+async def test_attempts_at_several_addresses_are_given_up_together(autojump_clock: trio.testing.MockClock) -> None:
+    use_resolver(["127.0.0.2", "127.0.0.3"])
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.4", 0))
+        port = reserved.getsockname()[1]
+        with deaf("127.0.0.2", port), deaf("127.0.0.3", port):
+            async with sp.Req0() as req:
+                before = os.listdir("/proc/self/fd")
+                with trio.move_on_after(1) as scope:
+                    await req.dial(f"tcp://peer.test:{port}")
+                assert scope.cancelled_caught
+                await trio.testing.wait_all_tasks_blocked()
+                assert os.listdir("/proc/self/fd") == before
 
 
 @linux_only
