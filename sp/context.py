@@ -36,7 +36,7 @@ class Context(Verbs, trio.abc.AsyncResource):
         return f"<{type(self).__name__} {'closed' if self._closed else self._core.state}>"
 
     def close(self) -> None:
-        """End the conversation; who waits in it gets ClosedResourceError.  A second time does nothing."""
+        """End the conversation; a call that waits in it gets ClosedResourceError, a loop ends.  A second time does nothing."""
         if self._core.may_end():
             self.drop()
 

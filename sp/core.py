@@ -96,6 +96,8 @@ class Core:
         """Whether calls are accepted."""
         self.open_in = 0
         """The thread whose calls are accepted, that of the trio run; 0: nobody's are."""
+        self.closed_in_order = False
+        """Whether what ended, or ends, the socket is ``aclose``."""
         self.lender: Pipe | None = None
         """A pipe that a waiting task may read itself, or does."""
         self.lent = 0
@@ -217,6 +219,7 @@ class Core:
         if self._state in (_State.NEW, _State.ENTERED):
             self.close()
         elif self._state is _State.OPEN:
+            self.closed_in_order = True
             self._refuse_calls(_State.CLOSING)
             for listener in list(self.listeners):
                 listener.stop()

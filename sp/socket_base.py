@@ -42,7 +42,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
     """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
 
     A socket lives in an ``async with`` block of one task; any task may use it meanwhile.  Left normally, the block closes the socket as
-    ``aclose`` does; left by an exception or a cancellation, it closes it at once.
+    ``aclose`` does, and tasks that iterate over it come to their end; left by an exception or a cancellation, it closes it at once, and
+    they get ClosedResourceError.
     """
 
     def __init__(self, engine: Engine, options: SocketOptions, *, raw: bool = False) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar, Unpack, cast
 import trio
 
 from sp.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
+from sp.core import Core
 from sp.engine import Sender
 from sp.errors import StateError
 from sp.message import BytesLike, Message, to_body
@@ -84,16 +85,22 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 class Requests:
     """An async iterator over the requests of a REP socket or the surveys of a RESPONDENT, each one a conversation of its own."""
 
-    def __init__(self, socket: Rep0 | Respondent0) -> None:
+    def __init__(self, socket: Rep0 | Respondent0, core: Core) -> None:
         self._socket = socket
+        self._core = core
 
     def __aiter__(self) -> Requests:
         return self
 
     async def __anext__(self) -> Request:
-        """Wait for the next one.  Cancelled, none is lost."""
-        context = self._socket.context()
-        return Request(context, await context.receive_message())
+        """Wait for the next one.  Cancelled, none is lost.  The iteration ends as that over a socket does."""
+        try:
+            context = self._socket.context()
+            return Request(context, await context.receive_message())
+        except trio.ClosedResourceError:
+            if not self._core.closed_in_order:
+                raise
+            raise StopAsyncIteration from None
 
 
 class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
@@ -125,7 +132,7 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     def requests(self) -> Requests:
         """Return an async iterator over requests that can be answered in any order, by any task."""
         _cooked(self._engine, "conversations")
-        return Requests(self)
+        return Requests(self, self._core)
 
     def context(self) -> Rep0Context:
         """Open another conversation."""
@@ -160,13 +167,10 @@ class Survey:
                 self._value = value
                 raise
         try:
-            return await self._context.receive()
-        except trio.EndOfChannel:
+            return await anext(self._context)
+        except StopAsyncIteration:
             self.close()
-        except trio.ClosedResourceError:
-            if not self._over:
-                raise
-        raise StopAsyncIteration
+            raise
 
     def close(self) -> None:
         """End the survey: further answers are late.  A second time does nothing."""
@@ -251,7 +255,7 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     def surveys(self) -> Requests:
         """Return an async iterator over surveys that can be answered in any order, by any task, or not at all."""
         _cooked(self._engine, "conversations")
-        return Requests(self)
+        return Requests(self, self._core)
 
     def context(self) -> Respondent0Context:
         """Open another conversation."""

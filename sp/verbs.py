@@ -48,6 +48,11 @@ class Verbs:
         if core.open_in != get_ident() or self._closed:
             self._check_open()
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether the application has closed this, or the socket in order, so that who iterates has come to the end."""
+        return self._closed or self._core.closed_in_order
+
 
 class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
     """Sending, one message a call."""
@@ -185,6 +190,20 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         elif self._turns.due():
             await cancel_shielded_checkpoint()
         return message.body
+
+    async def __anext__(self) -> bytes:
+        """Do as ``receive``.  The iteration ends where the socket is closed in order, by ``aclose`` or at the end of its block.
+
+        It raises ClosedResourceError where the socket is closed at once, since then something may be missing.
+        """
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        except trio.ClosedResourceError:
+            if not self._is_over:
+                raise
+            raise StopAsyncIteration from None
 
     async def receive_message(self) -> Message:
         """Return the next message with the pipe that it came by; otherwise as ``receive``."""

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import sp
 from sp.address import Address
@@ -348,3 +350,86 @@ async def test_a_socket_that_is_closed_while_it_is_being_entered_is_closed() -> 
                     async with bus:
                         await closed.wait()
                 await closed.wait()
+
+
+# Loops.
+
+LOOPS: dict[str, tuple[Callable[[], Any], Callable[[Any], AsyncIterator[object]]]] = {
+    "PULL": (sp.Pull0, lambda pull: pull),
+    "SUB": (sp.Sub0, lambda sub: sub),
+    "PAIR": (sp.Pair1, lambda pair: pair),
+    "raw": (partial(sp.Req0, raw=True), lambda req: req),
+    "context of SUB": (sp.Sub0, lambda sub: sub.context()),
+    "context of REP": (sp.Rep0, lambda rep: rep.context()),
+    "requests": (sp.Rep0, lambda rep: rep.requests()),
+    "surveys": (sp.Respondent0, lambda respondent: respondent.surveys()),
+    "survey": (sp.Surveyor0, lambda surveyor: surveyor.survey(b"", deadline=1000)),
+}
+every_loop = pytest.mark.parametrize("loop", LOOPS)
+
+
+@every_loop
+@pytest.mark.parametrize("how", ["block", "aclose"])
+async def test_a_loop_ends_when_its_socket_is_closed_in_order(loop: str, how: str) -> None:
+    make, over = LOOPS[loop]
+    ended: list[object] = []
+
+    async def iterate(iterator: AsyncIterator[object]) -> None:
+        ended.append([value async for value in iterator])
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery, make() as socket:
+            iterator = over(socket)
+            for _ in range(1 if loop == "survey" else 3):
+                nursery.start_soon(iterate, iterator)
+            await wait_all_tasks_blocked()
+            if how == "aclose":
+                await socket.aclose()
+        await iterate(iterator)  # whose body took until now
+    assert ended == [[]] * (2 if loop == "survey" else 4)
+
+
+@every_loop
+@pytest.mark.parametrize("how", ["close", "error", "cancelled"])
+async def test_a_loop_is_told_when_its_socket_is_closed_at_once(loop: str, how: str) -> None:
+    make, over = LOOPS[loop]
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                try:
+                    async with make() as socket:
+                        iterator = over(socket)
+                        waiting = Background(nursery, lambda: anext(iterator))
+                        await wait_all_tasks_blocked()
+                        if how == "close":
+                            socket.close()
+                        elif how == "error":
+                            raise KeyError
+                        else:
+                            scope.cancel()
+                            await trio.lowlevel.checkpoint()
+                except KeyError:
+                    pass
+            with pytest.raises(trio.ClosedResourceError):
+                await waiting.done()
+            with pytest.raises(trio.ClosedResourceError):
+                await anext(iterator)
+
+
+@pytest.mark.parametrize("loop", ["context of SUB", "context of REP"])
+@pytest.mark.parametrize("how", ["close", "block"])
+async def test_a_loop_over_a_context_ends_when_the_context_is_closed(loop: str, how: str) -> None:
+    make, over = LOOPS[loop]
+    with trio.fail_after(10):
+        async with make() as socket, trio.open_nursery() as nursery:
+            context: Any = over(socket)
+            waiting = Background(nursery, lambda: anext(context, "over"))
+            await wait_all_tasks_blocked()
+            if how == "close":
+                context.close()
+            else:
+                async with context:
+                    pass
+            assert await waiting.done() == await anext(context, "over") == "over"
+            with pytest.raises(trio.ClosedResourceError):
+                await context.receive()
