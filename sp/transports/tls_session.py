@@ -71,7 +71,6 @@ class TLSSession:
         self._name = self._server = ""
         self._session: SSL.Session | None = None  # the newest that we know of
         self._reads_watched = 0
-        self._resumes = False  # or tries to
         self._heard = False  # something of the peer, so that it has not refused us
         if not context.ready_made:
             connection.set_app_data(self)  # for callbacks
@@ -98,7 +97,6 @@ class TLSSession:
         session = context.sessions.take(self._server) if context.sessions is not None else None
         if session is not None:
             connection.set_session(session)
-            self._resumes = True
 
     @property
     def info(self) -> TLSInfo | None:
@@ -249,8 +247,8 @@ class TLSSession:
     def _failure(self, error: Exception) -> TLSError:
         """Return what *error* means."""
         self._failed = True
-        if self._resumes and not self._heard and self._context.sessions is not None:
-            self._context.sessions.forget(self._server)  # the others of this server may do no better
+        if not self._heard and self._context.sessions is not None:
+            self._context.sessions.forget(self._server)  # if it has refused a session, it may refuse the others as well
         if isinstance(error, TLSError):
             self._unsay()
             return error

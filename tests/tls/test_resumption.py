@@ -22,7 +22,7 @@ from sp.tls_context import SessionCache
 from sp.transports.tls_session import TLSSession
 from tests.faults.scripts import start_script
 from tests.tls.authority import Authority
-from tests.tls.test_session import End, converse, records
+from tests.tls.test_session import End, converse, end_all, records
 from tests.transports.wire import REP, REQ, expect, greeting, until
 
 Version = Literal["TLSv1.2", "TLSv1.3"]
@@ -434,6 +434,25 @@ def test_the_session_of_a_connection_that_has_failed_is_not_kept(authority: Auth
         ends[0].take(b"".join(tickets) + last[:-1] + bytes([last[-1] ^ 1]))
     ends[0].session.close()
     assert len(cache_of(client)) == 0
+
+
+def test_a_failure_after_the_peer_was_heard_costs_no_other_session(authority: Authority, version: Version) -> None:
+    server, client = configs(authority, version)
+    both = ends_of(server, client), ends_of(server, client)
+    for ends in both:
+        converse(*ends)
+    end_all(*both[0])
+    assert meet(server, client)
+    ends = ends_of(server, client)
+    converse(*ends)
+    assert ends[0].session.info is not None
+    assert ends[0].session.info.resumed
+    end_all(*both[1])
+    before = len(cache_of(client))
+    with pytest.raises(sp.TLSError):
+        ends[0].take(b"garbage")
+    end_all(*ends)
+    assert len(cache_of(client)) == before == 1
 
 
 def test_a_session_is_kept_once(authority: Authority, version: Version) -> None:

@@ -750,6 +750,33 @@ def test_sessions_of_two_threads_do_not_mix_up_their_data(authority: Authority, 
     assert failures == []
 
 
+# Refusals.
+
+
+def refusal_of(config: Config) -> tuple[sp.AuthenticationError, sp.AuthenticationError]:
+    """Let the two sides meet; return the server's error, and what becomes of that at the client."""
+    client, server = config.ends()
+    client.take(b"")
+    with pytest.raises(sp.AuthenticationError) as theirs:
+        while move(client, server) | move(server, client):
+            pass
+    with pytest.raises(sp.AuthenticationError) as ours:
+        move(server, client)
+    end_all(client, server)
+    return theirs.value, ours.value
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_only_a_known_server_can_refuse_for_good(authority: Authority, version: Version, verified: bool) -> None:
+    """Under 1.2 its alert comes before it has proven anything, in plain text."""
+    config = Config(authority, version)
+    config.server = authority.server("localhost", client_ca=authority.pem)
+    config.client = authority.client(maximum_version=version, insecure_skip_verification=not verified)
+    theirs, ours = refusal_of(config)
+    assert ours.permanent is (verified and version == "TLSv1.3")
+    assert not theirs.permanent
+
+
 # Problems in callbacks.
 
 
