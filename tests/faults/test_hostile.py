@@ -170,7 +170,7 @@ async def test_a_dial_that_fails_in_an_unexpected_way_costs_its_attempt_and_noth
 
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
         url = rep.listeners[0].url.replace("127.0.0.1", "localhost")  # a name needs a thread, an address none
-        monkeypatch.setattr(trio, "open_tcp_stream", no_thread)
+        monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
         with pytest.raises(sp.DialError, match="can't start new thread"):
             await req.dial(url)
         monkeypatch.undo()
