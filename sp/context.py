@@ -51,8 +51,9 @@ class Context(Verbs, trio.abc.AsyncResource):
 
     async def aclose(self) -> None:
         """Do as ``close``."""
-        self.close()
-        await trio.lowlevel.checkpoint()
+        if self._core.may_end():
+            self.drop()
+            await trio.lowlevel.checkpoint()
 
 
 def _closed() -> Exception:

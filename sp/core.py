@@ -142,11 +142,13 @@ class Core:
     def check_caller(self) -> None:
         """Raise RuntimeError unless it is a task of the socket's trio run that calls.
 
-        Before the socket is entered, after its end and in a forked child it is nobody's: then anybody may call.
+        Before the socket is entered and after its end it is nobody's: then anybody may call.  In a forked child, nobody: StateError.
         """
         if get_ident() != self._thread:
             if self._thread:
                 raise RuntimeError(_OTHER_THREAD)
+            if self._state is _State.FORKED:
+                raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
             return
         try:
             trio.lowlevel.current_task()
@@ -154,9 +156,11 @@ class Core:
             raise RuntimeError(_NO_TASK) from None
 
     def may_end(self) -> bool:
-        """Whether the caller may end something of the socket: raises as ``check_caller`` does; False: it is the parent's, after a fork."""
+        """Do as ``check_caller``, for what ends something of the socket.  False: we are in a forked child, where there is nothing to do."""
+        if self._state is _State.FORKED:
+            return False
         self.check_caller()
-        return self._state is not _State.FORKED
+        return True
 
     def check_open(self) -> None:
         """Raise unless the socket can be used, by who calls."""
@@ -165,8 +169,6 @@ class Core:
             return
         if self._state in (_State.NEW, _State.ENTERED):
             raise StateError("the socket is not open: enter it with 'async with' first")
-        if self._state is _State.FORKED:
-            raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
         raise trio.ClosedResourceError("the socket is closed")
 
     # Life and death.

@@ -76,7 +76,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
     ) -> bool | None:
         """Close the socket: in order, or at once when there is an exception."""
         if not isinstance(error, GeneratorExit):  # with which the garbage collector ends the block, from no task
-            self._core.check_caller()
+            self._core.may_end()
         if error is not None:
             return await self._leave(error)
         try:
@@ -116,8 +116,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     def close(self) -> None:
         """Close the socket at once; what was accepted but not written is dropped and counted."""
-        self._core.check_caller()
-        self._core.close()
+        if self._core.may_end():
+            self._core.close()
 
     async def dial(
         self,

@@ -180,7 +180,7 @@ class Survey:
     async def aclose(self) -> None:
         """Do as ``close``, for ``contextlib.aclosing``."""
         self.close()
-        await trio.lowlevel.checkpoint()
+        await self._context.aclose()
 
     def __repr__(self) -> str:
         return f"<Survey {'over' if self._over else 'not begun' if self._value is not None else 'under way'}>"

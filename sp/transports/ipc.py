@@ -17,7 +17,7 @@ import trio
 from sp.address import ANY_NAME, MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
 from sp.transports import Acceptor, Connection, Terms
-from sp.transports.stream import SocketLink, StreamConnection
+from sp.transports.stream import SocketLink, StreamConnection, not_for_children, stop_listening
 from sp.transports.tcp import BACKLOG, accept_pending
 
 log = logging.getLogger("sp")
@@ -42,7 +42,7 @@ async def connect_link(address: Address) -> SocketLink:
     """Do so, for ws+unix as well."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = not_for_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         sock.setblocking(False)
         pause, longest = _PAUSES
@@ -136,7 +136,7 @@ class IPCAcceptor:
 
     def __init__(self, sock: socket.socket, address: Address, terms: Terms, make: Callable[[SocketLink], Connection]) -> None:
         self.url = address.url
-        self._socket = sock
+        self._socket = not_for_children(sock)
         self._proxied = terms.proxy_protocol
         self._make = make
         self._file = address.path if isinstance(address.path, str) else None
@@ -152,13 +152,14 @@ class IPCAcceptor:
         self.close()
 
     def close(self) -> None:
-        trio.lowlevel.notify_closing(self._socket)
+        if self._socket.fileno() < 0:
+            return  # closed, or inherited by a child, whose parent needs the file
         if self._file is not None and self._identity is not None and _identity(self._file) == self._identity:
             try:
                 os.unlink(self._file)
             except OSError as error:
                 log.warning("%s: the socket file stays behind: %s", self.url, error)
-        self._socket.close()
+        stop_listening(self._socket)
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import os
 import socket
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -28,6 +30,36 @@ WRITE_SIZE: Final = 64 * 1024
 """Messages are joined up to this size; from here on the kernel gathers them, so that a large body is not copied."""
 MAX_PARTS: Final = 1000
 """Below Linux's IOV_MAX of 1024."""
+
+
+_inheritable: Final[weakref.WeakSet[socket.socket]] = weakref.WeakSet()
+
+
+def not_for_children(sock: socket.socket) -> socket.socket:
+    """Have *sock* closed in every child that is forked: its copy would keep the address taken, and the peer from seeing our end."""
+    _inheritable.add(sock)
+    return sock
+
+
+def _close_inherited() -> None:
+    # No more than that: a shutdown would end the parent's connection, and the event loop is the parent's as well.
+    for sock in list(_inheritable):
+        sock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
+def stop_listening(sock: socket.socket) -> None:
+    """Close *sock*, which listens."""
+    trio.lowlevel.notify_closing(sock)
+    try:
+        # Closing alone would leave the address open as long as somebody holds a copy of the descriptor.
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # not every system does that
+    sock.close()
 
 
 class Link(Protocol):
@@ -103,7 +135,7 @@ class SocketLink:
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str, *, proxied: bool = False) -> None:
         """*proxied*: a PROXY protocol header comes first."""
         sock.setblocking(False)
-        self._socket = sock
+        self._socket = not_for_children(sock)
         self._decoder = ProxyDecoder() if proxied else None
         self.local_address = local_address
         self.remote_address = remote_address

@@ -15,7 +15,7 @@ import trio
 
 from sp.address import Address, bracketed, is_host
 from sp.transports import SHORTEST_KEEPALIVE, Acceptor, Connection, Terms, tcp_info
-from sp.transports.stream import SocketLink, StreamConnection
+from sp.transports.stream import SocketLink, StreamConnection, not_for_children, stop_listening
 
 _ACCEPT_BATCH: Final = 64
 BACKLOG: Final = 65535
@@ -86,15 +86,16 @@ async def _race(targets: list[_Target]) -> socket.socket:
 
 
 async def _open(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    sock = not_for_children(socket.socket(family, socket.SOCK_STREAM))
     try:
-        await sock.connect(sockaddr)
+        sock.setblocking(False)
+        await trio.socket.from_stdlib_socket(sock).connect(sockaddr)
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
             raise _explained(error, sockaddr) from error
         raise
-    return socket.socket(fileno=sock.detach())
+    return sock
 
 
 def _explained(error: OSError, sockaddr: tuple[Any, ...]) -> OSError:
@@ -172,7 +173,7 @@ class TCPAcceptor:
 
     def __init__(self, sock: socket.socket, url: str, terms: Terms, make: Callable[[SocketLink], Connection]) -> None:
         self.url = url
-        self._socket = sock
+        self._socket = not_for_children(sock)
         self._terms = terms
         self._make = make
 
@@ -186,8 +187,8 @@ class TCPAcceptor:
         self.close()
 
     def close(self) -> None:
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
+        if self._socket.fileno() >= 0:
+            stop_listening(self._socket)
 
 
 def accept_pending(listening: socket.socket) -> list[socket.socket]:

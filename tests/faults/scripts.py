@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -42,12 +43,19 @@ class Script:
 
     async def hear(self, line: str) -> None:
         """Wait until it prints *line*."""
+        await self._hear(re.escape(line))
+
+    async def hear_after(self, start: str) -> str:
+        """Wait until it prints *start* and something more; return that, to the end of the line."""
+        return str((await self._hear(f"{re.escape(start)}(.*)"))[1])
+
+    async def _hear(self, pattern: str) -> re.Match[str]:
         assert self.process.stdout is not None
-        wanted = line.encode() + b"\n"
-        while wanted not in self._heard:
+        while (found := re.search(f"{pattern}\n", self._heard.decode())) is None:
             data = await self.process.stdout.receive_some()
-            assert data, f"it ended after {self._heard!r}, expected {line!r}"
+            assert data, f"it ended after {self._heard!r}, expected {pattern!r}"
             self._heard += data
+        return found
 
     async def tell(self, line: str) -> None:
         """Write *line* to its standard input."""

@@ -211,10 +211,11 @@ def refused(call):
         return "fork" in str(error)
     return False
 
-def use_inherited(bus, rep):
+def use_inherited(bus, rep, events):
     for name, call in (
         ("send", bus.send(b"from the child")), ("receive", bus.receive()), ("listen", rep.listen("tcp://127.0.0.1:0")),
         ("dial", bus.dial(sys.argv[1])), ("wait_for_peers", rep.wait_for_peers()),
+        ("next event", anext(events)), ("next request", anext(rep.requests())),
     ):
         check(refused(call), name)
 
@@ -224,8 +225,8 @@ async def use_fresh():
             await req.send(b"fresh")
             check(await rep.receive() == b"fresh", "fresh sockets")
 
-async def child(bus, rep):
-    use_inherited(bus, rep)
+async def child(bus, rep, events):
+    use_inherited(bus, rep, events)
     try:
         bus.send_nowait(b"from the child")
     except sp.StateError:
@@ -246,12 +247,13 @@ async def child(bus, rep):
 async def main():
     tls = sp.TLSClientConfig(ca=sys.argv[3]) if sys.argv[1].startswith(("tls", "wss")) else None
     async with sp.Bus0(tls=tls) as bus, sp.Rep0(listen="tcp://127.0.0.1:0") as rep:
+        events = bus.events()
         await bus.dial(sys.argv[1])
         await bus.send(b"before")
         pid = os.fork()
         if not pid:
             try:
-                await child(bus, rep)
+                await child(bus, rep, events)
                 os._exit(0)
             finally:
                 os._exit(2)
