@@ -89,7 +89,7 @@ class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]
 
 
 class Sub0Context(ReceiveManyVerbs, Context):
-    """Subscriptions of its own, and a queue of its own for what they match."""
+    """Subscriptions of its own, and a queue of its own for what they match.  Those of the socket itself do not count here."""
 
     def __init__(self, core: Core, turns: Turns, conversation: SubContext) -> None:
         super().__init__(core, turns, conversation, core.receivers(conversation.mailbox))

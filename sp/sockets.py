@@ -352,7 +352,9 @@ class Sub0(Socket, ReceiveManyVerbs):
     """Receives the messages of publishers whose body begins with one of its topics; without a topic, none.
 
     An application that does not receive holds the publisher back for a tenth of a second; then messages are dropped, the oldest
-    of the inbox or the newest, as *inbox_drops* says, and counted.  ``context`` makes queues with topics of their own.
+    of the inbox or the newest, as *inbox_drops* says, and counted.  ``context`` makes queues with topics of their own: those of the
+    socket itself are not for them, nor theirs for it.  A call that receives without topics while others of the socket have some gets
+    nothing, and the log a warning, once.
 
     *raw*: it receives everything, and has neither topics nor contexts.
     """

@@ -7,6 +7,7 @@ A raw SUB does not filter, as in nng and mangos: it is subscribed to everything.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, Mailbox
@@ -15,6 +16,8 @@ from sp.protocol_numbers import PUB, SUB
 if TYPE_CHECKING:
     from sp.message import Message
     from sp.options import DropPolicy, SocketOptions
+
+log = logging.getLogger("sp")
 
 
 class Subscriptions:
@@ -122,7 +125,10 @@ class SubContext:
         return self.inbox
 
     def receive(self) -> Message | None:
-        return self.inbox.take()
+        message = self.inbox.take()
+        if message is None and not self.subscriptions:
+            self._engine.nothing_to_come(self)
+        return message
 
     def receive_more(self, limit: int | None) -> list[bytes]:
         return self.inbox.take_bodies(limit)
@@ -158,6 +164,7 @@ class SubEngine(Engine):
         self._inbox_drops: DropPolicy = inbox_drops
         self._contexts: list[SubContext] = []
         self._dropped_before = 0  # by contexts that are closed
+        self._has_warned = False
 
     def open_context(self) -> SubContext:
         context = SubContext(self, Inbox(self._options, self._inbox_drops))
@@ -168,6 +175,17 @@ class SubEngine(Engine):
         self._contexts.remove(context)
         self._dropped_before += context.inbox.dropped
         context.inbox.purge(lambda _: False)
+
+    def nothing_to_come(self, context: SubContext) -> None:
+        """Warn, once, where *context* has no topics, but another one has: most likely they were meant for it."""
+        if self._has_warned or not any(other.subscriptions for other in self._contexts):
+            return
+        # In the log and not by warnings.warn: topics may rightly come later, and where warnings are errors the call would fail.
+        self._has_warned = True
+        if context is self._contexts[0]:  # the socket's own
+            log.warning("SUB receives on the socket itself, which has no topics, so nothing comes: topics of a context are for it alone")
+        else:
+            log.warning("SUB receives on a context without topics, so nothing comes: each context needs its own, beside the socket's")
 
     def pipe_detached(self, pipe: EnginePipe) -> None:
         for context in self._contexts:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import trio
 
@@ -90,6 +92,50 @@ async def test_contexts_have_topics_and_queues_of_their_own(url: str) -> None:
         await pub.send(b"b2")
         assert await one.receive() == b"b2"
         assert sub.statistics().inbox == 0
+
+
+@pytest.mark.parametrize("call", ["receive", "receive_many", "receive_nowait"])
+@pytest.mark.parametrize("on", ["a context", "the socket itself"])
+async def test_who_receives_without_topics_while_others_have_some_is_warned_once(
+    on: str, call: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with sp.Pub0(listen=name) as pub, sp.Sub0() as sub, sub.context() as context, trio.open_nursery() as nursery:
+        await connect(pub, sub)
+        deaf, other = (context, sub) if on == "a context" else (sub, context)
+
+        async def receive() -> None:
+            if call == "receive_nowait":
+                with pytest.raises(trio.WouldBlock):
+                    deaf.receive_nowait()
+            else:
+                nursery.start_soon(getattr(deaf, call))
+                await trio.testing.wait_all_tasks_blocked()
+
+        caplog.set_level(logging.WARNING, "sp")
+        await receive()
+        assert not caplog.messages, "nobody has topics yet"
+        other.subscribe(b"a")
+        for _ in range(3):
+            await receive()
+        (told,) = caplog.messages
+        assert f"SUB receives on {on}" in told
+        assert "no topics, so nothing comes" in told.replace("without topics", "no topics")
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_has_topics_is_not_warned(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "sp")
+    async with sp.Pub0(listen=name) as pub, sp.Sub0() as sub, sub.context() as one, sub.context() as two:
+        await connect(pub, sub)
+        for context in (one, two):
+            context.subscribe(b"a")
+            with pytest.raises(trio.WouldBlock):
+                context.receive_nowait()
+    async with sp.Sub0(raw=True) as raw, sp.Sub0() as silent:
+        for sub in (raw, silent):
+            with pytest.raises(trio.WouldBlock):
+                sub.receive_nowait()
+    assert not caplog.messages
 
 
 async def test_a_slow_context_holds_up_the_others_for_a_moment_only(name: str, autojump_clock: trio.testing.MockClock) -> None:
