@@ -323,7 +323,7 @@ class Pipe:
     def look(self, now: float) -> bool:
         """Return whether to look again.  A peer that acknowledges nothing any more ends the pipe."""
         try:
-            self._watched = self._state is not _ENDED and self._connection.look(now)
+            self._watched = self._connection.look(now)
         except PeerSilent as error:
             self.end(error)
             return False
