@@ -15,15 +15,16 @@ EVERY: Final = 16
 class Turns:
     """Counts the calls of one socket that did not block."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
     def __init__(self) -> None:
-        self._left = EVERY
+        self.left = EVERY
+        """Calls until the next schedule point."""
 
     def due(self) -> bool:
         """Count one call; True when this one must be a schedule point."""
-        self._left -= 1
-        if self._left:
+        self.left -= 1
+        if self.left:
             return False
-        self._left = EVERY
+        self.left = EVERY
         return True
