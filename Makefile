@@ -1,11 +1,15 @@
-# make demo   install into .venv and run the main job
-# make test   install and run all tests, interop included
-# make lint   ruff, mypy, pyright
-# make bench  measure, side by side with pynng and pyzmq
+# make demo        install into .venv and run the main job
+# make test        install and run all tests, interop included: ARGS='-k tls' some of them, ARGS=-n0 in one process
+# make test-fast   those that need no other program, and little time
+# make coverage    measure what those reach in sp/, and fail where it is too little
+# make lint        ruff, mypy, pyright
+# make bench       measure, side by side with pynng and pyzmq
 PYTHON ?= python3
 BIN := .venv/bin
+# As many processes as there are cores; the tests of a file stay together, since they may share what is costly.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-fast coverage lint bench clean
 
 # One stamp for each set of extras; a change of pyproject.toml installs again.
 .venv/installed-%: pyproject.toml
@@ -17,7 +21,13 @@ demo: .venv/installed-run
 	@$(BIN)/python -m examples.demo
 
 test: .venv/installed-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-fast: .venv/installed-test
+	@$(PYTEST) tests -m 'not slow' $(ARGS)
+
+coverage: .venv/installed-test
+	@.ci/coverage $(ARGS)
 
 lint: .venv/installed-lint .venv/installed-test
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import trio
 pytest.register_assert_rewrite("interop.partners", "interop.tool_contract", "interop.tools")
 
 from interop import matrix  # noqa: E402  # after the line above, or it would be too late
-from interop.isolation import MARK, Children, is_isolated  # noqa: E402
+from interop.isolation import DEATHS, MARK, Children, is_isolated  # noqa: E402
 from interop.partners import PACKAGES, WHEELS, missing  # noqa: E402
 from tests.tls.authority import Authority  # noqa: E402
 
@@ -55,7 +55,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     config._tmp_path_factory.getbasetemp()  # here, so that all children share it
     children = item.session.stash.setdefault(_CHILDREN, Children(item.session))
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in children.run(item):
+    for report in children.run(item, nextitem):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     item.session._setupstate.teardown_exact(nextitem)
@@ -71,36 +71,45 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-class _Matrix:
-    """Keeps what has become of the matrix."""
+class _Outcomes:
+    """Keeps what has become of the matrix and of libnng, in the process that hears of all tests."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._deaths = 0
+        self._complaint: str | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == "cell":
                 matrix.note(self._config, str(value), report)
+            elif name == DEATHS:
+                self._deaths += int(str(value))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self._complaint = matrix.check_readme(self._config)
+        if self._complaint is not None and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for reason in filter(None, map(missing, [*PACKAGES, *WHEELS])):
+            terminalreporter.write_line(f"partner missing: {reason}", yellow=True)
+        if self._deaths:
+            words = f"libnng has aborted its process {self._deaths} times; the test that was under way has run again"
+            terminalreporter.write_line(words, yellow=True)
+        if self._complaint is not None:
+            terminalreporter.write_line(self._complaint, red=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARK}: runs in a process that libnng may abort")
-    config.pluginmanager.register(_Matrix(config))
+    if not hasattr(config, "workerinput"):  # a worker of xdist hears of its own tests only
+        config.pluginmanager.register(_Outcomes(config))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if _CHILDREN in session.stash:
         session.stash[_CHILDREN].close()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason in filter(None, map(missing, [*PACKAGES, *WHEELS])):
-        terminalreporter.write_line(f"partner missing: {reason}", yellow=True)
-    session = terminalreporter._session
-    if session is not None and _CHILDREN in session.stash and (deaths := session.stash[_CHILDREN].deaths):
-        terminalreporter.write_line(
-            f"libnng has aborted its process {deaths} times; the test that was under way has run again", yellow=True
-        )
 
 
 def _limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -20,6 +20,8 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 MARK: Final = "libnng"
+DEATHS: Final = "deaths"
+"""The property of a report that tells how many children were aborted before the test came to its end."""
 _TRIES: Final = 3
 _SECONDS: Final = 60
 """Far more than a test may take: something hangs that is not trio's."""
@@ -38,28 +40,25 @@ class Children:
     """The child that runs the tests now, and those before it and after it."""
 
     def __init__(self, session: pytest.Session) -> None:
-        self.deaths = 0
-        """How many were aborted."""
         self._session = session
         self._child: _Child | None = None
 
-    def run(self, item: pytest.Item) -> list[pytest.TestReport]:
-        """Run *item* and return its reports."""
-        items = self._session.items
-        number = items.index(item)
-        following = next((n for n in range(number + 1, len(items)) if is_isolated(items[n])), None)
-        for _ in range(_TRIES):
+    def run(self, item: pytest.Item, following: pytest.Item | None) -> list[pytest.TestReport]:
+        """Run *item*, behind which comes *following*, and return its reports."""
+        number = self._session.items.index(item)
+        next_number = self._session.items.index(following) if following is not None and is_isolated(following) else None
+        for deaths in range(_TRIES):
             if self._child is None:
                 self._child = _Child(self._session)
-            reports = self._child.run(number, following)
+            reports = self._child.run(number, next_number)
             if reports is not None:
+                reports[0]["user_properties"].append((DEATHS, deaths))
                 deserialize = item.config.hook.pytest_report_from_serializable
                 return [deserialize(config=item.config, data=report) for report in reports]
             death = self._child.end()
             self._child = None
             if death not in _ABORTS:
                 break
-            self.deaths += 1
         words = f"the process of the test has ended by {death.name}" if death else "the process of the test has ended"
         return [pytest.TestReport(item.nodeid, item.location, dict(item.keywords), "failed", words, "call")]
 
@@ -120,6 +119,7 @@ def _serve(session: pytest.Session, connection: Connection[Any, Any]) -> None:
             return
         item = session.items[number]
         # What belongs to the whole session is not the child's to tear down.
-        reports = runtestprotocol(item, log=False, nextitem=item.parent if following is None else session.items[following])
+        behind: Any = session if following is None else session.items[following]
+        reports = runtestprotocol(item, log=False, nextitem=behind)
         serialize = item.config.hook.pytest_report_to_serializable
         connection.send([serialize(config=item.config, report=report) for report in reports])

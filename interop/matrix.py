@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Collection
@@ -121,6 +122,20 @@ def note(config: pytest.Config, cell: str, report: pytest.TestReport) -> None:
         outcomes[cell] = False
     elif report.when == "call" and report.passed:
         outcomes.setdefault(cell, True)
+
+
+def check_readme(config: pytest.Config) -> str | None:
+    """Say in words that README.md does not show what the whole matrix has come to.  None: it does, or not all of it has run, or well.
+
+    With SP_WRITE_MATRIX=1 in the environment it does so from now on.
+    """
+    outcomes = config.stash.get(OUTCOMES, {})
+    if outcomes.keys() != set(map(str, CELLS)) or not all(outcomes.values()) or any(partner.is_another() for partner in PARTNERS):
+        return None
+    block = table(outcomes)
+    if os.environ.get("SP_WRITE_MATRIX") == "1":
+        show(block)
+    return None if shown() == block else "README.md does not show what the matrix has come to: run it with SP_WRITE_MATRIX=1"
 
 
 def table(passed: Collection[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
 import socket
@@ -171,10 +172,14 @@ def fixed_address(transport: str, directory: Path) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody has, of those that the system gives to nobody: a connection of ours may get any other meanwhile."""
+    """Return a port that nobody has, of those that the system gives to nobody: a connection of ours may get any other meanwhile.
+
+    Of several workers of xdist each has ports of its own.
+    """
+    worker, workers = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            probe.bind(("127.0.0.1", random.randrange(20_000 + worker, 32_000, workers)))
             port: int = probe.getsockname()[1]
             return port
 

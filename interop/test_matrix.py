@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,8 +12,7 @@ import pytest
 import trio
 
 import sp
-from interop import matrix
-from interop.matrix import CELLS, NEW_NNG, NEXT_NNG, PARTNERS, Cell
+from interop.matrix import CELLS, NEW_NNG, NEXT_NNG, Cell
 from interop.next_nng import next_partner
 from interop.partners import LIMIT, OURS, address, body_of, connect, exchange, next_event, read_exactly, running, tls_ends
 from interop.tools import NANOCAT, TOOLS, Credentials, Tool, credentials_in, gate, meet, number_of, sending
@@ -202,19 +200,3 @@ CONVERSATIONS: Final[dict[type[Any], Any]] = {
     sp.Pair0: both_send,
     sp.Pair1: both_send,
 }
-
-
-def test_the_readme_shows_what_the_whole_matrix_has_come_to(request: pytest.FixtureRequest) -> None:
-    """With SP_WRITE_MATRIX=1 in the environment it does so from now on."""
-    outcomes = request.config.stash.get(matrix.OUTCOMES, {})
-    if outcomes.keys() != set(map(str, CELLS)):
-        pytest.skip(f"{len(outcomes)} of {len(CELLS)} cells have run")
-    for partner in PARTNERS:
-        if other := partner.is_another():
-            pytest.skip(f"{partner.library} is {other} here, not {partner.version}")
-    failed = [cell for cell, passed in outcomes.items() if not passed]
-    assert not failed
-    block = matrix.table(outcomes)
-    if os.environ.get("SP_WRITE_MATRIX") == "1":
-        matrix.show(block)
-    assert matrix.shown() == block

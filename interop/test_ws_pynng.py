@@ -266,7 +266,7 @@ async def test_we_are_answered_404_when_we_ask_a_partner_for_another_path() -> N
             with pytest.raises(sp.DialError, match="404") as caught:
                 await ours.dial(url.replace("/a", "/b"))
             assert isinstance(caught.value.__cause__, sp.UpgradeRefused)
-            assert caught.value.__cause__.permanent
+            assert not caught.value.__cause__.permanent
 
 
 async def test_partners_find_two_of_our_sockets_at_one_port() -> None:

@@ -16,6 +16,8 @@ import trio
 import sp
 from tests.tls.authority import Authority
 
+pytestmark = pytest.mark.slow
+
 _ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(sp.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
 _COMMAND = (sys.executable, "-W", "error", "-m", "sp.device")
 

@@ -14,6 +14,8 @@ import pytest
 import sp
 from tests.tls.strict import strict_handshake
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -62,6 +62,7 @@ def test_every_row_is_complete_and_names_a_test() -> None:
         assert all(REFERENCE.fullmatch(each) for each in cells[-1].split(", ")), cells
 
 
+@pytest.mark.slow
 def test_every_test_that_is_named_exists() -> None:
     named = REFERENCE.findall(DOCUMENT.read_text())
     assert len(named) >= DIFFERENCES

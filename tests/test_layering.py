@@ -95,6 +95,7 @@ def test_five_modules_alone_import_openssl() -> None:
             assert not {"OpenSSL", "cryptography", "service_identity"} & {imported.split(".")[0] for imported in imports(path)}
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_openssl() -> None:
     code = "import sys, sp; assert not {'OpenSSL', 'cryptography', 'service_identity'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,7 +21,7 @@ COUNT = 2000
 async def test_receivers_under_random_cancellations_get_every_message_once_and_in_order(url: str, seed: int) -> None:
     chance = random.Random(seed)
     async with (
-        sp.Sub0(topics=b"", listen=url, tls=server_tls(url), inbox_limit=20) as sub,
+        sp.Sub0(topics=b"", listen=url, tls=server_tls(url), inbox_limit=COUNT) as sub,
         sp.Pub0(outbox_limit=COUNT) as pub,
         trio.open_nursery() as nursery,
     ):
@@ -53,6 +53,7 @@ async def test_receivers_under_random_cancellations_get_every_message_once_and_i
         assert sub.statistics().dropped == pub.statistics().dropped == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 async def test_a_request_whose_send_was_cancelled_never_reaches_the_peer(url: str, seed: int) -> None:
     chance = random.Random(seed)

@@ -137,6 +137,7 @@ async def test_a_message_whose_send_was_cancelled_never_arrives_and_all_others_d
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @WITHOUT_HEADERS
 @pytest.mark.parametrize("make", [list, iter], ids=["list", "iterator"])
 async def test_of_a_send_many_that_was_cancelled_a_beginning_was_sent(kind: Kind, make: Callable[[list[bytes]], Any], url: str) -> None:

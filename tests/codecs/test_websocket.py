@@ -622,6 +622,7 @@ def test_an_absurdly_long_control_frame_is_not_waited_for(side: Side, opcode: in
 # Memory.
 
 
+@pytest.mark.slow
 def test_a_million_tiny_fragments_cost_little_more_than_their_bytes() -> None:
     side = Side("client")
     websocket = side.make(limit=2 * MIB)
@@ -643,6 +644,7 @@ def test_a_million_tiny_fragments_cost_little_more_than_their_bytes() -> None:
     assert message.body == b"x" * 500_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_tiny_fragments_between_large_ones_are_gathered_too() -> None:
     websocket = server(limit=None)

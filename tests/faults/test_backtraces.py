@@ -237,6 +237,7 @@ async def test_a_flood_of_forged_backtraces_leaves_the_others_their_turn(pattern
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @both_patterns
 @pytest.mark.parametrize("url", ["tcp://127.0.0.1:0"])
 async def test_a_service_that_floods_a_device_with_answers_to_nobody_costs_no_memory_and_no_one_else(pattern: str, url: str) -> None:

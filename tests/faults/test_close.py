@@ -186,10 +186,12 @@ async def lives(count: int, new_url: Callable[[], str]) -> None:
             raise
 
 
+@pytest.mark.slow
 async def test_closed_at_any_of_two_thousand_moments_everything_ends_within_the_deadline(autojump_clock: MockClock) -> None:
     await lives(2_000, lambda: f"inproc://life-{next(_names)}")
 
 
+@pytest.mark.slow
 @network_only
 async def test_over_a_network_too_closing_at_any_moment_ends_within_the_deadline(url: str) -> None:
     await lives(300, lambda: url)

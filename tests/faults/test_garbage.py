@@ -62,6 +62,7 @@ def attack(rng: random.Random, family: int, address: tuple[str, int] | str) -> N
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "count"), [("tcp", 10_000), ("ipc", 2_500)])
 async def test_after_thousands_of_broken_connections_a_good_client_is_served_at_once_and_nothing_is_left(
     scheme: str, count: int, tmp_path: Path

@@ -268,6 +268,7 @@ async def test_a_peer_that_ends_within_its_greeting_is_refused_with_the_reason(u
             await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_garbage_after_the_greeting_ends_the_pipe_and_the_listener_goes_on(url: str) -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)

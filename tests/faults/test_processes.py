@@ -16,6 +16,8 @@ from tests.faults.scripts import run_script, start_script
 from tests.transports.ends import authority, server_tls
 from tests.transports.wire import expect
 
+pytestmark = pytest.mark.slow
+
 posix_only = pytest.mark.skipif(os.name != "posix", reason="sends signals and forks as POSIX systems do")
 
 # Ctrl-C.

@@ -54,6 +54,7 @@ def growth_below(limit: int) -> Iterator[None]:
 # Memory.
 
 
+@pytest.mark.slow
 @network_only
 async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses_is_counted(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10) as pub:
@@ -103,6 +104,7 @@ async def test_one_slow_subscriber_does_not_cost_the_others_a_message(url: str) 
             await deaf.aclose()
 
 
+@pytest.mark.slow
 async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_misses_is_counted(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url)) as pub, sp.Sub0(topics=b"", inbox_limit=10) as sub:
         with trio.fail_after(30):
@@ -161,6 +163,7 @@ async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else(u
             await deaf.aclose()
 
 
+@pytest.mark.slow
 async def test_a_delivered_message_is_held_by_nobody_but_its_receiver(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, sp.Bus0() as peer:
         with trio.fail_after(5):
@@ -334,6 +337,7 @@ def _inventory() -> tuple[int, int, int]:
     return _descriptors(), trio.lowlevel.current_statistics().tasks_living, _objects()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 @pytest.mark.parametrize("closing", ["dialing socket", "pipe of the listener", "pipe of the dialer"])
 async def test_hundreds_of_connections_that_came_and_went_leave_nothing(url: str, closing: str) -> None:
@@ -375,6 +379,7 @@ async def test_hundreds_of_connections_that_came_and_went_leave_nothing(url: str
             assert after[2] - objects < cycles // 3
 
 
+@pytest.mark.slow
 async def test_contexts_that_came_and_went_leave_nothing(autojump_clock: MockClock) -> None:
     async with sp.Rep0(listen="inproc://contexts") as rep, sp.Req0(dial="inproc://contexts") as req, sp.Sub0() as sub:
         with trio.fail_after(30):

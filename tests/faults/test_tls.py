@@ -460,6 +460,7 @@ _HELLO = client_hello()
 _KINDS: list[Callable[[random.Random], bytes]] = [_nothing, _noise, _half_a_hello, _a_hello_with_a_fault, _a_hello_and_noise]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 async def test_after_hundreds_of_broken_connections_a_good_client_is_served_and_nothing_is_left(authority: Authority) -> None:
     seed = random.randrange(1 << 32)

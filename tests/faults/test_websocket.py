@@ -426,6 +426,7 @@ async def test_what_a_refused_client_sends_behind_its_request_is_neither_answere
 # Storms.
 
 
+@pytest.mark.slow
 async def test_a_peer_that_pings_and_never_reads_costs_a_bounded_place() -> None:
     async with sp.Rep0(listen=WS) as rep:
         with trio.fail_after(20):
@@ -457,6 +458,7 @@ async def test_a_peer_that_pings_and_never_reads_costs_a_bounded_place() -> None
                 assert answered < sent
 
 
+@pytest.mark.slow
 async def test_a_storm_of_pings_does_not_keep_others_from_being_served() -> None:
     async with sp.Rep0(listen=WS) as rep, trio.open_nursery() as nursery:
         sent = 0
@@ -504,6 +506,7 @@ async def test_of_a_storm_of_closes_one_is_answered(storm: bytes) -> None:
             await check(rep, rep.listeners[0].url)
 
 
+@pytest.mark.slow
 async def test_a_message_in_a_hundred_thousand_fragments_arrives() -> None:
     async with sp.Rep0(listen=WS) as rep:
         with trio.fail_after(20):

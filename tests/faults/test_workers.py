@@ -53,6 +53,7 @@ trio.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["tcp", "ipc", "ws"])
 async def test_a_killed_worker_costs_what_it_had_and_the_others_get_all_the_rest(scheme: str, tmp_path: Path) -> None:
     url = f"ipc://{tmp_path}/s" if scheme == "ipc" else f"{scheme}://127.0.0.1:0"

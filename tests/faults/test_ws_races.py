@@ -91,6 +91,7 @@ async def test_two_answers_at_one_health_path_are_refused_and_one_for_all_is_not
 # Full buffers.
 
 
+@pytest.mark.slow
 async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is_closed() -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, sp.Bus0() as good:
         with trio.fail_after(20):

@@ -308,6 +308,7 @@ def test_of_a_batch_the_next_priority_gets_what_the_best_has_no_room_for() -> No
 # What it keeps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_nothing_is_kept_of_a_pipe_that_is_gone(full: bool) -> None:
     balancer, pipes = make(8, 8, room=0 if full else None)

@@ -107,6 +107,7 @@ def test_what_is_put_back_is_received_next_as_it_was(kind: type) -> None:
     assert [body for _, body in received(engine)] == [b"2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*ASKING, *ANSWERING, RawBusEngine])
 def test_a_pipe_that_is_gone_is_not_resumed_and_nothing_is_kept_of_it(kind: type) -> None:
     engine, pipes = make(kind, None, None)

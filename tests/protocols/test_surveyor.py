@@ -422,6 +422,7 @@ def test_after_a_survey_comes_another(engine: SurveyorEngine, clock: Clock) -> N
     assert left_over(context, 0) == []
 
 
+@pytest.mark.slow
 def test_a_context_that_was_not_closed_leaves_nothing_behind_after_its_time(engine: SurveyorEngine, clock: Clock) -> None:
     (pipe,) = attach(engine, 1)
     context = engine.open_context(1.0)
@@ -437,6 +438,7 @@ def test_a_context_that_was_not_closed_leaves_nothing_behind_after_its_time(engi
     assert pipe.resumed == 1
 
 
+@pytest.mark.slow
 def test_a_thousand_forgotten_contexts_leave_nothing_behind(engine: SurveyorEngine, clock: Clock) -> None:
     def contexts() -> Iterable[weakref.ref[SurveyorContext]]:
         for number in range(1000):

@@ -139,6 +139,7 @@ async def test_closing_a_context_wakes_who_waits_to_send_in_it(name: str) -> Non
             assert rep.statistics().messages_received == 0
 
 
+@pytest.mark.slow
 async def test_who_waits_to_send_is_not_overtaken_by_who_comes_later(name: str) -> None:
     async with sp.Rep0(listen=name, inbox_limit=1) as rep, sp.Req0(outbox_limit=4) as req, trio.open_nursery() as nursery:
         await connect(rep, req)
@@ -186,6 +187,7 @@ async def test_the_first_to_receive_gets_the_first_message_also_when_it_reads_fo
         assert [await call.done() for call in calls] == [b"1", b"2", b"3"]
 
 
+@pytest.mark.slow
 async def test_what_waits_between_two_sockets_of_a_process_is_bounded_in_bytes(name: str) -> None:
     async with sp.Rep0(listen=name, inbox_limit=1) as rep, sp.Req0(outbox_bytes=1 << 20) as req:
         await connect(rep, req)

@@ -202,6 +202,7 @@ async def test_repr_and_statistics_show_what_is_there(kind: Kind, name: str) -> 
         assert peer.statistics().as_dict()["dialers"] == ({"url": name, "attempts": 1, "attached": 1, "failures": {}, "handshakes": {}},)
 
 
+@pytest.mark.slow
 async def test_a_socket_that_nobody_closed_warns() -> None:
     async def forget() -> None:
         socket = sp.Rep0()
@@ -876,6 +877,7 @@ def _things() -> int:
     return sum(type(thing).__name__ not in ("CancelScope", "CancelReason", "tuple") for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 @every_socket
 async def test_peers_that_came_and_went_leave_nothing(kind: Kind, name: str) -> None:
     async with kind(**everything(kind), listen=name) as socket:

@@ -266,6 +266,7 @@ async def test_a_device_drops_and_counts_what_has_come_further_than_its_own_ttl(
         assert [front.statistics().dropped for front in fronts] == [{}] * ttl + [{"ttl": 1}] + [{}] * (5 - ttl)
 
 
+@pytest.mark.slow
 @with_hops
 @pytest.mark.parametrize("ttl", [1, 2, 8, 255])
 @pytest.mark.parametrize("scheme", ["inproc", "tcp"])
@@ -302,6 +303,7 @@ async def test_a_loop_of_two_devices_comes_to_rest(asking: type, answering: type
 # Backpressure.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schemes", [("inproc", "inproc"), ("tcp", "ipc"), ("ws", "tls+tcp")], ids="-".join)
 @only("push", "pair0", "pair1")
 async def test_a_slow_end_slows_the_other_one_down_and_nothing_is_lost(
@@ -726,6 +728,7 @@ async def until_empty(socket: Any) -> None:
         await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.slow
 @only("push", "pair1", "survey")
 @pytest.mark.parametrize("schemes", [("inproc", "inproc"), ("tcp", "ipc")], ids="-".join)
 async def test_a_device_does_not_keep_what_it_has_passed_on(
@@ -745,6 +748,7 @@ async def test_a_device_does_not_keep_what_it_has_passed_on(
 # Cancelled.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["inproc", "tcp", "ws"])
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_device_cancelled_at_any_moment_loses_and_doubles_nothing(scheme: str, seed: int, tmp_path: Path) -> None:
@@ -802,6 +806,7 @@ def _number(body: bytes) -> int:
     return int(body.rstrip(b"\0"))
 
 
+@pytest.mark.slow
 @only("req", "pair0", "pair1", "bus", "survey")
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_device_that_is_stopped_and_started_again_and_again_passes_all_on_both_ways_once(

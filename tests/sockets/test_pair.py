@@ -304,6 +304,7 @@ async def test_who_authorize_sends_away_does_not_take_the_place(new_url: NewUrl)
 # Storms.
 
 
+@pytest.mark.slow
 async def test_a_storm_of_second_peers_is_slowed_down_by_the_back_off_and_the_pair_goes_on(name: str, autojump_clock: MockClock) -> None:
     async with sp.Pair1(listen=name) as pair, sp.Pair1() as good, trio.open_nursery() as nursery:
         await connect(pair, good)
@@ -339,6 +340,7 @@ async def test_a_storm_of_second_peers_is_slowed_down_by_the_back_off_and_the_pa
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["tcp", "ipc", "ws"])
 async def test_two_hundred_dialers_over_a_network_do_not_disturb_the_pair(new_url: NewUrl) -> None:
     async with sp.Pair0() as pair, sp.Pair0() as good, trio.open_nursery() as nursery:
@@ -422,6 +424,7 @@ async def test_a_message_that_was_received_can_be_sent_on_as_it_is(name: str) ->
 # Several peers.
 
 
+@pytest.mark.slow
 async def test_each_peer_of_a_poly_pair_gets_its_own_answers(new_url: NewUrl) -> None:
     async with sp.Pair1(poly=True) as pair, trio.open_nursery() as nursery:
         url = (await listen(pair, new_url())).url

@@ -36,6 +36,7 @@ async def test_a_subscriber_gets_what_begins_with_its_topics(url: str) -> None:
             nothing.receive_nowait()
 
 
+@pytest.mark.slow
 async def test_after_waiting_for_peers_the_first_message_arrives_a_thousand_times_of_a_thousand(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url)) as pub:
         for number in range(1000):
@@ -163,6 +164,7 @@ async def test_a_full_inbox_drops_by_its_policy_and_counts(
         assert sub.statistics().dropped == {"inbox full": 90}
 
 
+@pytest.mark.slow
 async def test_a_burst_is_no_loss_for_an_application_that_receives(name: str, autojump_clock: trio.testing.MockClock) -> None:
     async with sp.Pub0(listen=name, outbox_limit=10_000) as pub, sp.Sub0(topics=b"", inbox_limit=10) as sub:
         await connect(pub, sub)

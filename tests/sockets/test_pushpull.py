@@ -126,6 +126,7 @@ async def test_messages_that_wait_for_a_peer_leave_in_the_order_of_their_calls(n
         assert [int(await pull.receive()) for _ in range(21)] == list(range(21))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [8, 300])  # written at once, or in parts
 @pytest.mark.parametrize("call", ["send", "send_many", "send_message"])
 @each([Kind(sp.Push0), Kind(sp.Pair0), Kind(sp.Pair1)])
@@ -161,6 +162,7 @@ async def test_who_waits_to_send_is_not_overtaken_by_who_comes_later(kind: Kind,
 # Who floods.
 
 
+@pytest.mark.slow
 async def test_one_that_floods_does_not_shut_out_nine_others(url: str) -> None:
     async with sp.Pull0(listen=url, tls=server_tls(url)) as pull, trio.open_nursery() as nursery:
 
@@ -194,6 +196,7 @@ async def test_one_that_floods_does_not_shut_out_nine_others(url: str) -> None:
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @network_only
 async def test_each_of_ten_that_flood_gets_its_share(url: str) -> None:
     async with sp.Pull0(listen=url, tls=server_tls(url), inbox_limit=100) as pull, trio.open_nursery() as nursery:
@@ -361,6 +364,7 @@ async def test_a_pull_that_does_not_receive_holds_its_pushers_back_and_nothing_i
         assert push.statistics().dropped == pull.statistics().dropped == {}
 
 
+@pytest.mark.slow
 async def test_memory_stays_bounded_while_nobody_receives_and_nothing_is_lost_when_somebody_does(url: str) -> None:
     body = bytes(20_000)
     async with (

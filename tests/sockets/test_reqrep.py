@@ -293,6 +293,7 @@ async def test_a_reply_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_d
                 break
 
 
+@pytest.mark.slow
 @network_only
 async def test_a_reply_waits_for_a_requester_that_does_not_read(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=2) as rep, sp.Req0() as quick, trio.open_nursery() as nursery:

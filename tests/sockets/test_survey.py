@@ -371,6 +371,7 @@ async def test_a_hundred_respondents_are_all_heard(autojump_clock: MockClock, na
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_a_hundred_respondents_over_a_network_are_all_heard(url: str) -> None:
     async with respondents(url, 100, deadline=60) as (surveyor, sockets), trio.open_nursery() as nursery:
         for number, respondent in enumerate(sockets):
@@ -404,6 +405,7 @@ async def test_an_application_that_does_not_receive_loses_the_newest_answers_and
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["broken off", "cancelled", "closed", "never begun", "over", "context"])
 async def test_surveys_that_came_and_went_leave_nothing(how: str, name: str, autojump_clock: MockClock) -> None:
     async with respondents(name, 2, deadline=1) as (surveyor, sockets), trio.open_nursery() as nursery:

@@ -185,6 +185,7 @@ async def opened(authority: Authority, version: Version, ends: tuple[Any, Any]) 
 # Little at a time.
 
 
+@pytest.mark.slow
 @MUTUAL
 async def test_a_handshake_and_first_words_pass_one_byte_at_a_time(authority: Authority, version: Version, mutual: bool) -> None:
     config = configs(authority, version, mutual=mutual)
@@ -210,6 +211,7 @@ async def test_certificates_longer_than_what_the_kernel_keeps_pass(authority: Au
         link.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
 async def test_each_byte_is_reported_once(authority: Authority, version: Version, size: int) -> None:
     async with opened(authority, version, thin(size)) as links:
@@ -495,6 +497,7 @@ async def test_requests_wait_for_a_replier_that_never_reads_as_they_do_without_t
 # Nothing is left behind.
 
 
+@pytest.mark.slow
 @linux_only
 async def test_two_hundred_failed_handshakes_leave_no_descriptor(authority: Authority, version: Version) -> None:
     stranger = Authority().client(maximum_version=version)

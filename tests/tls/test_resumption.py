@@ -215,6 +215,7 @@ def test_a_replayed_hello_gets_nowhere(authority: Authority, version: Version, m
     assert meet(server, client)
 
 
+@pytest.mark.slow
 @MUTUAL
 def test_an_expired_ticket_costs_a_full_handshake_and_nothing_else(authority: Authority, mutual: bool) -> None:
     begun = time.monotonic()

@@ -515,6 +515,7 @@ def turn_over(wanted: int, index: int, place: int, flight: int, data: bytes) -> 
 changes = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 40_000), st.sampled_from(("flip", "insert", "cut"))), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(plan=changes, noise=st.binary(max_size=40))
 @MUTUAL
@@ -606,6 +607,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(plan=steps)
 @MUTUAL
@@ -674,6 +676,7 @@ def test_a_session_that_has_failed_is_gone_when_it_is_closed(authority: Authorit
         gc.enable()
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_session_outlives_it(authority: Authority, version: Version) -> None:
     client, server = established(Config(authority, version, mutual=True))
     infos = [client.session.info, server.session.info]

@@ -97,6 +97,7 @@ async def test_one_byte_beyond_the_limit_ends_that_pipe_and_nothing_else(new_url
             assert await receiver.receive() == b"small"
 
 
+@pytest.mark.slow
 async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_recovers(new_url: NewUrl) -> None:
     body = 64 * 1024
     requests = 600  # 38 MB, more than all the queues and kernel buffers between two sockets
@@ -283,6 +284,7 @@ async def test_peers_of_the_wrong_protocol_are_told_apart_by_name_on_both_sides(
         assert listener.pipes == dialer.pipes == ()
 
 
+@pytest.mark.slow
 async def test_a_closed_listener_frees_the_address_and_ends_its_pipes(new_url: NewUrl) -> None:
     async with sp.Rep0() as first, sp.Rep0() as second, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
         listener = await listen(first, new_url())
@@ -316,6 +318,7 @@ async def test_a_listener_that_is_closed_before_it_ran_accepts_nobody(new_url: N
             await dial(req, listener.url)
 
 
+@pytest.mark.slow
 async def test_one_address_can_be_listened_on_a_thousand_times_in_a_row(new_url: NewUrl) -> None:
     async with sp.Rep0() as rep:
         listener = await listen(rep, new_url())

@@ -508,6 +508,7 @@ def go_deaf(sock: trio.socket.SocketType | socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, 26, filters)  # SO_ATTACH_FILTER
 
 
+@pytest.mark.slow
 @linux_only
 async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -> None:
     async with (
@@ -531,6 +532,7 @@ async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -
             await stream.aclose()
 
 
+@pytest.mark.slow
 @linux_only
 @network_only
 async def test_a_peer_that_vanishes_with_data_on_its_way_is_noticed_in_the_keepalive_time_and_one_that_reads_nothing_stays(

@@ -80,6 +80,7 @@ async def test_pings_come_every_interval_whatever_else_is_sent(mock_clock: MockC
         await stream.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [3.0, 20.0, 45.0])
 async def test_a_peer_that_says_nothing_after_a_ping_is_given_up_with_that_reason(url: str, timeout: float, mock_clock: MockClock) -> None:
     http = sp.HTTPServerConfig(ping_timeout=timeout)
@@ -839,6 +840,7 @@ async def test_who_may_be_libnanomsg_is_left_without_a_close_since_it_would_neve
         await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -> None:
     http = sp.HTTPServerConfig(health_path="/healthz")
     async with sp.Rep0(listen=url, tls=server_tls(url), http=http) as rep, trio.open_nursery() as nursery:
@@ -993,6 +995,7 @@ async def test_a_peer_that_goes_on_sending_after_a_close_holds_nobody_up_either(
         await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_a_malformed_backtrace_ends_the_websocket_with_a_protocol_error(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
@@ -1008,6 +1011,7 @@ async def test_a_malformed_backtrace_ends_the_websocket_with_a_protocol_error(ur
                 await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_thousands_of_handshakes_leave_nothing_behind() -> None:
     # trio forgets the deadlines of tasks that are gone a thousand at a time, so without pings.
     async with sp.Rep0(listen="ws://127.0.0.1:0", http=sp.HTTPServerConfig(ping_interval=None)) as rep:
