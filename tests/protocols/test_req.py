@@ -366,6 +366,26 @@ def test_closing_a_context_gives_up_its_request_and_no_other(engine: ReqEngine) 
     assert body_of(other) == b"answer"
 
 
+@pytest.mark.parametrize("unsent", [False, True])
+@pytest.mark.parametrize("end", ["close", "new request"])
+def test_nothing_is_due_any_more_for_a_request_that_was_given_up(engine: ReqEngine, clock: Clock, end: str, unsent: bool) -> None:
+    (pipe,) = attach(engine, 1)
+    context = engine.open_context()
+    context.send(Message(b"given up"))
+    if unsent:
+        engine.pipe_detached(pipe)
+    if end == "close":
+        context.close()
+        assert engine.next_deadline() is None
+    else:
+        (pipe,) = attach(engine, 1) if unsent else (pipe,)
+        context.send(Message(b"new"))
+    taken = len(pipe.taken)
+    clock.now += 60
+    engine.deadline_reached(clock.now)
+    assert pipe.bodies[taken:] == ([] if end == "close" else [b"new"])
+
+
 def test_a_context_without_a_request_can_be_closed(engine: ReqEngine) -> None:
     engine.open_context().close()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import trio
 
 import sp
 from tests.transports.ends import dial, server_tls
+from tests.transports.wire import REQ, connect_as, frame, receive_frame
 
 from .conftest import Background, connect
 
@@ -169,3 +172,54 @@ async def test_blocked_writing_goes_on_when_a_reader_is_interrupted(url: str) ->
             assert len(await two.receive()) == 200_000
         await three.send(b"done")
         assert await waiting.done() == b"done"
+
+
+async def test_a_message_for_a_task_that_waits_beside_the_reader_is_not_left_to_a_reader_that_does_not_come_back(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sp.core._LENT_FOR", 3600)  # until then nobody would read
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        first = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        second = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await two.send(b"first")
+            assert await first.done() == b"first"
+            await two.send(b"second")
+            assert await second.done() == b"second"
+
+
+async def test_a_reader_whose_context_is_closed_while_it_wakes_up_reads_no_more() -> None:
+    async with sp.Rep0(ttl=1, listen="tcp://127.0.0.1:0") as rep, await connect_as(rep.listeners[0].url, REQ) as peer:
+        for _ in range(30):  # one task or the other comes first
+            context = rep.context()
+            ours, theirs = socket.socketpair()
+            async with trio.open_nursery() as nursery:
+
+                async def converse(context: sp.Rep0Context = context) -> None:
+                    for _ in range(5):
+                        await context.receive()
+                        await context.send(b"")
+                    with pytest.raises(trio.ClosedResourceError):
+                        await context.receive()
+
+                async def close(context: sp.Rep0Context = context, sock: socket.socket = ours) -> None:
+                    await trio.lowlevel.wait_readable(sock)
+                    context.close()
+
+                nursery.start_soon(converse)
+                nursery.start_soon(close)
+                with trio.fail_after(10):
+                    for _ in range(5):
+                        await peer.send_all(frame(b"\x80\0\0\1?"))
+                        await receive_frame(peer)
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                    theirs.send(b"x")
+                    await peer.send_all(frame(b"\0\0\0\1\x80\0\0\1too many hops"))
+                    while nursery.child_tasks:
+                        await trio.lowlevel.checkpoint()
+            ours.close()
+            theirs.close()

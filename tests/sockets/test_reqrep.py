@@ -4,6 +4,7 @@ import struct
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import sp
 from tests.transports.ends import dial, network_only, server_tls
@@ -121,6 +122,29 @@ async def test_closing_a_context_wakes_who_waits_in_it(url: str) -> None:
             context.close()
             with pytest.raises(trio.ClosedResourceError):
                 await waiting.done()
+
+
+async def test_a_request_that_was_given_up_is_not_asked_again(name: str, autojump_clock: MockClock) -> None:
+    async with sp.Rep0(listen=name) as rep, sp.Req0(resend_after=5) as req:
+        await connect(rep, req)
+        async with trio.open_nursery() as nursery:
+            context = req.context()
+            asking = Background(nursery, lambda: req.request(b"cancelled"))
+            await context.send(b"closed")
+            assert {await rep.receive() for _ in range(2)} == {b"cancelled", b"closed"}
+            asking.scope.cancel()
+            context.close()
+        with trio.move_on_after(100):
+            await rep.receive()
+            raise AssertionError("it was asked again")
+        assert await answered(req, rep)
+
+
+async def answered(req: sp.Req0, rep: sp.Rep0) -> bool:
+    """Whether a round trip works."""
+    await req.send(b"?")
+    await rep.send(await rep.receive())
+    return await req.receive() == b"?"
 
 
 async def test_an_unanswered_request_is_given_up_by_the_next_receive(name: str) -> None:
