@@ -24,7 +24,7 @@ test: .venv/installed-test
 	@$(PYTEST) $(ARGS)
 
 test-fast: .venv/installed-test
-	@$(PYTEST) tests -m 'not slow' $(ARGS)
+	@$(PYTEST) tests --ignore tests/properties -m 'not slow' $(ARGS)
 
 coverage: .venv/installed-test
 	@.ci/coverage $(ARGS)

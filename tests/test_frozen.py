@@ -34,6 +34,7 @@ unpackable = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_all_modules_can_be_found_by_their_import_statements(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text("import sp\n")
@@ -44,6 +45,7 @@ def test_all_modules_can_be_found_by_their_import_statements(tmp_path: Path) -> 
     assert modules - set(finder.modules) <= by_the_user
 
 
+@pytest.mark.slow
 def test_no_module_is_imported_by_a_name_that_is_made_at_run_time() -> None:
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -89,6 +89,7 @@ def test_values_engines_and_codecs_do_no_input_or_output(path: Path) -> None:
     assert used <= ({"threading"} if path in OPENSSL else set()), "a buffer for each thread and a lock are all that is needed"
 
 
+@pytest.mark.slow
 def test_five_modules_alone_import_openssl() -> None:
     for path in MODULES:
         if path not in OPENSSL:

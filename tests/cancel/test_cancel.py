@@ -17,6 +17,7 @@ __all__ = ["name", "url"]
 COUNT = 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 async def test_receivers_under_random_cancellations_get_every_message_once_and_in_order(url: str, seed: int) -> None:
     chance = random.Random(seed)

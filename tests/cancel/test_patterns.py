@@ -67,6 +67,7 @@ class Chances:
 # Every message once and in order, whoever is cancelled.
 
 
+@pytest.mark.slow
 @each(PUSH_AND_PAIR)
 async def test_receivers_under_random_cancellations_get_every_message_once_and_in_order(kind: Kind, url: str) -> None:
     count = 500
@@ -100,6 +101,7 @@ async def test_receivers_under_random_cancellations_get_every_message_once_and_i
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @each(PUSH_AND_PAIR)
 async def test_a_message_whose_send_was_cancelled_never_arrives_and_all_others_do_in_order(kind: Kind, url: str) -> None:
     async with (
@@ -284,6 +286,7 @@ async def test_an_iteration_over_answers_under_random_cancellations_gets_each_an
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_service_under_random_cancellations_answers_each_survey_and_each_request_once(url: str, seed: int) -> None:
     for asking, answering in ((sp.Surveyor0(deadline=1000), sp.Respondent0), (sp.Req0(resend_after=None), sp.Rep0)):
@@ -311,6 +314,7 @@ async def test_a_service_under_random_cancellations_answers_each_survey_and_each
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["surveys", "respondent context", "surveyor context", "socket", "survey"])
 async def test_waits_for_surveys_and_answers_end_at_once_and_lose_nothing(what: str, name: str) -> None:
     async with sp.Surveyor0(listen=name, deadline=1000) as surveyor, sp.Respondent0() as respondent:

@@ -720,6 +720,7 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
     return [stream[start:stop] for start, stop in pairwise(edges) if stop > start]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.data(), sides, splits, st.lists(st.integers(0), max_size=20))
 def test_any_frames_in_any_chunks_are_messages_or_a_peer_error_and_never_an_exception(
@@ -1526,6 +1527,7 @@ def test_of_a_refusal_only_the_beginning_is_kept_and_shown() -> None:
     assert caught.value.permanent
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(

@@ -214,6 +214,7 @@ async def test_an_answer_without_the_end_of_its_backtrace_ends_its_pipe_and_no_o
         await service.aclose()
 
 
+@pytest.mark.slow
 @network_only
 @both_patterns
 async def test_a_flood_of_forged_backtraces_leaves_the_others_their_turn(pattern: str, url: str) -> None:

@@ -126,6 +126,7 @@ each_way = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @each_scheme
 async def test_a_closed_listener_is_closed_whoever_holds_a_copy(scheme: str, tmp_path: Path) -> None:
     async with forked(scheme, "C", tmp_path) as parent:
@@ -141,6 +142,7 @@ async def test_a_closed_listener_is_closed_whoever_holds_a_copy(scheme: str, tmp
                 await dial(late, parent.url)
 
 
+@pytest.mark.slow
 @each_way
 async def test_the_peers_of_a_killed_parent_see_its_end_and_its_address_is_free(scheme: str, way: str, tmp_path: Path) -> None:
     async with forked(scheme, way, tmp_path) as parent:
@@ -157,6 +159,7 @@ async def test_the_peers_of_a_killed_parent_see_its_end_and_its_address_is_free(
             assert await parent.dialing.receive() == b"back"
 
 
+@pytest.mark.slow
 @each_scheme
 async def test_a_child_that_closes_all_that_it_inherited_ends_nothing_of_its_parents(scheme: str, tmp_path: Path) -> None:
     async with forked(scheme, "cleaning up", tmp_path) as parent:

@@ -48,6 +48,7 @@ async def check(rep: sp.Rep0, url: str) -> None:
 # Silence.
 
 
+@pytest.mark.slow
 async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(url: str, mock_clock: MockClock) -> None:
     with at_most(20):
         async with sp.Rep0(listen=url, tls=server_tls(url), greeting_timeout=10) as rep:
@@ -210,6 +211,7 @@ async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest(url: 
                 await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=5) as rep:
         (listener,) = rep.listeners

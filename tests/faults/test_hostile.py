@@ -52,6 +52,7 @@ async def test_a_client_that_cannot_be_written_to_does_not_hang_a_service(tmp_pa
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @network_only
 async def test_a_quiet_requester_is_served_beside_those_that_flood(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as quiet, trio.open_nursery() as nursery:

@@ -63,6 +63,7 @@ async def test_who_greets_as_something_else_does_not_keep_the_place(new_url: Cal
                 assert await pair.receive() == b"x"
 
 
+@pytest.mark.slow
 async def test_a_server_that_says_nothing_keeps_the_place_no_longer_than_its_greeting_time(new_url: Callable[[], str]) -> None:
     # Whom we have greeted may have attached us, so that nobody else can have the place until that is decided.
     (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -148,6 +149,7 @@ async def test_while_authorize_decides_about_one_the_place_is_its_own_and_free_a
             assert {got, await pair.receive()} == {b"first", b"second"}
 
 
+@pytest.mark.slow
 @network_only
 async def test_peers_that_come_and_go_at_full_speed_leave_the_place_to_the_next_each_time(url: str) -> None:
     async with sp.Pair1(listen=url, tls=server_tls(url)) as pair:

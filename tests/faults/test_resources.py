@@ -122,6 +122,7 @@ async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_mi
             assert sub.statistics().dropped["inbox full"] > 0
 
 
+@pytest.mark.slow
 @network_only
 async def test_a_byte_bound_holds_where_a_bound_in_messages_would_not(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=10_000, inbox_bytes=300_000) as rep:
@@ -195,6 +196,7 @@ async def count_turns(stop: trio.Event, sample: Callable[[], int]) -> list[int]:
     return steps
 
 
+@pytest.mark.slow
 async def test_a_flood_of_small_messages_leaves_a_turn_to_others_every_few_of_them(url: str) -> None:
     received = 0
     steps: list[int] = []
@@ -227,6 +229,7 @@ async def test_a_flood_of_small_messages_leaves_a_turn_to_others_every_few_of_th
     assert max(steps) <= 32
 
 
+@pytest.mark.slow
 @network_only
 async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_read(url: str) -> None:
     steps: list[int] = []
@@ -256,6 +259,7 @@ async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_rea
     assert max(steps) <= 2 * (256 * 1024 // 9 + 1)  # two reads at most, of the largest size there is
 
 
+@pytest.mark.slow
 async def test_a_flooding_peer_does_not_keep_others_waiting(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), linger=0) as rep, sp.Req0(linger=0) as flooder, sp.Req0() as good:
         with trio.fail_after(30):
@@ -288,6 +292,7 @@ async def test_a_flooding_peer_does_not_keep_others_waiting(url: str) -> None:
         assert max(later - earlier for earlier, later in itertools.pairwise(places)) <= 1_000
 
 
+@pytest.mark.slow
 @network_only
 async def test_a_flood_of_connections_leaves_turns_to_others_and_to_good_clients(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as good:

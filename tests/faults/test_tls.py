@@ -177,6 +177,7 @@ async def test_who_begins_with_something_else_is_told_off_at_once(rep: sp.Rep0, 
 # Half a handshake.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 5, 100])
 async def test_half_a_hello_ends_at_the_greeting_timeout(authority: Authority, size: int) -> None:
     with trio.fail_after(10):
@@ -408,6 +409,7 @@ async def test_nothing_in_common_is_told_to_both(authority: Authority) -> None:
 # Many.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["silent", "half a header"])
 async def test_two_hundred_that_say_nothing_hold_up_nobody(rep: sp.Rep0, authority: Authority, said: bytes) -> None:
     (listener,) = rep.listeners
@@ -425,6 +427,7 @@ async def test_two_hundred_that_say_nothing_hold_up_nobody(rep: sp.Rep0, authori
         assert sum(listener.statistics().failures.values()) == 200
 
 
+@pytest.mark.slow
 async def test_a_hundred_dialers_at_once_all_attach(rep: sp.Rep0, authority: Authority) -> None:
     with trio.fail_after(30):
         async with sp.Req0(tls=authority.client()) as req, trio.open_nursery() as nursery:
@@ -666,6 +669,7 @@ def says(data: bytes) -> Attack:
     return attack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True], ids=["first hello", "resumed"])
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 @pytest.mark.parametrize("number", [40, 42, 46, 48, 51, 116])

@@ -182,6 +182,7 @@ async def check(rep: sp.Rep0, url: str) -> None:
 # Frames that break the rules.
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize(
     ("wrong", "code", "kind", "words"),
@@ -354,6 +355,7 @@ async def test_a_reset_ends_that_connection_only() -> None:
             await check(rep, rep.listeners[0].url)
 
 
+@pytest.mark.slow
 async def test_garbage_behind_the_handshake_ends_the_pipe_and_the_listener_goes_on() -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)
@@ -546,6 +548,7 @@ async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(size: 
 HEALTHY = sp.HTTPServerConfig(health_path="/healthz", origins="https://app.example")
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize(
     ("data", "status", "words"),

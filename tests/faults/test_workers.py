@@ -103,6 +103,7 @@ async def test_a_killed_worker_costs_what_it_had_and_the_others_get_all_the_rest
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_a_survey_goes_on_with_the_others_when_a_respondent_is_killed_in_its_middle() -> None:
     async with (
         sp.Surveyor0(listen="tcp://127.0.0.1:0", deadline=20) as surveyor,
@@ -133,6 +134,7 @@ async def test_a_survey_goes_on_with_the_others_when_a_respondent_is_killed_in_i
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_a_killed_device_is_one_that_the_next_one_takes_the_place_of(tmp_path: Path) -> None:
     front, back = f"ipc://{tmp_path}/front", f"ipc://{tmp_path}/back"
     options = {"redial_min": 0.01, "redial_max": 0.05}

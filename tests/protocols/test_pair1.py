@@ -404,6 +404,7 @@ def test_poly_a_peer_that_was_never_there_may_go() -> None:
     assert pipe.bodies == [b"1"]
 
 
+@pytest.mark.slow
 def test_poly_nothing_is_kept_of_a_peer_that_is_gone() -> None:
     engine, pipes = make_poly(None, None)
     for _ in range(5):

@@ -636,6 +636,7 @@ def test_the_best_priority_gets_the_requests_and_the_next_one_those_that_it_lose
     assert engine.balances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["answer", "close", "new request"])
 def test_nothing_is_kept_of_pipes_that_are_gone(engine: ReqEngine, clock: Clock, end: str) -> None:
     pipes = attach(engine, 3)

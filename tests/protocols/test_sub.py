@@ -162,6 +162,7 @@ def test_matching_among_ten_thousand_subscriptions_looks_only_where_they_differ(
         assert 0 < CountedBytes.looks <= len(b"9999/") + 1
 
 
+@pytest.mark.slow
 def test_subscribing_and_unsubscribing_do_not_get_slower_with_the_number_of_subscriptions() -> None:
     subscriptions = Subscriptions()
     prefixes = [b"%06d" % number for number in range(200_000)]

@@ -685,6 +685,7 @@ def test_what_was_lost_in_one_survey_is_no_reason_to_lose_in_the_next(engine: Su
     assert engine.inbox_dropped() == 1
 
 
+@pytest.mark.slow
 def test_what_was_dropped_is_still_counted_when_its_context_is_gone(engine: SurveyorEngine, clock: Clock) -> None:
     (pipe,) = attach(engine, 1)
     for end in ("close", "forget"):
@@ -709,6 +710,7 @@ def test_a_respondent_that_is_gone_is_not_resumed_and_the_next_one_is(engine: Su
     assert (gone.resumed, other.resumed) == (0, 1)
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_a_respondent_that_is_gone(engine: SurveyorEngine) -> None:
     pipe, _ = attach(engine, 2)
     context = engine.open_context(1.0)

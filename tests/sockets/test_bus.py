@@ -38,6 +38,7 @@ async def test_an_application_that_does_not_receive_cannot_stall_its_peers(name:
         assert lazy.statistics().dropped == {"inbox full": 95}
 
 
+@pytest.mark.slow
 async def test_both_sides_talk_at_once(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
         await connect(one, two)

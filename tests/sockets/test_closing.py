@@ -184,6 +184,7 @@ async def test_cancelling_a_dial_in_any_moment_leaves_the_socket_open_and_nothin
         assert await rep.receive() == b"x"
 
 
+@pytest.mark.slow
 async def test_two_hundred_peers_are_written_to_in_turns_with_other_tasks(name: str) -> None:
     async with sp.Pub0(listen=name) as pub:
         subs = [sp.Sub0() for _ in range(200)]
@@ -238,6 +239,7 @@ async def from_a_thread(close: Callable[[], Awaitable[None]]) -> None:
     await trio.to_thread.run_sync(trio.from_thread.run, close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [plainly, in_a_nursery, from_a_thread])
 @pytest.mark.parametrize("dials", [False, True], ids=["of a listener", "of a dialer"])
 async def test_authorize_may_close_its_socket_in_order(

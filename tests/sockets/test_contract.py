@@ -123,6 +123,7 @@ async def test_receiving_after_the_end_is_refused(kind: Kind) -> None:
         socket.receive_nowait()
 
 
+@pytest.mark.slow
 @every_sender
 @pytest.mark.parametrize("wrong", ["text", 7, None, [b"x"]])
 async def test_a_body_must_be_bytes(kind: Kind, wrong: object) -> None:
@@ -512,6 +513,7 @@ async def test_the_inbox_takes_its_limit_of_bytes_and_not_one_more(
         assert talk.ours.statistics().dropped == {}
 
 
+@pytest.mark.slow
 @every_sender
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_the_outbox_takes_its_limit_and_the_next_message_waits_or_is_dropped_and_counted(

@@ -107,6 +107,7 @@ async def chain(
 # Every pattern, every transport.
 
 
+@pytest.mark.slow
 @every_pattern
 @pytest.mark.parametrize(
     "schemes",
@@ -126,6 +127,7 @@ async def test_a_device_joins_any_two_transports(asking: type, answering: type, 
                 assert socket.statistics().dropped == {}
 
 
+@pytest.mark.slow
 @every_pattern
 @pytest.mark.parametrize("devices", [2, 3, 5])
 async def test_devices_in_a_row_pass_on_to_each_other(asking: type, answering: type, devices: int, tmp_path: Path) -> None:
@@ -187,6 +189,7 @@ async def _ask_ten(client: int, url: str) -> None:
                 nursery.start_soon(ask, number)
 
 
+@pytest.mark.slow
 async def test_surveys_reach_everybody_behind_a_device_and_all_answers_come_back(tmp_path: Path) -> None:
     urls = [new_url("tcp", tmp_path), new_url("inproc", tmp_path)]
     with trio.fail_after(20):

@@ -38,6 +38,7 @@ def patterns() -> list[Any]:
     return [*cooked, *raw, pytest.param(sp.Pair1, sp.Pair1, {"poly": True}, False, id="poly pair1")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("front_listens", [True, False], ids=["front listens", "back listens"])
 @pytest.mark.parametrize(("front_class", "back_class", "options", "raw"), patterns())
 async def test_bodies_of_any_size_up_to_the_limit_arrive_and_a_larger_one_ends_its_pipe_and_nothing_else(

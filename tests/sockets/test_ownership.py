@@ -146,6 +146,7 @@ async def from_no_task(call: Callable[[], Any]) -> None:
     outcomes[0].unwrap()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [from_a_thread, from_another_run, from_asyncio, from_no_task])
 @each([*COOKED, *RAW])
 async def test_every_call_from_elsewhere_is_refused_says_what_to_do_and_changes_nothing(

@@ -29,6 +29,7 @@ every_pair = each(PAIRS)
 cooked_pairs = each(PAIRS[:2])
 
 
+@pytest.mark.slow
 async def test_two_peers_talk_both_ways_at_once(url: str) -> None:
     for kind in (Kind(sp.Pair0), Kind(sp.Pair1)):
         async with talking(kind, url) as talk, trio.open_nursery() as nursery:
@@ -179,6 +180,7 @@ async def test_of_two_that_come_at_the_same_moment_one_stays_and_the_other_is_to
                 nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @cooked_pairs
 async def test_of_two_that_come_at_the_same_moment_neither_loses_a_message(kind: Kind, new_url: NewUrl) -> None:
     for _ in range(5):
@@ -224,6 +226,7 @@ async def test_the_second_dialer_of_a_socket_that_has_its_peer_is_told_so_and_ta
             assert await second.receive() == b"to the second"
 
 
+@pytest.mark.slow
 @cooked_pairs
 async def test_a_socket_that_dials_two_at_the_same_moment_takes_one_and_loses_nothing_of_either(kind: Kind, new_url: NewUrl) -> None:
     for _ in range(5):

@@ -175,6 +175,7 @@ async def test_a_burst_is_no_loss_for_an_application_that_receives(name: str, au
         assert sub.statistics().dropped == pub.statistics().dropped == {}
 
 
+@pytest.mark.slow
 @network_only
 @pytest.mark.parametrize("policy", ["oldest", "newest"])
 async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_counted(url: str, policy: str) -> None:

@@ -76,6 +76,7 @@ async def serve(rep: sp.Rep0 | sp.Respondent0, size: int = 0) -> None:
             nursery.start_soon(request.reply, request.body + b" " + bytes(size))
 
 
+@pytest.mark.slow
 async def test_replies_that_wait_for_one_peer_are_not_tried_for_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1) as rep,
@@ -136,6 +137,7 @@ async def test_one_that_is_cancelled_and_one_whose_context_is_closed_leave_the_l
         assert not req._core.senders._of
 
 
+@pytest.mark.slow
 async def test_a_reply_that_waits_goes_to_its_own_request_or_nowhere(name: str) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1) as rep,

@@ -360,6 +360,7 @@ async def test_who_comes_during_a_survey_is_not_asked_by_it(name: str, autojump_
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_a_hundred_respondents_are_all_heard(autojump_clock: MockClock, name: str) -> None:
     async with respondents(name, 100, deadline=5) as (surveyor, sockets), trio.open_nursery() as nursery:
         for number, respondent in enumerate(sockets):

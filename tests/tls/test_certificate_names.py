@@ -140,6 +140,7 @@ async def dialed(pem: bytes, client: sp.TLSClientConfig) -> tuple[str, ...]:
             return tls.names
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("host", HOSTS)
 async def test_a_dialer_takes_a_certificate_with_an_odd_name(odd: bytes, host: str, authority: Authority) -> None:
@@ -242,6 +243,7 @@ SHARED = Authority()
 NAMES = st.lists(st.builds(element, st.integers(0x80, 0xBF), st.binary(max_size=20)))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(names=st.binary(max_size=200) | NAMES.map(lambda names: listed(*names)))
 def test_whatever_stands_in_place_of_the_names_is_read_or_is_none(names: bytes) -> None:

@@ -74,6 +74,7 @@ COPIES: dict[str, Callable[[bytes], bytes]] = {
 COPY = pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 
 
+@pytest.mark.slow
 @BOTH
 @COPY
 @PAIR
@@ -159,6 +160,7 @@ MISTAKES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 @pytest.mark.parametrize("field", FIELDS)
 @PLAIN
@@ -171,6 +173,7 @@ def test_what_is_wrong_with_a_source_is_said_without_its_key(pair: str, field: s
             assert_shows_nothing(everything_about(error), key)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(data=st.data(), pair=st.sampled_from(sorted(PAIRS)), field=st.sampled_from(FIELDS))
 def test_no_damage_to_a_source_makes_its_key_show(data: st.DataObject, pair: str, field: str) -> None:

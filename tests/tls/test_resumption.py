@@ -479,6 +479,7 @@ def handshakes(req: sp.Req0, rep: sp.Rep0) -> tuple[dict[str, int], dict[str, in
     return dict(req.statistics().dialers[0].handshakes), dict(rep.statistics().listeners[0].handshakes)
 
 
+@pytest.mark.slow
 @MUTUAL
 async def test_of_a_hundred_connections_ninety_nine_resume(authority: Authority, version: Version, mutual: bool) -> None:
     server, client = configs(authority, version, mutual=mutual)
@@ -594,6 +595,7 @@ trio.run(main)
 """
 
 
+@pytest.mark.slow
 async def test_another_process_with_the_same_certificate_costs_a_full_handshake_and_nothing_else(
     authority: Authority, version: Version, tmp_path: Path
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_session_says_nothing_about_itself_before_it_is_established(authority:
     end_all(client, server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 2, RECORD - 1, RECORD, RECORD + 1, 65536, 100_000, 131_072, 200_000])
 def test_data_of_any_size_arrives_both_ways(authority: Authority, version: Version, size: int) -> None:
     client, server = established(Config(authority, version))
@@ -554,6 +555,7 @@ def record(kind: int, body: bytes) -> bytes:
 noises = st.one_of(st.binary(max_size=300), st.builds(record, st.integers(20, 25), st.binary(max_size=300)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(pieces=st.lists(noises, max_size=5))
 def test_any_bytes_from_a_stranger_lead_to_a_tls_error_or_to_nothing(authority: Authority, version: Version, pieces: list[bytes]) -> None:

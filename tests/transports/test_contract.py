@@ -136,6 +136,7 @@ async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_re
     assert sorted(sent) == list(range(requests))
 
 
+@pytest.mark.slow
 async def test_messages_of_all_sizes_pass_through_narrow_queues_in_order_and_none_is_lost(new_url: NewUrl) -> None:
     narrow = {"inbox_limit": 2, "outbox_limit": 2}
     sizes = [number * 37 % 5000 if number % 50 else 200_000 for number in range(1000)]
@@ -252,6 +253,7 @@ async def test_a_dial_to_nobody_fails_at_once_with_the_real_cause(scheme: str, n
             assert req.dialers == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("listening", "dialing", "refused_for", "failed_for"),
     [

@@ -256,6 +256,7 @@ def local_url(request: pytest.FixtureRequest, path: Path) -> str:
     return f"abstract://sp-test-{os.getpid()}-{path.parent.name}" if request.param == "abstract" else f"{request.param}://{path}"
 
 
+@pytest.mark.slow
 @linux_only  # elsewhere a full backlog is a refusal
 @pytest.mark.parametrize("backlog", [0, BACKLOG], ids=["of one", "as large as can be"])
 async def test_400_who_dial_at_once_all_get_through(local_url: str, backlog: int, monkeypatch: pytest.MonkeyPatch) -> None:

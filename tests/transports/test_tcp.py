@@ -286,6 +286,7 @@ async def test_a_name_with_a_dead_first_address_and_a_live_second_connects() -> 
             await ask(req, rep, b"hello")
 
 
+@pytest.mark.slow
 @linux_only
 async def test_a_name_whose_first_address_never_answers_connects_by_the_second() -> None:
     use_resolver(["127.0.0.2", "127.0.0.1"])
@@ -607,6 +608,7 @@ async def test_no_message_is_forgotten_because_it_is_time_to_look(mock_clock: Mo
                 assert await receive_frame(stream) == b"is written soon"
 
 
+@pytest.mark.slow
 @linux_only
 async def test_a_peer_that_is_gone_without_a_fin_is_noticed_within_the_keepalive_time() -> None:
     async with sp.Rep0(listen="tcp://127.0.0.1:0", keepalive=2) as rep:

@@ -54,6 +54,7 @@ async def jump(clock: MockClock, seconds: float) -> None:
 # Pings.
 
 
+@pytest.mark.slow
 async def test_idle_pipes_of_ours_ping_each_other_and_live(url: str, mock_clock: MockClock) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await dial(req, rep.listeners[0].url)
@@ -114,6 +115,7 @@ async def test_a_peer_that_answers_no_ping_but_sends_messages_lives(mock_clock: 
         await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_an_application_that_does_not_receive_for_long_loses_no_pipe(url: str, mock_clock: MockClock) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=1) as rep, sp.Req0(resend_after=None) as req:
         await dial(req, rep.listeners[0].url)
@@ -227,6 +229,7 @@ async def test_without_an_interval_nobody_is_pinged(mock_clock: MockClock) -> No
         await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_pings_that_are_due_while_closing_harm_nobody(url: str) -> None:
     often = 0.0005
     with trio.fail_after(20):
@@ -450,6 +453,7 @@ async def _and_flood(stream: trio.SocketStream) -> None:
         await stream.send_all(bytes(64 * 1024))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_proxy", [False, True], ids=["server", "proxy"])
 @pytest.mark.parametrize(
     ("head", "behave"),
@@ -787,6 +791,7 @@ async def test_a_proxy_may_have_a_zone() -> None:
 # Draining.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["ws", "wss", "tcp", "tls+tcp", "inproc"])
 async def test_a_drained_backend_loses_no_request(scheme: str) -> None:
     url = f"{scheme}://127.0.0.1:0" if scheme != "inproc" else "inproc://drained-{}"

@@ -220,6 +220,7 @@ def test_the_port_that_was_bound_takes_the_place_of_zero(url: str, bound: str) -
 WEB = ["ws", "ws4", "ws6", "wss", "wss4", "wss6"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", WEB)
 @pytest.mark.parametrize(
     ("rest", "host", "port", "target"),
