@@ -11,7 +11,6 @@ import inspect
 import logging
 import math
 import os
-import random
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -87,7 +86,6 @@ class Core:
         self.engine = engine
         self.options = options
         self.terms = Terms(number=engine.number, peer_number=engine.peer_number, split=engine.split, options=options)
-        self.random = random.SystemRandom()
         self.pipes: dict[int, Pipe] = {}
         self.dialers: list[Dialer] = []
         self.listeners: list[Listener] = []
@@ -115,7 +113,7 @@ class Core:
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self._changed = trio.Event()
-        self._events: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        self._events: weakref.WeakSet[EventStream] | None = None  # made when somebody listens: it takes 1 kB
         self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
@@ -275,8 +273,9 @@ class Core:
             self.detach(pipe)
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
-        for stream in list(self._events):
+        for stream in list(self._events or ()):
             stream.end()
+        self.engine.socket_closed()
         self._change()
 
     def _refuse_calls(self, state: _State) -> None:
@@ -463,7 +462,7 @@ class Core:
         if log.isEnabledFor(level):
             pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
             log.log(level, "%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
-        for stream in list(self._events):
+        for stream in list(self._events or ()):
             stream.put(event)
         self._change()
 
@@ -473,6 +472,8 @@ class Core:
         stream = EventStream(self.check_caller)
         if self._state is _State.CLOSED:
             stream.end()
+        if self._events is None:
+            self._events = weakref.WeakSet()
         self._events.add(stream)
         return stream
 

@@ -222,6 +222,9 @@ class Engine:
     def deadline_reached(self, now: float) -> None:
         """Do what is due at *now*."""
 
+    def socket_closed(self) -> None:
+        """Let go of all messages, since nobody receives or sends any more; ``queued`` goes on counting those that wait."""
+
     def offer_to_all(self, pipes: Collection[EnginePipe], message: Message) -> None:
         """Offer *message* to each of *pipes*, and count those that miss it."""
         if not pipes:
@@ -355,6 +358,11 @@ class Inbox(Mailbox):
             self._bytes = sum(len(message.body) for message in kept)
         self._relax(everybody=True)  # what they hold may be unwanted as well, and then nobody would wake the rest
 
+    def forget_bodies(self) -> None:
+        """Let go of all messages, but for their number."""
+        self._messages = deque([Message(b"")]) * len(self._messages)
+        self._bytes = 0
+
     def forget(self, pipe: EnginePipe) -> None:
         """*pipe* is gone and needs no resuming; the one behind it may."""
         self._held.pop(pipe, None)
@@ -416,6 +424,9 @@ class InboxEngine(Engine):
     def put_back(self, message: Message) -> None:
         """Take back the message that was received last."""
         self._inbox.put_back(message)
+
+    def socket_closed(self) -> None:
+        self._inbox.forget_bodies()
 
     def queued(self) -> int:
         return len(self._inbox)

@@ -121,6 +121,9 @@ class RepEngine(Engine):
             return True
         return pipe.offer(Message(body, request.header))
 
+    def socket_closed(self) -> None:
+        self.inbox.forget_bodies()
+
     def queued(self) -> int:
         return len(self.inbox)
 

@@ -161,6 +161,10 @@ class ReqEngine(Engine):
             context.mailbox.wake()
         return True
 
+    def socket_closed(self) -> None:
+        for context in list(self._under_way.values()):
+            self.abandon(context)
+
     def next_deadline(self) -> float | None:
         for context in self._under_way.values():
             return context.deadline if self._resend_after is not None else None

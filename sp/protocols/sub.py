@@ -212,6 +212,10 @@ class SubEngine(Engine):
                 context.inbox.lose()
         self.message_received(pipe, message)
 
+    def socket_closed(self) -> None:
+        for context in self._contexts:
+            context.inbox.forget_bodies()
+
     def queued(self) -> int:
         return sum(len(context.inbox) for context in self._contexts)
 

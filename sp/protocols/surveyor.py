@@ -158,6 +158,10 @@ class SurveyorEngine(Engine):
             self._finish(context, "the survey is over: its time is up")
         self._first = min((context.deadline for context in self._under_way.values()), default=math.inf)
 
+    def socket_closed(self) -> None:
+        for context in self._contexts:
+            context.inbox.forget_bodies()
+
     def queued(self) -> int:
         return sum(len(context.inbox) for context in self._contexts)
 

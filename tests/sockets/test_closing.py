@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -13,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import sp
 from sp.address import Address
-from tests.sockets.kinds import gone
+from tests.sockets.kinds import ALL, Kind, each, gone, talking
 from tests.transports.ends import dial, listen, network_only, server_tls
 from tests.transports.wire import BUS, REQ, connect_as, frame
 
@@ -436,3 +438,43 @@ async def test_a_loop_over_a_context_ends_when_the_context_is_closed(loop: str, 
             assert await waiting.done() == await anext(context, "over") == "over"
             with pytest.raises(trio.ClosedResourceError):
                 await context.receive()
+
+
+# What is left.
+
+
+@each([kind for kind in ALL if kind.receives and not (kind.socket is sp.Req0 and not kind.raw)])
+async def test_a_closed_socket_keeps_the_number_of_unread_messages_and_not_the_messages(kind: Kind, name: str) -> None:
+    async with talking(kind, name) as talk:
+        await talk.begin()
+        body = b"unread " * 10
+        await talk.send_to_ours(body)
+        while not talk.ours.statistics().inbox:
+            await trio.lowlevel.checkpoint()
+        await talk.ours.aclose()
+        await talk.theirs.aclose()
+        gc.collect()
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, sp.Message) and thing.body == body]
+        assert talk.ours.statistics().inbox == 1
+        assert "closed pipes=0 inbox=1" in repr(talk.ours)
+
+
+async def test_a_closed_socket_that_an_exit_stack_still_holds_takes_little() -> None:
+    count = 50
+
+    async def come_and_go() -> None:
+        for socket in (sp.Req0(), sp.Rep0(), sp.Surveyor0(), sp.Respondent0(), sp.Sub0()):
+            await stack.enter_async_context(socket)
+            await socket.aclose()
+
+    async with AsyncExitStack() as stack:
+        await come_and_go()
+        tracemalloc.start()
+        try:
+            for _ in range(count):
+                await come_and_go()
+            gc.collect()
+            size, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert size / (5 * count) < 12_000
