@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import struct
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import pytest
+import websockets.protocol
+import websockets.utils
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
@@ -302,6 +306,24 @@ def test_a_length_may_be_longer_than_it_has_to(side: Side) -> None:
     for length in (struct.pack(">BH", side.mask << 7 | 126, 3), struct.pack(">BQ", side.mask << 7 | 127, 3)):
         found = decode(side, b"\x82" + length + rest)
         assert found.bodies == [b"abc"] or found.kind is MalformedMessage
+
+
+def test_a_length_of_more_than_63_bits_is_none(side: Side) -> None:
+    # RFC 6455, 5.2: its first bit is 0.
+    found = decode(side, b"\x82" + struct.pack(">BQ", side.mask << 7 | 127, 1 << 63) + MASK, limit=None)
+    assert (found.bodies, found.kind, found.code) == ([], MalformedMessage, 1002)
+
+
+def test_masks_are_applied_where_the_c_extension_of_websockets_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.speedups", None)
+    found = importlib.util.find_spec("sp.transports.websocket")
+    assert found is not None
+    assert found.loader is not None
+    without = importlib.util.module_from_spec(found)
+    found.loader.exec_module(without)
+    assert without.apply_mask is websockets.utils.apply_mask
+    websocket = without.WebSocket(websockets.protocol.SERVER, None, MIB)
+    assert [message.body for message in websocket.receive_data(frame(b"abc"))] == [b"abc"]
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (1, 1), (0, 5, 0), (3, 0, 0, 4), (5000, 3, 5000, 3, 0, 5000), (1,) * 300, (4095, 4096, 4097)])

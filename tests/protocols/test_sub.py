@@ -55,6 +55,15 @@ def test_without_a_subscription_nothing_comes_in(engine: SubEngine, pipe: FakePi
     assert engine.inbox_dropped() == 0
 
 
+def test_what_is_put_back_is_received_next(engine: SubEngine, pipe: FakePipe) -> None:
+    context = open_context(engine, b"")
+    publish(engine, pipe, b"1", b"2")
+    message = context.receive()
+    assert message is not None
+    context.put_back(message)
+    assert received(context) == [b"1", b"2"]
+
+
 def test_without_a_context_nothing_comes_in(engine: SubEngine, pipe: FakePipe) -> None:
     assert publish(engine, pipe, b"news") == [True]
     assert engine.queued() == 0

@@ -176,6 +176,13 @@ def test_every_respondent_gets_the_survey(engine: SurveyorEngine) -> None:
     assert not engine.dropped
 
 
+def test_a_survey_waits_for_no_pipe(engine: SurveyorEngine) -> None:
+    attach(engine, 1, room=0)
+    context, survey = engine.open_context(1.0), Message(b"who?")
+    assert context.send(survey)
+    assert context.pipe_for(survey) is None
+
+
 def test_a_respondent_without_room_misses_the_survey_and_the_others_get_it(engine: SurveyorEngine) -> None:
     (full,), (other,) = attach(engine, 1, room=1), attach(engine, 1)
     context = engine.open_context(1.0)

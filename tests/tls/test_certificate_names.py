@@ -223,6 +223,15 @@ def test_a_certificate_without_extensions_has_no_names(authority: Authority) -> 
     assert "subjectAltName" in wrong_name(certificate, "localhost")
 
 
+def test_a_certificate_with_other_extensions_only_has_no_names(authority: Authority) -> None:
+    once = certificate_of(authority.issue_flawed("localhost"))
+    builder = x509.CertificateBuilder().subject_name(once.subject).issuer_name(once.issuer).public_key(once.public_key())
+    builder = builder.serial_number(1).not_valid_before(once.not_valid_before_utc).not_valid_after(once.not_valid_after_utc)
+    certificate = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True).sign(KEY, hashes.SHA256())
+    assert alternative_names(certificate) == ()
+    assert "subjectAltName" in wrong_name(certificate, "localhost")
+
+
 def test_of_two_lists_of_names_none_counts(authority: Authority) -> None:
     once = certificate_of(authority.issue_flawed("localhost"))
     builder = x509.CertificateBuilder().subject_name(once.subject).issuer_name(once.issuer).public_key(once.public_key())

@@ -126,6 +126,8 @@ def test_an_inproc_url_has_a_name_as_it_stands(name: str) -> None:
         ("ipc://", "nothing follows the scheme, expected ipc://PATH"),
         ("inproc://", "nothing follows the scheme, expected inproc://NAME"),
         ("ipc:///tmp/a\0b", "cannot hold a zero byte"),
+        ("ws+unix://:/path", "no file follows the scheme, expected ws+unix://FILE"),
+        ("ws+unix:///tmp/s:path", "behind the file and a colon comes a path, expected ws+unix://FILE"),
     ],
 )
 def test_a_bad_url_is_shown_with_what_was_expected(url: str, expected: str) -> None:
@@ -133,6 +135,14 @@ def test_a_bad_url_is_shown_with_what_was_expected(url: str, expected: str) -> N
         Address.parse(url)
     assert repr(url) in str(caught.value)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls+tcp"])
+def test_credentials_have_no_place_in_a_tcp_url_and_are_not_shown(scheme: str) -> None:
+    with pytest.raises(AddressError, match="there are no credentials in") as caught:
+        Address.parse(f"{scheme}://user:secret@localhost:80")
+    assert f"'{scheme}://...@localhost:80'" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("good", "bad"), [("x" * 63, "x" * 64), ("x." * 126 + "x", "x." * 127)])

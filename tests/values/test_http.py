@@ -7,6 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -144,6 +145,12 @@ def test_what_is_added_to_a_handshake_is_not_shown(config: Config, name: str) ->
 @headers_of
 def test_a_value_may_have_blanks_inside_and_latin_letters(config: Config, name: str) -> None:
     assert getattr(config(**{name: {"X-One": "a\tb ü"}}), name) == (("X-One", "a\tb ü"),)
+
+
+@pytest.mark.parametrize("headers", [[("Host", "a.example"), ("host", "b.example")], {"Host": ""}, {"Host": "a b"}])
+def test_there_is_one_host_and_it_is_a_name(headers: Any) -> None:
+    with pytest.raises(ValueError, match="headers: there is one Host, a name or address and perhaps a port, not "):
+        HTTPClientConfig(headers=headers)
 
 
 def test_a_client_may_set_host_origin_and_user_agent() -> None:
