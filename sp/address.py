@@ -111,7 +111,10 @@ class Address:
         return self.scheme in _WITH_PORT
 
     def settled(self) -> Address:
-        """Return the same address with an absolute file path, which stays the same file when the working directory changes."""
+        """Return the same address with an absolute file path.
+
+        It then is the same file when the working directory has changed.
+        """
         if self.scheme not in _WITH_FILE or not isinstance(self.path, str):
             return self
         return attrs.evolve(self, path=absolute(self.path))
@@ -148,10 +151,13 @@ class Address:
 
 
 def absolute(path: str) -> str:
-    """Return *path* behind the working directory, unless it is absolute; ``..`` is left to the system, which knows of links."""
+    """Return *path* behind the working directory, unless it is absolute.
+
+    A ``..`` in it is left to the system, which knows of links.
+    """
     try:
         return os.path.join(os.getcwd(), path)
-    except OSError:  # the directory is gone: whoever uses the path is told
+    except OSError:  # the directory is gone: using the path will fail and say so
         return path
 
 
@@ -168,18 +174,24 @@ def _is_ipv6(text: str) -> bool:
 
 
 def plain_zone(host: str) -> str:
-    """Return *host* with its zone as the system takes it: ``%25eth0``, as in RFC 6874, and ``%eth0`` both mean ``eth0``."""
+    """Return *host* with its zone as the system takes it.
+
+    In a URL ``%25eth0``, as in RFC 6874, and ``%eth0`` both mean ``eth0``.
+    """
     address, _, zone = host.partition("%")
     return f"{address}%{zone[2:]}" if zone.startswith("25") and zone != "25" else host
 
 
 def without_zone(host: str) -> str:
-    """Return *host* for others than this machine: a zone is one of its network interfaces, which means nothing elsewhere."""
+    """Return *host* as other machines may see it: a zone names a network interface of this one."""
     return host.partition("%")[0]
 
 
 def bracketed(host: str) -> str:
-    """Return *host* as it stands before a port, so that ``plain_zone`` gives it back: an IPv6 address in brackets."""
+    """Return *host* as it stands before a port: an IPv6 address in brackets.
+
+    ``plain_zone`` of what is in the brackets gives it back.
+    """
     if ":" not in host:
         return host
     return f"[{host}]" if plain_zone(host) == host else f"[{host.replace('%', '%25')}]"

@@ -1,4 +1,4 @@
-"""The names in a certificate: what they are, and whether one of them is the name that was asked for.
+"""The names in a certificate: what they are, and whether one of them is the name that is wanted.
 
 They are read one by one, since one odd name must not spoil the others: cryptography reads all or
 none, and so does service-identity, which knows how to compare them.
@@ -112,7 +112,10 @@ def _general_names(certificate: x509.Certificate) -> list[tuple[int, bytes]]:
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tag and content of what stands in *der* (X.690, 8.1).  Raises ValueError or IndexError."""
+    """Yield tag and content of each element of *der* (X.690, 8.1).
+
+    Raises ValueError or IndexError.
+    """
     at = 0
     while at < len(der):
         tag, size = der[at], der[at + 1]

@@ -36,7 +36,10 @@ class Context(Verbs, trio.abc.AsyncResource):
         return f"<{type(self).__name__} {'closed' if self._closed else self._core.state}>"
 
     def close(self) -> None:
-        """End the conversation; a call that waits in it gets ClosedResourceError, a loop ends.  A second time does nothing."""
+        """End the conversation.  A second time does nothing.
+
+        A call that waits in it gets ClosedResourceError; a loop over it ends.
+        """
         if self._core.may_end():
             self.drop()
 
@@ -89,7 +92,10 @@ class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]
 
 
 class Sub0Context(ReceiveManyVerbs, Context):
-    """Subscriptions of its own, and a queue of its own for what they match.  Those of the socket itself do not count here."""
+    """Subscriptions of its own, and a queue of its own for what they match.
+
+    Those of the socket itself do not count here.
+    """
 
     def __init__(self, core: Core, turns: Turns, conversation: SubContext) -> None:
         super().__init__(core, turns, conversation, core.receivers(conversation.mailbox))

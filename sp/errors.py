@@ -16,9 +16,10 @@ class Error(Exception):
     """The base of everything that this library raises of its own."""
 
     permanent: bool = False
-    """Whether trying again soon is pointless: a dialer then waits its longest delay before the next attempt.
+    """Whether trying again soon is pointless: a dialer then waits as long as it ever does.
 
-    Where TLS was asked for, only what comes from a verified peer can be: nobody else is to keep a dialer away.
+    Where TLS was asked for, only what comes from a verified peer can be permanent.
+    Nobody else is to keep a dialer away.
     """
 
 
@@ -66,7 +67,10 @@ class PeerClosed(PeerError):
     def __init__(self, reason: str, *, wordless: bool = False) -> None:
         super().__init__(reason)
         self.wordless = wordless
-        """Whether it left without a word on why; before its greeting, without a byte, as balancers do to see whether somebody listens."""
+        """Whether it left without a word on why.
+
+        Before its greeting: without a byte, as balancers do to see whether somebody listens.
+        """
 
 
 class GreetingError(PeerError):
@@ -74,7 +78,10 @@ class GreetingError(PeerError):
 
 
 _SAME_AGAIN = frozenset((400, 401, 403, 405, 407, 410, 426, 501, 505))
-"""Statuses of HTTP that find fault with the request itself.  Not 404, 502, 503, 504: proxies say so while they are set up anew."""
+"""Statuses of HTTP that find fault with the request itself.
+
+Not 404, 502, 503, 504: proxies say so while they are set up anew.
+"""
 
 
 class UpgradeRefused(GreetingError):
@@ -86,15 +93,21 @@ class UpgradeRefused(GreetingError):
         """The answer: ``status``, ``headers`` and the beginning of ``body``."""
         self.permanent = response.status in _SAME_AGAIN
         self.retry_after = 0.0
-        """Seconds for which a server that is busy (429, 503) wants to be left alone, as the dialer has found; 0: it has not said."""
+        """Seconds for which a busy server (429, 503) wants to be left alone; 0: it has not said.
+
+        The dialer sets it.
+        """
 
 
 class PeerSilent(PeerError):
-    """The peer left a ping unanswered and said nothing else, or acknowledged nothing of what was sent: it, or the way to it, is gone."""
+    """The peer, or the way to it, is gone.
+
+    It left a ping unanswered and said nothing else, or it acknowledged nothing of what was sent.
+    """
 
 
 class PeerStalled(PeerError):
-    """The peer has asked for more replies than may wait for it, and has not read any for a minute."""
+    """The peer has asked for more replies than may wait for it, and has read none for a minute."""
 
 
 class TLSError(PeerError):
@@ -104,7 +117,8 @@ class TLSError(PeerError):
 class AuthenticationError(TLSError):
     """A certificate was refused, the peer's by us or ours by the peer.
 
-    It is permanent only where a server that has proven who it is refuses ours: anybody on the way can show another certificate.
+    It is permanent only where a verified server refuses ours: anybody on the way can show a wrong
+    certificate.
     """
 
     def __init__(self, reason: str, *, permanent: bool = False) -> None:

@@ -91,7 +91,7 @@ def client_of(config: HTTPServerConfig, headers: HTTPHeaders, peer: str, scheme:
 
     Without such a header it is *peer* itself; where one cannot be read, ``unknown``.
     """
-    found = None if unix else parse_ip(_ZONE.sub("", peer))  # a zone that stands here is of our own machine
+    found = None if unix else parse_ip(_ZONE.sub("", peer))  # a zone here is one of our machine's
     if not config.trusted_proxies or not config.trusts(None if unix or found is None else found[0]) or (found is None and not unix):
         return Client(peer, scheme, via=False)
     if config.forwarded_header == "Forwarded":

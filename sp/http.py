@@ -152,9 +152,10 @@ _SAYS_WHEN: Final = (429, 503)
 
 
 def retry_after(answer: HTTPResponse, now: float) -> float:
-    """Return the seconds that a server which is busy wants to be left alone (RFC 9110, 10.2.3); 0: it does not say.
+    """Return the seconds that a busy server wants to be left alone (RFC 9110, 10.2.3).
 
-    A point of time counts from the answer's own ``Date``, so that clocks may differ, or else from *now*, a POSIX time.
+    0: it does not say.  A date counts from the answer's own ``Date``, since clocks may differ, or
+    else from *now*, a POSIX time.
     """
     wanted = answer.headers.get("Retry-After", "") if answer.status in _SAYS_WHEN else ""
     if _NUMBER.fullmatch(wanted):

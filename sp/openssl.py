@@ -216,8 +216,8 @@ def was_resumed(connection: SSL.Connection) -> bool:
 def begin_no_sessions(context: SSL.Context) -> None:
     """Let connections of *context* begin no session that could be resumed.
 
-    A server of TLS 1.3 still sends tickets, which lead to nothing, where their number cannot be set:
-    no pyOpenSSL that is known has the call.
+    A server of TLS 1.3 still sends tickets, which lead to nothing, where their number cannot be
+    set: no pyOpenSSL that is known has the call.
     """
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)

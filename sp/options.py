@@ -187,8 +187,9 @@ class SocketOptions:
     reply_limit: int = attrs.field(default=1024, validator=count(1))
     """Replies of REP and RESPONDENT that may wait for one peer, beyond its outbox.
 
-    A peer with more of them is not read until half has gone.  Requests that the application has already
-    received can still be answered.  A peer that takes nothing for 60 s meanwhile is ended (PeerStalled)."""
+    A peer with more of them is not read until half has gone.  Requests that the application has
+    already received can still be answered.  A peer that takes nothing for 60 s meanwhile is ended
+    (PeerStalled)."""
     reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """The same in bytes of headers and bodies."""
     greeting_timeout: float = attrs.field(default=10.0, validator=_seconds(zero=False))

@@ -1,4 +1,4 @@
-"""PEM as people have it: reads certificates, private keys and revocation lists, and says what is wrong.
+"""PEM as people have it: certificates, private keys, revocation lists, and what is wrong with them.
 
 A source may hold a private key, whatever it was given as, and parsers quote what they stumble over.
 So nothing that a parser says reaches an error of ours, its cause or its context.

@@ -42,8 +42,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
     """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
 
     A socket lives in an ``async with`` block of one task; any task may use it meanwhile.  Left normally, the block closes the socket as
-    ``aclose`` does, and tasks that iterate over it come to their end; left by an exception or a cancellation, it closes it at once, and
-    they get ClosedResourceError.
+    ``aclose`` does, and loops over it in other tasks end; left by an exception or a cancellation,
+    it closes it at once, and they get ClosedResourceError.
     """
 
     def __init__(self, engine: Engine, options: SocketOptions, *, raw: bool = False) -> None:
@@ -75,7 +75,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Close the socket: in order, or at once when there is an exception."""
-        if not isinstance(error, GeneratorExit):  # with which the garbage collector ends the block, from no task
+        # With GeneratorExit it may be the garbage collector that ends the block, from no task.
+        if not isinstance(error, GeneratorExit):
             self._core.may_end()
         if error is not None:
             return await self._leave(error)
@@ -109,8 +110,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
         What could not be delivered is dropped: ``statistics().dropped["socket closed"]`` and a warning in the log say how much.
         Cancelled, it still closes, at once.  A second time does nothing.
-        Called in ``authorize`` or ``health`` it returns while the socket is still delivering: those run in tasks of the socket, which have
-        to end first.
+        Called in ``authorize`` or ``health``, it returns while the socket is still delivering:
+        those run in tasks of the socket, which have to end first.
         """
         await self._core.aclose()
 
@@ -169,7 +170,9 @@ class Socket(Verbs, trio.abc.AsyncResource):
         http: HTTPServerConfig | None = None,
         proxy_protocol: bool | None = None,
     ) -> Listener:
-        """Bind *url* and accept whoever comes.  ``listener.url`` has the port, or the abstract name, that was really bound.
+        """Bind *url* and accept whoever comes.
+
+        ``listener.url`` has the port, or the abstract name, that was really bound.
 
         *priority* is that of all who come this way, as with ``dial``.
         *tls* is for URLs with TLS, *http* for ``ws`` and ``wss``; *proxy_protocol* says whether connections begin with a PROXY protocol

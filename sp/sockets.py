@@ -93,7 +93,10 @@ class Requests:
         return self
 
     async def __anext__(self) -> Request:
-        """Wait for the next one.  Cancelled, none is lost.  The iteration ends as that over a socket does."""
+        """Wait for the next one; the iteration ends as that over a socket does.
+
+        Cancelled, none is lost.
+        """
         try:
             context = self._socket.context()
             return Request(context, await context.receive_message())
@@ -352,9 +355,11 @@ class Sub0(Socket, ReceiveManyVerbs):
     """Receives the messages of publishers whose body begins with one of its topics; without a topic, none.
 
     An application that does not receive holds the publisher back for a tenth of a second; then messages are dropped, the oldest
-    of the inbox or the newest, as *inbox_drops* says, and counted.  ``context`` makes queues with topics of their own: those of the
-    socket itself are not for them, nor theirs for it.  A call that receives without topics while others of the socket have some gets
-    nothing, and the log a warning, once.
+    of the inbox or the newest, as *inbox_drops* says, and counted.
+
+    ``context`` makes queues with topics of their own: those of the socket itself are not for them,
+    nor theirs for it.  A call that receives without topics, while others of the socket have some,
+    gets nothing, and the log a warning, once.
 
     *raw*: it receives everything, and has neither topics nor contexts.
     """

@@ -28,7 +28,10 @@ TLSVersion = Literal["TLSv1.2", "TLSv1.3"]
 Group = Literal["P-256", "P-384", "P-521"]
 
 _CONTENT = re.compile(r"-----BEGIN|[\r\n]|^M[A-Za-z0-9+/]{59,}={0,2}$")
-"""What a str has in it that is no path but the content of a file, or base64 of that (the shortest key has 64 characters)."""
+"""What a str has in it that is no path but the content of a file, or base64 of it.
+
+The shortest key has 64 characters.
+"""
 _VERSIONS = ("TLSv1.2", "TLSv1.3")
 _GROUPS = ("P-256", "P-384", "P-521")
 _FILES = ("certificate", "private_key", "revoked", "client_ca", "ca", "key_log_file")
@@ -109,7 +112,8 @@ class _TLSConfig:
     ciphers: str | None = attrs.field(default=None, validator=optional(_text))
     """Ciphers for TLS 1.2 in OpenSSL's notation, the best first: a server's order counts.
 
-    None: those with forward secrecy and authenticated encryption (ECDHE or DHE with AES-GCM or ChaCha20)."""
+    None: those with forward secrecy and authenticated encryption (ECDHE or DHE with AES-GCM or
+    ChaCha20)."""
     ciphersuites: str | None = attrs.field(default=None, validator=optional(_text))
     """Cipher suites for TLS 1.3, separated by colons.  None: OpenSSL's choice."""
     group: Group | None = attrs.field(default=None, validator=optional(_one_of(*_GROUPS)))
@@ -117,8 +121,8 @@ class _TLSConfig:
     session_reuse: bool = attrs.field(default=True, validator=_flag)
     """Whether a reconnect may resume an earlier session instead of a full handshake.
 
-    False: no session is remembered or resumed.  A server still sends two tickets under TLS 1.3, which lead to nothing, since pyOpenSSL
-    has no call for their number."""
+    False: no session is remembered or resumed.  A server still sends two tickets under TLS 1.3,
+    which lead to nothing, since pyOpenSSL has no call for their number."""
     key_log_file: str | os.PathLike[str] | None = attrs.field(default=None, validator=optional(_path))
     """Where the secrets of each connection are appended, for Wireshark; whoever reads it reads the traffic.  None: nowhere."""
     watch_files: float | None = attrs.field(default=None, validator=_watch)
@@ -134,7 +138,8 @@ class _TLSConfig:
     def __attrs_post_init__(self) -> None:
         for name in _FILES:
             source = getattr(self, name, None)
-            if isinstance(source, str | os.PathLike):  # the same file at each reload, whatever the working directory is then
+            # The same file at each reload, whatever the working directory is then.
+            if isinstance(source, str | os.PathLike):
                 object.__setattr__(self, name, absolute(os.fspath(cast("str | os.PathLike[str]", source))))
         # Not a default: attrs runs the validators after those.
         object.__setattr__(self, "contexts", _context_source(cast("TLSServerConfig | TLSClientConfig", self)))

@@ -33,7 +33,7 @@ log = logging.getLogger("sp")
 _VERSIONS: Final = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 _GROUPS: Final = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 _CIPHERS: Final = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!eNULL:!aDSS:!PSK:!SRP"
-"""For TLS 1.2: with forward secrecy and authenticated encryption, which everybody has had for many years."""
+"""For TLS 1.2: forward secrecy and authenticated encryption, which all have had for many years."""
 HTTP_1_1: Final = b"http/1.1"
 """What wss says in ALPN, and nothing else: WebSocket over HTTP/2 is another protocol."""
 _SESSIONS_PER_SERVER: Final = 8

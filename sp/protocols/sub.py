@@ -21,7 +21,10 @@ log = logging.getLogger("sp")
 
 
 class Subscriptions:
-    """A set of prefixes: a tree that branches only where they differ, so that every call takes as long as the prefix or body is."""
+    """A set of prefixes: a tree that branches only where they differ.
+
+    So a call takes as long as its prefix or body is, however many prefixes there are.
+    """
 
     __slots__ = ("_root", "_start")
 
@@ -73,8 +76,8 @@ class Subscriptions:
 
     def match(self, body: bytes) -> bool:
         """Whether *body* begins with one of the prefixes."""
-        # The way down looks only at the bytes where prefixes differ.  Where it comes to the end of a prefix, all others further down begin
-        # with that one, so it alone can match.
+        # The way down looks only at the bytes where prefixes differ.  Where it comes to the end of
+        # a prefix, all others further down begin with that one, so it alone can match.
         node = self._start
         try:
             while not node.ends:
@@ -103,7 +106,10 @@ class _Node:
         self.below: dict[int, _Node] = {}  # longer ones, by the byte that follows the stem
 
     def branched(self, prefix: bytes) -> _Node:
-        """Return a node above this one, for what it has in common with *prefix*, which does not begin with all of the stem."""
+        """Return a node above this one, for what it has in common with *prefix*.
+
+        *prefix* does not begin with all of the stem.
+        """
         size = next((place for place, (ours, other) in enumerate(zip(self.stem, prefix, strict=False)) if ours != other), len(prefix))
         above = _Node(self.stem[:size])
         above.below[self.stem[size]] = self
@@ -177,10 +183,11 @@ class SubEngine(Engine):
         context.inbox.purge(lambda _: False)
 
     def nothing_to_come(self, context: SubContext) -> None:
-        """Warn, once, where *context* has no topics, but another one has: most likely they were meant for it."""
+        """Warn, once, where *context* has no topics, and another one has some."""
         if self._has_warned or not any(other.subscriptions for other in self._contexts):
             return
-        # In the log and not by warnings.warn: topics may rightly come later, and where warnings are errors the call would fail.
+        # In the log and not by warnings.warn: topics may rightly come later, and where warnings are
+        # errors the call would fail.
         self._has_warned = True
         if context is self._contexts[0]:  # the socket's own
             log.warning("SUB receives on the socket itself, which has no topics, so nothing comes: topics of a context are for it alone")

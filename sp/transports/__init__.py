@@ -132,7 +132,11 @@ class Connection(Protocol):
         ...
 
     def look(self, now: float) -> bool:
-        """Return whether data is in flight, so that it is worth while to look again.  Raises PeerSilent when the peer seems to be gone."""
+        """Return whether data is in flight, so that looking again is worth while.
+
+        Raises PeerSilent when the peer, or the way to it, seems to be gone: it has not answered
+        what was sent, for the time of ``keepalive``.  *now* is trio's time.
+        """
         ...
 
     def send_nowait(self, outbox: deque[Message]) -> bool:

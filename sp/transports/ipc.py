@@ -23,7 +23,7 @@ from sp.transports.tcp import BACKLOG, accept_pending
 log = logging.getLogger("sp")
 
 _PAUSES: Final = (0.001, 0.1)
-"""Seconds between two tries while a listener's backlog is full: the first pause, and the longest."""
+"""Seconds between two tries while a listener's backlog is full: the first and longest pause."""
 
 
 def _check_platform(address: Address) -> None:
@@ -47,7 +47,8 @@ async def connect_link(address: Address) -> SocketLink:
         sock.setblocking(False)
         pause, longest = _PAUSES
         while (code := sock.connect_ex(_short(address.path))) == errno.EAGAIN:
-            # The backlog is full.  The kernel does not tell when it has room again, so we ask; the caller's time limit ends that.
+            # The backlog is full.  The kernel does not tell when it has room again, so we ask; the
+            # caller's time limit ends that.
             await trio.sleep(uniform(pause / 2, pause))
             pause = min(pause * 2, longest)
         if code:
@@ -83,7 +84,10 @@ async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink
 
 
 def _short(path: str | bytes) -> str | bytes:
-    """Return *path* as the kernel takes it: from the working directory, where the whole of it has more bytes than an address may have."""
+    """Return *path* as the kernel takes it.
+
+    Where the whole of it has more bytes than an address may have: from the working directory.
+    """
     if isinstance(path, bytes) or len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
     relative = path.removeprefix(os.path.join(os.getcwd(), ""))

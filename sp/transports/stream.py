@@ -36,13 +36,17 @@ _inheritable: Final[weakref.WeakSet[socket.socket]] = weakref.WeakSet()
 
 
 def not_for_children(sock: socket.socket) -> socket.socket:
-    """Have *sock* closed in every child that is forked: its copy would keep the address taken, and the peer from seeing our end."""
+    """Return *sock*, and have it closed in every child that is forked.
+
+    A child's copy would keep the address taken, and keep the peer from seeing our end.
+    """
     _inheritable.add(sock)
     return sock
 
 
 def _close_inherited() -> None:
-    # No more than that: a shutdown would end the parent's connection, and the event loop is the parent's as well.
+    # No more than that: a shutdown would end the parent's connection, and the event loop is the
+    # parent's as well.
     for sock in list(_inheritable):
         sock.close()
 
@@ -55,7 +59,7 @@ def stop_listening(sock: socket.socket) -> None:
     """Close *sock*, which listens."""
     trio.lowlevel.notify_closing(sock)
     try:
-        # Closing alone would leave the address open as long as somebody holds a copy of the descriptor.
+        # Closing alone would leave the address open while somebody has a copy of the descriptor.
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # not every system does that

@@ -19,8 +19,11 @@ from sp.transports.stream import SocketLink, StreamConnection, not_for_children,
 
 _ACCEPT_BATCH: Final = 64
 BACKLOG: Final = 65535
-"""Connections that the kernel completes for us before we accept them: more than any kernel allows, so that it takes its own limit
-(``net.core.somaxconn``).  Beyond that, dialers wait a second for their next try."""
+"""Connections that the kernel completes for us before we accept them.
+
+More than any kernel allows, so that it takes its own limit (``net.core.somaxconn``).  Beyond that,
+dialers wait a second for their next try.
+"""
 _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
 """The longest time in seconds that Linux takes for each of the keepalive times."""
@@ -29,10 +32,13 @@ _HEAD_START: Final = 0.25
 _MAX_LOOKUPS: Final = 64
 """Names that are looked up at the same time, each in a thread."""
 _LOOKUP_SHARE: Final = 0.9
-"""Of the time for a connection: what a lookup may take.  In the rest of it nobody connects, but it can be said what has hung."""
+"""Of the time for a connection: what a lookup may take.
+
+In the rest of it nobody connects, but it can be said what has hung.
+"""
 _FAMILIES: Final = {"4": socket.AF_INET, "6": socket.AF_INET6}
 _Target = tuple[int, tuple[Any, ...]]
-"""A family and an address of it, as the functions of the system take them: an IPv6 address with its scope."""
+"""A family and an address of it, as the system's functions take them: IPv6 with its scope."""
 
 
 async def connect(address: Address, terms: Terms) -> Connection:
@@ -47,7 +53,10 @@ async def connect_link(address: Address, terms: Terms) -> SocketLink:
 
 
 def _by_turns(targets: list[_Target]) -> list[_Target]:
-    """Put an address of the other family into the second place, in case that one family does not work here (RFC 8305, 4)."""
+    """Put an address of the other family into the second place (RFC 8305, 4).
+
+    One of the families may not work here.
+    """
     other = next((place for place, target in enumerate(targets) if target[0] != targets[0][0]), None)
     if other is not None:
         targets.insert(1, targets.pop(other))
@@ -55,7 +64,10 @@ def _by_turns(targets: list[_Target]) -> list[_Target]:
 
 
 async def _race(targets: list[_Target]) -> socket.socket:
-    """Return the first connection; each attempt has a head start before the next one, as long as it does not fail (RFC 8305, 5)."""
+    """Return the first connection that is made (RFC 8305, 5).
+
+    Each attempt has a head start before the next one, unless it fails.
+    """
     failures: list[OSError] = []
     connected: list[socket.socket] = []
     try:
@@ -99,7 +111,7 @@ async def _open(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
 
 
 def _explained(error: OSError, sockaddr: tuple[Any, ...]) -> OSError:
-    """Return *error* in the system's words, which are too few for an address without the zone that it needs."""
+    """Return *error* in the system's words, and with more where an address lacks its zone."""
     reason = os.strerror(error.errno or 0)
     if error.errno == errno.EINVAL and sockaddr[0].startswith("fe80:") and not sockaddr[3]:
         reason += f": a link-local address needs its network interface, as in [{sockaddr[0]}%eth0]"
@@ -122,7 +134,8 @@ def _the_lookups() -> trio.CapacityLimiter:
 async def look_up(address: Address, *, flags: int = 0, limit: float = math.inf) -> list[_Target]:
     """Return the addresses of a name, or the one that stands there.
 
-    Raises OSError, which is a TimeoutError after *limit* seconds.  A lookup that hangs keeps its thread until the system gives it up.
+    Raises OSError, which is a TimeoutError after *limit* seconds.  A lookup that hangs keeps its
+    thread until the system gives it up.
     """
     host, family = address.host or None, _FAMILIES.get(address.scheme[-1], socket.AF_UNSPEC)
     await trio.lowlevel.checkpoint()
@@ -209,7 +222,7 @@ def accept_pending(listening: socket.socket) -> list[socket.socket]:
 
 
 class TCPLink(SocketLink):
-    """A TCP socket that Linux tells about, so that a peer that is gone is noticed while data is on its way to it."""
+    """A TCP socket of Linux, which tells whether the peer still answers while data is in flight."""
 
     watchable = True
 
@@ -250,7 +263,10 @@ def _link(sock: socket.socket, terms: Terms) -> SocketLink:
 
 
 def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
-    """Give up a peer that was silent and unreachable for *seconds*.  While data is on its way this rests; see ``tcp_info``."""
+    """Give up a peer that was silent and unreachable for *seconds*.
+
+    While data is on its way this rests; see ``tcp_info``.
+    """
     if seconds is None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -319,7 +335,7 @@ def format_address(sockaddr: tuple[Any, ...]) -> str:
 
 
 def _zone(scope: int) -> str:
-    """Return the name of a network interface, or its number where the name is gone, or cannot stand in a URL."""
+    """Return the name of a network interface; its number if that is gone or cannot be in a URL."""
     try:
         name = socket.if_indextoname(scope)
     except OSError:

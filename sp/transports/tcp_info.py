@@ -1,8 +1,9 @@
-"""What Linux says of a TCP connection (``TCP_INFO``), and whether its peer is gone, by what is said from time to time.
+"""What Linux says of a TCP connection (``TCP_INFO``), and whether that means that the peer is gone.
 
-While data is on its way the kernel asks no peer whether it is still there (keepalive rests), and sends again for a quarter of an hour.
-TCP_USER_TIMEOUT would end that sooner, but also a living peer that reads nothing for as long: its window is full, and it is asked for
-room (probed) every two minutes at last.  So the sign of a peer that is gone is not age, but that nothing is answered any more.
+While data is on its way the kernel asks no peer whether it is still there (keepalive rests), and
+sends again for a quarter of an hour.  TCP_USER_TIMEOUT would end that sooner, but also a living
+peer that reads nothing for as long: its window is full, and it is asked for room (probed) every two
+minutes at last.  So the sign of a peer that is gone is not age, but that it answers nothing more.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import attrs
 
 from sp.errors import PeerSilent
 
-# struct tcp_info of linux/tcp.h, of which only the end ever grows: the first part, and tcpi_notsent_bytes.
+# struct tcp_info of linux/tcp.h, of which only the end ever grows: its first part, and
+# tcpi_notsent_bytes.
 _FIRST: Final = struct.Struct("=2xBB20xI24xII")
 _UNSENT: Final = struct.Struct("=144xI")
 SIZE: Final = _UNSENT.size
 _UNANSWERED: Final = 2
-"""Packets after which a peer that answers none of them may be gone.  After one, its answer may be under way."""
+"""Packets after which a peer that answers none may be gone: the answer to one may be coming."""
 
 
 @attrs.frozen
@@ -29,7 +31,7 @@ class TCPInfo:
     in_flight: bool
     """Whether anything was sent that is not acknowledged, or waits in the kernel to be sent."""
     repeated: int
-    """How often the same data was sent, or the peer was asked for room, since that was of any use."""
+    """How often the kernel has sent the same data again, or asked for room, without an answer."""
     heard: float
     """Seconds since the peer has sent or acknowledged anything."""
 
@@ -57,7 +59,7 @@ class Silence:
         self._before = info.repeated
 
     def check(self, info: TCPInfo, now: float, limit: float) -> None:
-        """Raise PeerSilent when it has lasted for *limit* seconds and what was repeated in it was not answered."""
+        """Raise PeerSilent when it has lasted *limit* seconds and nothing repeated was answered."""
         age = now - self._since
         if info.heard < age:
             self._since, self._before = now, info.repeated

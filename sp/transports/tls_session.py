@@ -236,7 +236,7 @@ class TLSSession:
             raise TLSError(self._say(str(self.problem))) from self.problem
 
     def _unsay(self) -> None:
-        """Drop what is left to send: OpenSSL sees nothing wrong, and the peer would take it for a success."""
+        """Drop what is left to send: OpenSSL sees nothing wrong, so it would tell of a success."""
         while self.bytes.drain():
             pass
 
@@ -248,7 +248,8 @@ class TLSSession:
         """Return what *error* means."""
         self._failed = True
         if not self._heard and self._context.sessions is not None:
-            self._context.sessions.forget(self._server)  # if it has refused a session, it may refuse the others as well
+            # If the server has refused a session, it may refuse the others as well.
+            self._context.sessions.forget(self._server)
         if isinstance(error, TLSError):
             self._unsay()
             return error
@@ -265,10 +266,11 @@ class TLSSession:
             return AuthenticationError(self._say(f"the {side}'s certificate was refused: {verification_of(self._connection)}{expected}"))
         if "alert" in reason:
             about_certificates = any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason)
-            # An alert that stands before any hello is about no certificate, whoever on the way has sent it.
+            # An alert before any hello is about no certificate, and may be anybody's on the way.
             if about_certificates and (self.established or self._first[:1] == _HANDSHAKE):
                 wants = "" if self._context.is_server else ", or wants one"
-                # Until the handshake is complete it may be anybody's, in plain text, and a dialer's next attempt would come late.
+                # Until the handshake is complete it may be anybody's, in plain text, and a dialer's
+                # next attempt would come late.
                 is_known = self.established and self._context.verifies and not self._context.is_server
                 return AuthenticationError(self._say(f"the {side} has refused our certificate{wants}: {reason}"), permanent=is_known)
             return TLSError(self._say(f"the {side} has ended it: {reason}"))

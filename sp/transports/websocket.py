@@ -172,9 +172,8 @@ class WebSocket:
                 if data[offset] & 0x08 == 0:
                     self._gathered += size
                 elif data[offset] & 0x0F == Opcode.CLOSE:
-                    self._protocol.current_size = (
-                        None  # a Close may come between fragments (RFC 6455, 5.4); the package calls that a mistake
-                    )
+                    # It may stand between fragments (RFC 6455, 5.4); the package finds fault.
+                    self._protocol.current_size = None
             room -= _COST
             self._feed(data[offset:stop], messages)
             offset = stop

@@ -1,7 +1,7 @@
-"""The answer of an HTTP server or proxy, without I/O: its head, and of a refusal's body as much as is kept.
+"""The answer of an HTTP server or proxy, without I/O: its head, and how a refusal's body begins.
 
-The parser of the ``websockets`` package reads the head.  The body is read here: whatever it is like, it must not stand in the way of what
-the head has said.
+The parser of the ``websockets`` package reads the head.  The body is read here: whatever it is
+like, it must not stand in the way of what the head has said.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sp.http import WITHOUT_CONTENT, HTTPResponse
 
 SWITCHING: Final = 101
 MAX_HEAD: Final = 64 * 1024
-"""The most that a first line and its headers may be; of answers, with all interim ones before it."""
+"""Bytes that a first line and its headers may have; for answers, with all interim ones before."""
 MAX_INTERIM: Final = 16
 """How many interim answers are passed over."""
 KEPT_BODY: Final = 4096
@@ -39,14 +39,17 @@ class Answer:
     """Reads one."""
 
     def __init__(self, who: str, agreement: range, *, scheme: str = "http", over_tls: bool = False) -> None:
-        """*agreement*: the statuses that are no refusal.  The others are for words: *who* answers, at what kind of URL."""
+        """*agreement*: the statuses that are no refusal.
+
+        The others are for words: *who* answers, at what kind of URL.
+        """
         self.response: Response | None = None
         """The head, once it is there."""
         self._who = who
         self._agreement = agreement
         self._scheme = scheme
         self._over_tls = over_tls
-        self._begun = b""  # with these bytes, to name it by; of the last one, if there were interim answers
+        self._begun = b""  # its first bytes, for words; of the last one after interim answers
         self._reader = StreamReader()
         self._head_size = 0
         self._body = bytearray()
@@ -69,9 +72,10 @@ class Answer:
         return bytes(self._reader.buffer)
 
     def receive_data(self, data: bytes) -> bool:
-        """Take what came, nothing at the end of the stream.  True: it is an agreement.  Raises UpgradeRefused, or another PeerError.
+        """Take what came, nothing at the end of the stream.  True: it is an agreement.
 
-        A refusal whose body is not complete when the stream ends is a refusal nevertheless.
+        Raises UpgradeRefused, or another PeerError.  A refusal whose body is not complete when the
+        stream ends is a refusal nevertheless.
         """
         if data:
             self._begun += data[: SHOWN - len(self._begun)]
@@ -108,7 +112,10 @@ class Answer:
                 pass  # broken or cut off: what has come before is kept
 
     def _read_line(self, limit: int, too_long: type[Exception]) -> Generator[None, None, bytes]:
-        """Read a line of a head as the parser wants it: not all servers write the blank before an empty reason, or CR (RFC 9112, 2.2)."""
+        """Read a line of a head as the parser wants it.
+
+        Not all servers write the blank before an empty reason, or CR (RFC 9112, 2.2).
+        """
         line = bytes((yield from self._reader.read_line(limit, too_long)))
         self._head_size += len(line)
         if self._head_size > MAX_HEAD:

@@ -71,7 +71,8 @@ class ClientConnection(WSConnection):
         self._handshake = handshake
         if terms.tls is None:
             await link.open(b"")
-            with suppress(BrokenPipeError, ConnectionResetError):  # by a server that has said why, perhaps: reading finds out
+            # The server may have said why it hangs up: reading finds out.
+            with suppress(BrokenPipeError, ConnectionResetError):
                 await self._send_all(handshake.request)
         else:
             await link.open(handshake.request)  # it leaves with the end of the TLS handshake
@@ -99,7 +100,10 @@ class ClientConnection(WSConnection):
 
 
 async def _read_answer(link: Link, answer: ClientHandshake | Answer) -> None:
-    """Read until *answer* is an agreement.  Raises PeerError or OSError, but UpgradeRefused once the head of a refusal is there."""
+    """Read until *answer* is an agreement.
+
+    Raises PeerError or OSError, but UpgradeRefused once the head of a refusal is there.
+    """
     agreed = False
     with trio.CancelScope() as scope:
         while not agreed:

@@ -213,13 +213,15 @@ class WSConnection(LinkConnection):
                     for _ in range(2):  # if it was we who paused, what has come meanwhile is about to be read
                         await trio.lowlevel.checkpoint()
                 try:
-                    self.look(now)  # a ping on its way is data in flight, also to a peer that need not answer it
+                    # A ping on its way is data in flight, also to a peer that need not answer it.
+                    self.look(now)
                     if self._heard:
                         deadline = math.inf
                     elif now >= deadline:
                         if self._waiting:
                             raise PeerSilent(f"the peer has not answered a ping within {timeout:g} s, nor sent anything else")
-                        deadline = now + timeout  # it is we who do not read: the application holds the pipe back
+                        # We are the ones that do not read: the application holds the pipe back.
+                        deadline = now + timeout
                 except PeerSilent as error:
                     self._give_up(error)
                     return

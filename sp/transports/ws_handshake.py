@@ -280,7 +280,10 @@ class ClientHandshake:
 
 
 def _without_alternatives(request: Request) -> Request:
-    """Return *request* without the protocols that its client would take as well: the package wants "websocket" alone (RFC 9110, 7.8)."""
+    """Return *request* without the other protocols that its client would take (RFC 9110, 7.8).
+
+    The package wants "websocket" alone.
+    """
     offered = ",".join(request.headers.get_all("Upgrade")).split(",")
     if len(offered) == 1 or all(name.strip().lower() != "websocket" for name in offered):
         return request
