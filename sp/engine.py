@@ -7,8 +7,9 @@ pipes and as messages left in a mailbox.  It never awaits, reads no clock and se
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
+from itertools import islice
 from typing import Protocol
 
 from sp.errors import PeerError
@@ -261,7 +262,9 @@ class Inbox(Mailbox):
         self._low = options.inbox_limit // 2
         self._policy = policy
         self._losing = False
-        self._held: dict[EnginePipe, None] = {}  # an ordered set: who waited first comes first
+        # An ordered set: a pipe that has waited longer comes first.  (The first of a plain dict is
+        # slow to find once many have left.)
+        self._held: OrderedDict[EnginePipe, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -346,7 +349,7 @@ class Inbox(Mailbox):
 
     def release(self) -> None:
         """Hold nobody back any more."""
-        held, self._held = self._held, {}
+        held, self._held = self._held, OrderedDict()
         for pipe in held:
             pipe.resume()
 
@@ -365,8 +368,9 @@ class Inbox(Mailbox):
 
     def forget(self, pipe: EnginePipe) -> None:
         """*pipe* is gone and needs no resuming; the one behind it may."""
-        self._held.pop(pipe, None)
-        self._relax()
+        if self._held or self._losing:
+            self._held.pop(pipe, None)
+            self._relax()
 
     def _make_room(self, size: int) -> bool:
         """Drop by the policy; False: it is the new message that goes."""
@@ -384,7 +388,7 @@ class Inbox(Mailbox):
             return
         self._losing = False
         # No more than there are places, so that the first to run cannot take them all and leave the rest to the end of the line again.
-        for pipe in list(self._held)[: None if everybody else self._limit - len(self._messages)]:
+        for pipe in list(islice(self._held, None if everybody else self._limit - len(self._messages))):
             del self._held[pipe]
             pipe.resume()
 

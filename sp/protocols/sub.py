@@ -143,6 +143,7 @@ class SubContext:
         self.inbox.put_back(message)
 
     def subscribe(self, prefix: bytes) -> None:
+        self._engine.may_have_topics = True
         self.subscriptions.add(prefix)  # a second time is no news: nng, mangos
 
     def unsubscribe(self, prefix: bytes) -> bool:
@@ -168,28 +169,36 @@ class SubEngine(Engine):
         super().__init__()
         self._options = options
         self._inbox_drops: DropPolicy = inbox_drops
-        self._contexts: list[SubContext] = []
+        self._contexts: dict[SubContext, None] = {}  # an ordered set, since many may be closed at once
+        self._only: SubContext | None = None  # of them, while there is one
         self._dropped_before = 0  # by contexts that are closed
         self._has_warned = False
+        self.may_have_topics = False
+        """Whether it is worth looking for a context that has some."""
 
     def open_context(self) -> SubContext:
         context = SubContext(self, Inbox(self._options, self._inbox_drops))
-        self._contexts.append(context)
+        self._contexts[context] = None
+        self._find_only()
         return context
 
     def close_context(self, context: SubContext) -> None:
-        self._contexts.remove(context)
+        del self._contexts[context]
+        self._find_only()
         self._dropped_before += context.inbox.dropped
         context.inbox.purge(lambda _: False)
 
     def nothing_to_come(self, context: SubContext) -> None:
         """Warn, once, where *context* has no topics, and another one has some."""
-        if self._has_warned or not any(other.subscriptions for other in self._contexts):
+        if self._has_warned or not self.may_have_topics:
+            return
+        self.may_have_topics = any(other.subscriptions for other in self._contexts)
+        if not self.may_have_topics:
             return
         # In the log and not by warnings.warn: topics may rightly come later, and where warnings are
         # errors the call would fail.
         self._has_warned = True
-        if context is self._contexts[0]:  # the socket's own
+        if context is next(iter(self._contexts)):  # the socket's own
             log.warning("SUB receives on the socket itself, which has no topics, so nothing comes: topics of a context are for it alone")
         else:
             log.warning("SUB receives on a context without topics, so nothing comes: each context needs its own, beside the socket's")
@@ -200,8 +209,8 @@ class SubEngine(Engine):
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         body = message.body
-        if len(self._contexts) == 1:
-            context = self._contexts[0]
+        context = self._only
+        if context is not None:
             return not context.subscriptions.match(body) or context.inbox.offer(pipe, message)
         # All or none: a message that came again would be doubled for the contexts that had room at first.
         inboxes = [context.inbox for context in self._contexts if context.subscriptions.match(body)]
@@ -222,6 +231,9 @@ class SubEngine(Engine):
     def socket_closed(self) -> None:
         for context in self._contexts:
             context.inbox.forget_bodies()
+
+    def _find_only(self) -> None:
+        self._only = next(iter(self._contexts)) if len(self._contexts) == 1 else None
 
     def queued(self) -> int:
         return sum(len(context.inbox) for context in self._contexts)

@@ -13,8 +13,9 @@ import enum
 import math
 import weakref
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, InboxEngine, Mailbox
 from sp.errors import StateError
@@ -24,6 +25,9 @@ from sp.protocols.backtrace import Ids, check_header, split_backtrace, split_rep
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
+
+_SPARE: Final = 64
+"""Deadlines of surveys that ended before their time, which are kept until there are more of them than of others."""
 
 
 class _State(enum.Enum):
@@ -93,7 +97,8 @@ class SurveyorEngine(Engine):
         self._pipes: dict[EnginePipe, None] = {}
         self._under_way: dict[bytes, SurveyorContext] = {}  # by the id as it is on the wire
         self._contexts: weakref.WeakSet[SurveyorContext] = weakref.WeakSet()
-        self._first = math.inf  # no deadline is before this
+        # A heap, with the ids: also of surveys that ended before their time.
+        self._deadlines: list[tuple[float, bytes]] = []
         self._inbox_dropped = 0
 
     def open_context(self, seconds: float) -> SurveyorContext:
@@ -111,7 +116,7 @@ class SurveyorEngine(Engine):
         context.state = _State.OPEN
         context.deadline = self._clock() + seconds
         self._under_way[context.header] = context
-        self._first = min(self._first, context.deadline)
+        self._plan(context)
         self.offer_to_all(self._pipes, message)
 
     def end(self, context: SurveyorContext) -> None:
@@ -151,12 +156,25 @@ class SurveyorEngine(Engine):
         self.message_received(pipe, message)
 
     def next_deadline(self) -> float | None:
-        return None if self._first == math.inf else self._first
+        return self._deadlines[0][0] if self._deadlines else None
 
     def deadline_reached(self, now: float) -> None:
-        for context in [context for context in self._under_way.values() if context.deadline <= now]:
-            self._finish(context, "the survey is over: its time is up")
-        self._first = min((context.deadline for context in self._under_way.values()), default=math.inf)
+        while self._deadlines:
+            deadline, header = self._deadlines[0]
+            context = self._under_way.get(header)
+            is_open = context is not None and context.deadline == deadline
+            if is_open and deadline > now:
+                return
+            heappop(self._deadlines)
+            if context is not None and is_open:
+                self._finish(context, "the survey is over: its time is up")
+
+    def _plan(self, context: SurveyorContext) -> None:
+        if len(self._deadlines) > 2 * len(self._under_way) + _SPARE:
+            self._deadlines = [(context.deadline, header) for header, context in self._under_way.items()]
+            heapify(self._deadlines)
+        else:
+            heappush(self._deadlines, (context.deadline, context.header))
 
     def socket_closed(self) -> None:
         for context in self._contexts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 
 from sp.engine import Engine, Inbox
@@ -455,3 +457,16 @@ def test_an_engine_that_overrides_nothing_has_nothing_to_do(pipe: FakePipe) -> N
             method(pipe, Message(b""))
     with pytest.raises(NotImplementedError):
         engine.messages_received(pipe, [Message(b"")])
+
+
+def test_many_pipes_that_are_held_and_go_away_are_forgotten_in_the_time_that_each_of_them_takes() -> None:
+    inbox = make_inbox(limit=2)
+    pipes = [FakePipe() for _ in range(60_000)]
+    for pipe in pipes:
+        inbox.offer(pipe, Message(b"x"))
+    take_all(inbox)
+    began = process_time()
+    for pipe in pipes:
+        inbox.forget(pipe)
+    assert process_time() - began < 3  # a copy of the line for each of them took 10 s and more
+    assert sum(pipe.resumed for pipe in pipes) > 0

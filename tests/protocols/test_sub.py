@@ -329,3 +329,23 @@ def test_a_pipe_is_held_back_for_a_tenth_of_a_second_before_anything_is_dropped(
 
 def test_it_is_the_counterpart_of_pub(engine: SubEngine) -> None:
     assert (engine.number, engine.peer_number) == (0x21, 0x20)
+
+
+def test_many_contexts_are_closed_in_the_time_that_each_of_them_takes(engine: SubEngine) -> None:
+    contexts = [engine.open_context() for _ in range(40_000)]
+    began = process_time()
+    for context in reversed(contexts):
+        context.close()
+    assert process_time() - began < 3  # a search for each of them took 10 s and more
+
+
+@pytest.mark.parametrize("topic_has_gone", [False, True])
+def test_many_contexts_wait_without_topics_in_the_time_that_each_of_them_takes(engine: SubEngine, topic_has_gone: bool) -> None:
+    contexts = [engine.open_context() for _ in range(10_000)]
+    if topic_has_gone:
+        contexts[0].subscribe(b"a")
+        assert contexts[0].unsubscribe(b"a")
+    began = process_time()
+    for context in contexts:
+        assert context.receive() is None
+    assert process_time() - began < 3  # a look at all others took 5 s and more

@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterable
 from random import Random
+from time import process_time
 from typing import Protocol
 
 import pytest
@@ -763,3 +764,31 @@ def test_an_answer_is_late_from_the_deadline_on_even_if_nobody_has_looked_at_the
     assert engine.message_received(pipe, Message(b"too late", survey.header))
     assert engine.dropped == {"late answer": 1}
     assert engine.queued() == 0
+
+
+def test_many_surveys_end_one_after_the_other_in_the_time_that_each_of_them_takes(engine: SurveyorEngine, clock: Clock) -> None:
+    count = 12_000
+    contexts = [engine.open_context(1 + number / count) for number in range(count)]
+    for context in contexts:
+        assert context.send(Message(b"x"))
+    began = process_time()
+    ends = 0
+    while (deadline := engine.next_deadline()) is not None:
+        clock.now = deadline
+        engine.deadline_reached(clock.now)
+        ends += 1
+    assert ends == count
+    assert process_time() - began < 3  # a look at all others took 5 s and more
+
+
+def test_surveys_that_end_before_their_time_do_not_gather(engine: SurveyorEngine) -> None:
+    long = engine.open_context(10_000.0)
+    assert long.send(Message(b"x"))
+    for number in range(10_000):
+        context = engine.open_context(3600.0 + number % 7)
+        assert context.send(Message(b"x"))
+        context.close()
+    assert len(engine._deadlines) < 200
+    assert engine.next_deadline() is not None
+    engine.deadline_reached(3700.0)
+    assert engine.next_deadline() == long.deadline
