@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from sp.errors import StateError
+from sp.interrupts import uninterrupted
 from sp.message import BytesLike, Message, to_body
 from sp.protocols.rep import RepContext
 from sp.protocols.req import ReqContext
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sp.turns import Turns
 
 
+@uninterrupted
 class Context(Verbs, trio.abc.AsyncResource):
     """One conversation.  Made by ``socket.context()``, closed with it, by ``close`` or at the end of its ``async with`` block."""
 
@@ -91,6 +93,7 @@ class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]
         self._sender = self._receiver = conversation
 
 
+@uninterrupted
 class Sub0Context(ReceiveManyVerbs, Context):
     """Subscriptions of its own, and a queue of its own for what they match.
 
@@ -113,6 +116,7 @@ class Sub0Context(ReceiveManyVerbs, Context):
             raise ValueError(f"not subscribed to {bytes(prefix)!r}")
 
 
+@uninterrupted
 class Request:
     """A request or a survey, and the way back.
 

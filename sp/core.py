@@ -32,6 +32,7 @@ from sp.errors import (
 )
 from sp.events import Event, EventKind, EventStream
 from sp.http import HTTPResponse, refusal
+from sp.interrupts import uninterrupted
 from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
 from sp.receivers import Receivers
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from sp.dialer import Dialer
     from sp.engine import Engine, Mailbox
     from sp.listener import Listener
-    from sp.options import SocketOptions
+    from sp.options import Authorize, SocketOptions
     from sp.tls_context import ContextSource
     from sp.transports import Connection
 
@@ -79,6 +80,7 @@ class _State(enum.Enum):
     FORKED = "inherited through a fork"
 
 
+@uninterrupted
 class Core:
     """The state of one socket and its tasks."""
 
@@ -381,9 +383,7 @@ class Core:
         if self.options.authorize is None:
             return
         try:
-            answer = self.options.authorize(pipe)
-            if inspect.isawaitable(answer):
-                answer = await answer
+            answer = await _ask(self.options.authorize, pipe)
         except PipeRefused:
             raise
         except Exception as error:
@@ -607,6 +607,12 @@ class _Greeted:
     @property
     def is_kept(self) -> bool:
         return trio.current_time() < self.until
+
+
+@trio.lowlevel.disable_ki_protection
+async def _ask(authorize: Authorize, pipe: Pipe) -> object:
+    answer = authorize(pipe)
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _moved(pipe: Pipe) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ import trio
 from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
 from sp.events import Event, EventKind
 from sp.http import retry_after
+from sp.interrupts import uninterrupted
 from sp.pipe import TAKEN_HINT, Pipe
 from sp.statistics import DialerStatistics
 from sp.transports import transport_for
@@ -20,6 +22,7 @@ from sp.transports import transport_for
 if TYPE_CHECKING:
     from sp.address import Address
     from sp.core import Core
+    from sp.options import Redial
     from sp.transports import Connection, Terms
 
 log = logging.getLogger("sp")
@@ -50,6 +53,7 @@ class BackOff:
         self._ceiling = self._shortest
 
 
+@uninterrupted
 class Dialer:
     """A URL that a socket dials until the dialer is closed.  Made by ``socket.dial``."""
 
@@ -210,7 +214,7 @@ class Dialer:
     def _wants_redial(self, error: Exception) -> bool:
         redial = self._core.options.redial
         try:
-            return redial is None or bool(redial(error))
+            return redial is None or _ask(redial, error)
         except Exception as raised:
             self.error = raised
             log.warning("%s is dialed no more: redial raised %r", self.url, raised)
@@ -218,6 +222,16 @@ class Dialer:
 
     def _emit(self, kind: EventKind, error: Exception | None = None) -> None:
         self._core.emit(Event(kind=kind, url=self.url, reason="" if error is None else str(error), error=error))
+
+
+@trio.lowlevel.disable_ki_protection
+def _ask(redial: Redial, error: Exception) -> bool:
+    answer: object = redial(error)
+    if inspect.iscoroutine(answer):
+        answer.close()
+    if inspect.isawaitable(answer):  # which is true, whatever it would become
+        raise TypeError("redial must be a plain function that returns True or False, not what has to be awaited")
+    return bool(answer)
 
 
 def _is_known(connection: Connection | None) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from sp.interrupts import uninterrupted
+
 if TYPE_CHECKING:
     from sp.pipe import Pipe
 
@@ -52,6 +54,7 @@ class Event:
         return f"{self.kind.value} {self.url}" + (f": {self.reason}" if self.reason else "")
 
 
+@uninterrupted
 class EventStream:
     """An async iterator over the events since it was made; it ends when the socket is closed.
 

@@ -10,6 +10,7 @@ import trio
 
 from sp.errors import Error, StateError
 from sp.events import Event, EventKind
+from sp.interrupts import uninterrupted
 from sp.options import check_time
 from sp.pipe import Pipe
 from sp.statistics import ListenerStatistics
@@ -26,6 +27,7 @@ _ACCEPT_PAUSE: Final = 0.1
 """Seconds until the next try when accepting failed, for example because no descriptor was free."""
 
 
+@uninterrupted
 class Listener:
     """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
 

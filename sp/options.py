@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
@@ -103,6 +104,13 @@ def check_policy(name: str, value: object) -> DropPolicy:
     raise ValueError(f'{name} must be "oldest" or "newest", not {value!r}')
 
 
+def _plain(_: object, attribute: _Attribute, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{attribute.name} must be a function or None, not {value!r}")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"{attribute.name} must be a plain function, not an async one: its answer is needed at once")
+
+
 def _tls(_: object, __: _Attribute, value: object) -> None:
     # By name: the classes stand in a higher layer.
     if value is not None and type(value).__name__ not in ("TLSServerConfig", "TLSClientConfig"):
@@ -172,7 +180,7 @@ class SocketOptions:
     """Sees each pipe after the greeting and before any message; anything but True, or an exception, ends the pipe.  May be async.
 
     Who has come by HTTP has not had its answer then: an ``HTTPResponse`` refuses it with that, anything else but True with a 403."""
-    redial: Redial | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
+    redial: Redial | None = attrs.field(default=None, validator=optional(_plain))
     """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
     max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
     """Largest message accepted, in bytes of header and body; exactly this size is accepted.  None: no limit."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sp.errors import PeerClosed, PeerError, PeerSilent
+from sp.interrupts import uninterrupted
 from sp.protocol_numbers import protocol_name
 from sp.statistics import PipeStatistics
 
@@ -69,6 +70,7 @@ _IDLE, _PROMPT, _DUE, _BLOCKED, _BROKEN = _Writing.IDLE, _Writing.PROMPT, _Writi
 _OWN, _ON_OFFER, _LENT, _RECALLED = _Reading.OWN, _Reading.ON_OFFER, _Reading.LENT, _Reading.RECALLED
 
 
+@uninterrupted
 class Pipe:
     """One peer.  Made by dialers and listeners; ``authorize`` and ``message.pipe`` show it to the application."""
 

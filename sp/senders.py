@@ -22,6 +22,7 @@ import outcome
 import trio
 
 from sp.errors import Error, PeerStalled
+from sp.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from sp.core import Core
@@ -35,6 +36,7 @@ As long as a REQ waits before it asks again.
 """
 
 
+@uninterrupted
 class Senders:
     """The tasks of one socket that wait to send, in the order of their calls."""
 

@@ -18,6 +18,7 @@ from sp.engine import Engine, RawReceiver, Sender
 from sp.errors import AddressError, DialError, TLSConfigError
 from sp.events import Event, EventKind, EventStream
 from sp.http import HTTPClientConfig, HTTPServerConfig
+from sp.interrupts import uninterrupted
 from sp.listener import Listener
 from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions, check_priority
 from sp.pipe import Pipe
@@ -38,6 +39,7 @@ class Wiring(NamedTuple):
     sender: Sender | None
 
 
+@uninterrupted
 class Socket(Verbs, trio.abc.AsyncResource):
     """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
 

@@ -12,6 +12,7 @@ from sp.context import Rep0Context, Req0Context, Request, Respondent0Context, Su
 from sp.core import Core
 from sp.engine import Sender
 from sp.errors import StateError
+from sp.interrupts import uninterrupted
 from sp.message import BytesLike, Message, to_body
 from sp.options import DropPolicy, SocketKeywords, check_flag, check_policy, check_seconds, check_time, check_ttl
 from sp.protocols.bus import BusEngine, RawBusEngine
@@ -38,6 +39,7 @@ def _cooked(engine: _Engine | None, what: str) -> _Engine:
     return engine
 
 
+@uninterrupted
 class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Asks a question and waits for the answer; several peers share the questions in turn.
 
@@ -82,6 +84,7 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         return Req0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context())
 
 
+@uninterrupted
 class Requests:
     """An async iterator over the requests of a REP socket or the surveys of a RESPONDENT, each one a conversation of its own."""
 
@@ -106,6 +109,7 @@ class Requests:
             raise StopAsyncIteration from None
 
 
+@uninterrupted
 class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Receives questions and answers them.
 
@@ -143,6 +147,7 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         return Rep0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context(), self._receivers)
 
 
+@uninterrupted
 class Survey:
     """An async iterator over the answers to one survey, in a conversation of its own; it ends with the survey's time.
 
@@ -189,6 +194,7 @@ class Survey:
         return f"<Survey {'over' if self._over else 'not begun' if self._value is not None else 'under way'}>"
 
 
+@uninterrupted
 class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Asks everybody and takes the answers that come in time.
 
@@ -231,6 +237,7 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         return Surveyor0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context(seconds))
 
 
+@uninterrupted
 class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Receives surveys and answers them.
 
@@ -266,6 +273,7 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         return Respondent0Context(self._core, self._turns, _cooked(self._engine, "conversations").open_context(), self._receivers)
 
 
+@uninterrupted
 class Push0(Socket, SendManyVerbs):
     """Hands each message to one of its peers, in turn; ``send`` waits while none has room.
 
@@ -278,6 +286,7 @@ class Push0(Socket, SendManyVerbs):
         self._sender = self._batch_sender = engine
 
 
+@uninterrupted
 class Pull0(Socket, ReceiveManyVerbs):
     """Receives the messages of its PUSH peers, from all of them alike.  Who is not received from is held back; nothing is dropped.
 
@@ -292,6 +301,7 @@ class Pull0(Socket, ReceiveManyVerbs):
         self._receivers = self._core.receivers(engine.mailbox)
 
 
+@uninterrupted
 class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     """Talks with one peer, both ways; ``send`` waits while it has no room, or is not there.  Nothing is dropped.
 
@@ -308,6 +318,7 @@ class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
         self._receivers = self._core.receivers(engine.mailbox)
 
 
+@uninterrupted
 class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     """Talks with one peer, like :class:`Pair0`, and through devices.
 
@@ -338,6 +349,7 @@ class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
         return self._poly.lane_to(message.pipe)
 
 
+@uninterrupted
 class Pub0(Socket, SendManyVerbs):
     """Sends each message to all subscribers that are there.
 
@@ -351,6 +363,7 @@ class Pub0(Socket, SendManyVerbs):
         self._sender = self._batch_sender = engine
 
 
+@uninterrupted
 class Sub0(Socket, ReceiveManyVerbs):
     """Receives the messages of publishers whose body begins with one of its topics; without a topic, none.
 
@@ -406,6 +419,7 @@ class Sub0(Socket, ReceiveManyVerbs):
         return Sub0Context(self._core, self._turns, _cooked(self._engine, "topics").open_context())
 
 
+@uninterrupted
 class Bus0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     """Sends each message to all directly connected peers; receives theirs.  Nothing is forwarded.
 

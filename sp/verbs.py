@@ -16,6 +16,7 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_
 
 from sp.core import Core
 from sp.engine import BatchReceiver, BatchSender, Receiver, Sender
+from sp.interrupts import uninterrupted
 from sp.message import BytesLike, Message, to_body
 from sp.pipe import Pipe
 from sp.receivers import Receivers
@@ -25,6 +26,7 @@ _MANY: Final = 64
 """Messages of one ``send_many`` after which other tasks get their turn."""
 
 
+@uninterrupted
 class Verbs:
     """What the verbs work on."""
 
@@ -54,6 +56,7 @@ class Verbs:
         return self._closed or self._core.closed_in_order
 
 
+@uninterrupted
 class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
     """Sending, one message a call."""
 
@@ -131,6 +134,7 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
             core.wake_timer()
 
 
+@uninterrupted
 class SendManyVerbs(SendVerbs):
     """Sending in batches, for protocols without an order of turns."""
 
@@ -166,6 +170,7 @@ class SendManyVerbs(SendVerbs):
             await cancel_shielded_checkpoint()
 
 
+@uninterrupted
 class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
     """Receiving, one message a call."""
 
@@ -236,6 +241,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         return message.body
 
 
+@uninterrupted
 class ReceiveManyVerbs(ReceiveVerbs):
     """Receiving in batches, for protocols without an order of turns."""
 

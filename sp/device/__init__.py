@@ -18,6 +18,7 @@ _MANY: Final = 64
 """Messages after which other tasks get their turn; one to many peers counts for each of them."""
 
 
+@trio.lowlevel.enable_ki_protection
 async def device(front: Socket, back: Socket | None = None) -> None:
     """Pass on all that arrives at *front* by *back*, and the other way round, as far as their protocols go both ways; until cancelled.
 
@@ -83,6 +84,7 @@ async def _run(ways: list[list[Wiring]]) -> None:
         raise
 
 
+@trio.lowlevel.enable_ki_protection
 async def _watch(core: Core) -> None:
     """Raise ClosedResourceError when the socket is closed: who passes on may wait for the other one."""
     while True:
@@ -90,6 +92,7 @@ async def _watch(core: Core) -> None:
         await core.changed()
 
 
+@trio.lowlevel.enable_ki_protection
 async def _pass_on(source: Wiring, sink: Wiring) -> None:
     receiver, receivers, sender = source.receiver, source.receivers, sink.sender
     assert receiver is not None

@@ -233,6 +233,7 @@ async def wait_for_either(link: Link, wait_readable: Callable[[], Awaitable[None
     Two sides that each wait for the other to read its last words would wait for ever.
     """
 
+    @trio.lowlevel.enable_ki_protection
     async def until(wait: Callable[[], Awaitable[None]]) -> None:
         try:
             await wait()

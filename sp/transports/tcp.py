@@ -73,6 +73,7 @@ async def _race(targets: list[_Target]) -> socket.socket:
     try:
         async with trio.open_nursery() as nursery:
 
+            @trio.lowlevel.enable_ki_protection
             async def attempt(target: _Target, failed: trio.Event) -> None:
                 try:
                     connected.append(await _open(*target))

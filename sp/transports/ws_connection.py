@@ -198,6 +198,7 @@ class WSConnection(LinkConnection):
         config = self._config
         return None if config.ping_interval is None or (self._pings is Pings.NONE and not config.ping_everyone) else self._keep_alive
 
+    @trio.lowlevel.enable_ki_protection
     async def _keep_alive(self) -> None:
         """Ping the peer in time; end the connection when nothing comes any more."""
         interval, timeout = self._config.ping_interval, self._config.ping_timeout

@@ -419,6 +419,7 @@ def _path_and_query(target: str) -> tuple[str, str]:
     return path or "/", query
 
 
+@trio.lowlevel.disable_ki_protection
 async def _ask_health(config: HTTPServerConfig) -> HTTPResponse:
     if config.health is None:
         return HTTPResponse(200, "ok\n")

@@ -104,6 +104,94 @@ async def test_a_script_heeds_ctrl_c_though_the_tests_were_started_in_the_backgr
         signal.signal(signal.SIGINT, handler)
 
 
+_AT_EACH_CALL = """
+import sys, sp, trio, warnings
+
+HOME = sp.__file__.rpartition("/")[0]
+left = 0
+
+def interrupt(frame, event, argument):
+    global left
+    if event == "call" and frame.f_code.co_filename.startswith(HOME):
+        left -= 1
+        if left == 0:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+async def main():
+    async with sp.Rep0(listen=sys.argv[1]) as rep, sp.Req0() as req, sp.Push0() as push, trio.open_nursery() as nursery:
+
+        async def answer():
+            async for request in rep.requests():
+                await request.reply(request.body)
+
+        nursery.start_soon(answer)
+        events = req.events()
+        await req.dial(rep.listeners[0].url)
+        await req.request(b"x")
+        await anext(events)
+        nursery.start_soon(push.send, b"to nobody")
+        await trio.lowlevel.checkpoint()
+        rep.pipes[0].close()
+        await req.request(b"y")
+        nursery.cancel_scope.cancel()
+
+STEP = int(sys.argv[2])
+count = STEP
+while left <= 0:
+    left = count
+    sys.setprofile(interrupt)
+    try:
+        trio.run(main)
+    except* KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    count += STEP
+print("interrupted", count // STEP, "times")
+"""
+
+
+@posix_only
+@pytest.mark.parametrize(("url", "step"), [("inproc://x", 7), ("ws://127.0.0.1:0", 23)])
+async def test_ctrl_c_breaks_into_no_call_of_ours(url: str, step: int) -> None:
+    with trio.fail_after(100):
+        script = await run_script(_AT_EACH_CALL, url, str(step))
+    assert (script.returncode, script.stderr.decode()) == (0, "")
+    assert int(script.stdout.split()[1]) > 50
+
+
+_ASKED = """
+import sys, sp, trio
+
+async def authorize(pipe):
+    signal.raise_signal(signal.SIGINT)
+    print("not interrupted")
+
+def redial(error):
+    signal.raise_signal(signal.SIGINT)
+    print("not interrupted")
+
+async def main():
+    async with sp.Req0(redial=redial, dial="inproc://nobody") if sys.argv[1] == "redial" else sp.Rep0(authorize=authorize, dial="inproc://x"):
+        async with sp.Req0(listen="inproc://x") as req:
+            await trio.sleep_forever()
+
+try:
+    trio.run(main)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("asked", ["authorize", "redial"])
+async def test_ctrl_c_interrupts_what_the_application_gives_us_to_call(asked: str) -> None:
+    with trio.fail_after(60):
+        script = await run_script(_ASKED, asked)
+    assert (script.stdout, script.stderr.decode()) == (b"interrupted\n", "")
+
+
 # Forgotten sockets.
 
 _FORGOTTEN = """

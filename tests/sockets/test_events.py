@@ -148,6 +148,23 @@ async def test_a_redial_that_raises_ends_its_dialer_and_nothing_else(name: str, 
             await req.dial(name)
 
 
+async def test_a_redial_whose_answer_has_to_be_awaited_ends_its_dialer(name: str, autojump_clock: trio.testing.MockClock) -> None:
+    async def answer() -> bool:
+        raise AssertionError("awaited")
+
+    def redial(error: Exception) -> bool:
+        return answer()  # type: ignore[return-value]
+
+    async with sp.Req0(redial=redial) as req:
+        events = req.events()
+        await req.dial(name, wait=False)
+        stopped = (await take(events, 3))[2]
+        assert (stopped.kind, stopped.reason) == (
+            K.STOPPED,
+            "redial must be a plain function that returns True or False, not what has to be awaited",
+        )
+
+
 async def test_a_message_too_large_is_warned_of_and_counted(url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with sp.Sub0(topics=b"", listen=url, tls=server_tls(url), max_message_size=10) as sub, sp.Pub0() as pub:
         await connect(sub, pub)

@@ -146,6 +146,14 @@ def test_a_hook_is_callable_or_none(name: str) -> None:
         make(**{name: "no"})
 
 
+def test_redial_is_a_plain_function() -> None:
+    async def redial(_: Exception) -> bool:
+        return True
+
+    with pytest.raises(TypeError, match="redial must be a plain function, not an async one"):
+        make(redial=redial)
+
+
 @pytest.mark.parametrize("value", [1, 8, 255])
 def test_a_ttl_is_from_1_to_255(value: int) -> None:
     assert check_ttl(value) == value
