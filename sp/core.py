@@ -263,22 +263,24 @@ class Core:
         if self._nursery is None:
             self._end()
         self._refuse_calls(_State.CLOSED)
-        unsent = sum(pipe.unsent for pipe in self.pipes.values())
-        if unsent:
-            log.warning("%s socket closed with %d messages unsent", self.name, unsent)
-        for listener in list(self.listeners):
-            listener.stop()
-        pipes = list(self.pipes.values())
-        for pipe in pipes:
-            pipe.end(trio.ClosedResourceError("the socket was closed"))
-        for pipe in pipes:  # now that a REQ finds no pipe to send its request again
-            self.detach(pipe)
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
-        for stream in list(self._events or ()):
-            stream.end()
-        self.engine.socket_closed()
-        self._change()
+        try:
+            unsent = sum(pipe.unsent for pipe in self.pipes.values())
+            if unsent:
+                log.warning("%s socket closed with %d messages unsent", self.name, unsent)
+            for listener in list(self.listeners):
+                listener.stop()
+            pipes = list(self.pipes.values())
+            for pipe in pipes:
+                pipe.end(trio.ClosedResourceError("the socket was closed"))
+            for pipe in pipes:  # now that a REQ finds no pipe to send its request again
+                self.detach(pipe)
+        finally:  # also when a handler of the log has raised
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
+            for stream in list(self._events or ()):
+                stream.end()
+            self.engine.socket_closed()
+            self._change()
 
     def _refuse_calls(self, state: _State) -> None:
         """Enter *state*, in which no call is accepted, and wake those that wait."""
@@ -453,7 +455,10 @@ class Core:
     # Events.
 
     def emit(self, event: Event) -> None:
-        """Log *event*, give it to those who listen, and wake those who wait for a change."""
+        """Give *event* to those who listen, wake those who wait for a change, and log it."""
+        for stream in list(self._events or ()):
+            stream.put(event)
+        self._change()
         level = logging.INFO
         if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)):
             level = logging.WARNING  # a message that one side sent and the other does not accept would come again and again without a word
@@ -462,9 +467,6 @@ class Core:
         if log.isEnabledFor(level):
             pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
             log.log(level, "%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
-        for stream in list(self._events or ()):
-            stream.put(event)
-        self._change()
 
     def events(self) -> EventStream:
         """Return a stream of the events from now on."""

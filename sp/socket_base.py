@@ -15,7 +15,7 @@ from sp.address import Address
 from sp.core import Core
 from sp.dialer import Dialer
 from sp.engine import Engine, RawReceiver, Sender
-from sp.errors import AddressError, DialError, TLSConfigError
+from sp.errors import AddressError, DialError, StateError, TLSConfigError
 from sp.events import Event, EventKind, EventStream
 from sp.http import HTTPClientConfig, HTTPServerConfig
 from sp.interrupts import uninterrupted
@@ -80,6 +80,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
         # With GeneratorExit it may be the garbage collector that ends the block, from no task.
         if not isinstance(error, GeneratorExit):
             self._core.may_end()
+        if self._manager is None:
+            raise StateError("the socket is in no block: its 'async with' has not begun, or has ended already")
         if error is not None:
             return await self._leave(error)
         try:
@@ -93,7 +95,13 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     async def _leave(self, error: BaseException | None) -> bool:
         """Close now and end the nursery.  True: *error* was the nursery's own cancellation."""
-        self._core.close()
+        try:
+            self._core.close()
+        finally:  # also when a handler of the log has raised: a nursery that is left behind is the end of trio
+            swallowed = await self._end_nursery(error)
+        return swallowed
+
+    async def _end_nursery(self, error: BaseException | None) -> bool:
         manager, self._manager = self._manager, None
         assert manager is not None
         # The nursery has to see a cancellation, which may be its own; anything else it would only wrap.

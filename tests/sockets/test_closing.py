@@ -22,6 +22,27 @@ from tests.transports.wire import BUS, REQ, connect_as, frame
 from .conftest import Background, connect
 
 
+class _Raises(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ZeroDivisionError(record.getMessage())
+
+
+async def test_a_log_handler_that_raises_while_a_socket_closes_leaves_nothing_behind(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    log, handler = logging.getLogger("sp"), _Raises()
+    caplog.set_level(logging.INFO, "sp")
+    try:
+        with pytest.raises(ZeroDivisionError, match="PUB stopped"):
+            async with sp.Pub0(listen=name) as pub:
+                events = pub.events()
+                log.addHandler(handler)
+                raise KeyError("with which the block is left")
+    finally:
+        log.removeHandler(handler)
+    assert [event.kind async for event in events] == [sp.EventKind.STOPPED]
+    async with sp.Pub0(listen=name):
+        assert "closed" in repr(pub)
+
+
 async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
     bodies = [b"%d" % number * 1000 for number in range(500)]
     async with sp.Sub0(topics=b"", listen=url, tls=server_tls(url)) as sub, trio.open_nursery() as nursery:

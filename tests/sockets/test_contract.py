@@ -89,6 +89,17 @@ async def test_a_socket_can_be_entered_once(kind: Kind) -> None:
 
 
 @every_socket
+async def test_a_block_that_has_not_begun_cannot_end_nor_can_one_twice(kind: Kind, name: str) -> None:
+    socket = kind(listen=name)
+    with pytest.raises(sp.StateError, match="in no block"):
+        await socket.__aexit__(None, None, None)
+    async with socket:
+        assert len(socket.listeners) == 1
+    with pytest.raises(sp.StateError, match="in no block"):
+        await socket.__aexit__(None, None, None)
+
+
+@every_socket
 async def test_nothing_works_after_the_end_but_looking_back(kind: Kind) -> None:
     async with kind() as socket:
         await socket.aclose()
