@@ -148,9 +148,18 @@ async def look_up(address: Address, *, flags: int = 0, limit: float = math.inf) 
         if error.errno != socket.EAI_NONAME or host is None:
             raise
         if "%" in host:
-            raise OSError(errno.ENODEV, f"this machine has no network interface {host.partition('%')[2]!r}") from error
+            raise _zone_error(host) from error
         found = await _look_up_name(host, address.port, family, flags, limit)
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _zone_error(host: str) -> OSError:
+    """Return why the system does not take *host*, an IPv6 address with a zone."""
+    address, _, zone = host.partition("%")
+    if any(zone == name for _, name in socket.if_nameindex()):
+        reason = f"only a link-local address (fe80::...) takes a network interface: write {address!r} without '%{zone}'"
+        return OSError(errno.EINVAL, reason)
+    return OSError(errno.ENODEV, f"this machine has no network interface {zone!r}")
 
 
 async def _look_up_name(host: str, port: int, family: int, flags: int, limit: float) -> Sequence[tuple[Any, ...]]:

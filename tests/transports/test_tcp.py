@@ -226,6 +226,19 @@ async def test_a_zone_that_this_machine_does_not_have_is_named(scheme: str) -> N
 
 @linux_only
 @needs_ipv6
+async def test_an_address_that_takes_no_zone_is_explained() -> None:
+    zone = socket.if_nameindex()[0][1]
+    words = rf"only a link-local address \(fe80::...\) takes a network interface: write '::1' without '%{zone}'"
+    async with sp.Bus0() as bus:
+        with trio.fail_after(5):
+            with pytest.raises(OSError, match=words):
+                await bus.listen(f"tcp://[::1%{zone}]:0")
+            with pytest.raises(sp.DialError, match=words):
+                await bus.dial(f"tcp://[::1%{zone}]:80")
+
+
+@linux_only
+@needs_ipv6
 @pytest.mark.parametrize("scheme", ["tcp", "tcp6", "ws"])
 async def test_a_link_local_address_without_a_zone_is_explained(scheme: str) -> None:
     words = r"needs its network interface, as in \[fe80::1%eth0\]"
