@@ -98,6 +98,10 @@ class UpgradeRefused(GreetingError):
         The dialer sets it.
         """
 
+    def __reduce__(self) -> tuple[type[UpgradeRefused], tuple[str, HTTPResponse], dict[str, object]]:
+        """Let another process have it: an error that cannot be unpickled breaks a pool of processes."""
+        return type(self), (str(self), self.response), self.__dict__
+
 
 class PeerSilent(PeerError):
     """The peer, or the way to it, is gone.

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, NamedTuple, Self, cast
+from typing import Final, NamedTuple, NoReturn, Self, cast
 
 import attrs
 import trio
@@ -311,6 +311,10 @@ class Socket(Verbs, trio.abc.AsyncResource):
     def statistics(self) -> SocketStatistics:
         """Return a snapshot of the counters, also after the socket is closed."""
         return self._core.statistics()
+
+    def __reduce__(self) -> NoReturn:
+        """Raise TypeError: neither another process nor a copy can have the connections."""
+        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: pass on its URL, and make a socket with that")
 
     def __repr__(self) -> str:
         core = self._core

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict, deque
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import attrs
 from cryptography import x509
@@ -175,6 +175,9 @@ class ContextSource:
         """Why the last reload has failed; None: it has not."""
         if isinstance(config, TLSClientConfig) and config.insecure_skip_verification:
             log.warning("TLS: insecure_skip_verification is on: whoever answers is believed")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TLS configuration cannot be pickled: make it in the process that uses it")
 
     def reload(self) -> None:
         """Build a new context from what the files hold now.  Raises TLSConfigError, and then the old one stays."""

@@ -129,7 +129,7 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
             core.check_caller()
         message = Message(to_body(value))
         if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
-            raise trio.WouldBlock
+            raise trio.WouldBlock("no peer has room for the message" if core.pipes else "no peer is attached")
         if core.timer_idle:
             core.wake_timer()
 
@@ -237,7 +237,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
             self._core.check_caller()
         message = self._receiver.receive()
         if message is None:
-            raise trio.WouldBlock
+            raise trio.WouldBlock("no message is here")
         return message.body
 
 

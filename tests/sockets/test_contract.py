@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import math
+import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -97,6 +99,14 @@ async def test_a_block_that_has_not_begun_cannot_end_nor_can_one_twice(kind: Kin
         assert len(socket.listeners) == 1
     with pytest.raises(sp.StateError, match="in no block"):
         await socket.__aexit__(None, None, None)
+
+
+@every_socket
+async def test_a_socket_cannot_be_pickled_or_copied(kind: Kind, name: str) -> None:
+    async with kind(listen=name) as socket:
+        for make in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match=f"{kind.socket.__name__} cannot be pickled or copied: pass on its URL"):
+                make(socket)
 
 
 @every_socket
@@ -397,7 +407,7 @@ async def test_who_waits_for_a_peer_to_send_to_is_told_that_the_socket_was_close
         waiting = Background(nursery, lambda: socket.send_message(sp.Message(b"never", kind.header)))
         await trio.testing.wait_all_tasks_blocked()
         if not kind.header:
-            with pytest.raises(trio.WouldBlock):
+            with pytest.raises(trio.WouldBlock, match="no peer is attached"):
                 socket.send_nowait(b"never")
         socket.close()
         with pytest.raises(trio.ClosedResourceError):
@@ -787,7 +797,7 @@ async def test_a_raw_socket_has_no_conversations(kind: Kind) -> None:
 async def test_a_raw_socket_has_no_wrong_moment(kind: Kind) -> None:
     async with kind() as socket:
         if kind.receives:
-            with pytest.raises(trio.WouldBlock):
+            with pytest.raises(trio.WouldBlock, match="no message is here"):
                 socket.receive_nowait()
         if kind.sends and not kind.waits_for_peers:
             await socket.send_message(sp.Message(b"x", kind.header))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -811,3 +812,8 @@ async def test_many_connections_of_a_configuration_share_one_context_and_read_no
                 await req.dial(rep.listeners[0].url)
             await rep.wait_for_peers(count)
     assert (len(made), read) == (2, [own, ca])
+
+
+def test_a_configuration_cannot_be_pickled_since_it_may_hold_keys(good: bytes) -> None:
+    with pytest.raises(TypeError, match="cannot be pickled: make it in the process that uses it"):
+        pickle.dumps(sp.TLSServerConfig(certificate=good))
