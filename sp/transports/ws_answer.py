@@ -27,6 +27,8 @@ KEPT_BODY: Final = 4096
 SHOWN: Final = 80
 TOLD: Final = 300
 """The most of the parser's words, which quote the peer's."""
+_QUOTING: Final = ("invalid HTTP ", "unsupported protocol")
+"""How the parser's words begin that quote a line, or a part of it."""
 _MAX_LINE: Final = 8192
 _CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;\r\n])")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
@@ -59,7 +61,7 @@ class Answer:
     @property
     def first_line(self) -> bytes:
         """As much as is there of the first line, and as much as should be shown."""
-        return self._begun.partition(b"\n")[0].rstrip(b"\r")
+        return without_query(self._begun.partition(b"\n")[0].rstrip(b"\r"))
 
     @property
     def is_refusal(self) -> bool:
@@ -84,14 +86,15 @@ class Answer:
             self._reader.feed_eof()
         try:
             next(self._reading)
+            return False
         except StopIteration:
             assert self.response is not None
-            if self.is_refusal:
-                raise self._refusal(self.response) from None
-            return True
+            if not self.is_refusal:
+                return True
+            failure: PeerError = self._refusal(self.response)
         except Exception as error:
-            raise self._explain(error) from error
-        return False
+            failure = self._explain(error)
+        raise failure  # not in there: the parser's error, which may quote a credential, would come along
 
     def _read(self) -> _Reading:
         reader = self._reader
@@ -160,7 +163,7 @@ class Answer:
         if isinstance(error, EOFError):
             begun = "before its answer was complete" if self._begun else "without an answer"
             return PeerClosed(f"{self._who} closed the connection {begun}")
-        return GreetingError(f"{self._who} has not answered in HTTP: {printable(str(error)[:TOLD])} ({self.first_line!r})")
+        return GreetingError(f"{self._who} has not answered in HTTP: {printable(without_quotation(error))} ({self.first_line!r})")
 
     def _refusal(self, response: Response) -> UpgradeRefused:
         body = bytes(self._body)
@@ -168,11 +171,23 @@ class Answer:
         reason = f"{self._who} has answered {response.status_code} {printable(response.reason_phrase[:SHOWN])}".rstrip()
         location = answer.headers.get("Location")
         if 300 <= answer.status < 400 and location is not None:
-            reason += f": it redirects to {location[:200]!r}, which is not followed"
+            reason += f": it redirects to {location.partition('?')[0][:200]!r}, which is not followed"
         elif answer.headers.get("Content-Type", "text/plain").startswith("text/plain"):
             text = body.decode(errors="replace").strip().partition("\n")[0]
             reason += f": {text[:200]!r}" if text else ""
         return UpgradeRefused(reason, answer)
+
+
+def without_query(line: bytes) -> bytes:
+    """Return a first line as it may be shown: the query of a request may hold a token."""
+    before, mark, _ = line.partition(b"?")
+    return before + mark
+
+
+def without_quotation(error: BaseException) -> str:
+    """Return the parser's words without the line that they quote: it may hold a credential."""
+    words = str(error)[:TOLD]
+    return words.partition(":")[0] if words.startswith(_QUOTING) else words
 
 
 def _chunk_size(line: bytes | bytearray) -> int:

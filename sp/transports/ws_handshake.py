@@ -28,7 +28,7 @@ from sp.http import HTTPHeaders, HTTPResponse, refusal
 from sp.protocol_numbers import BUS, COUNTERPARTS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR, protocol_name
 from sp.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
 from sp.transports.websocket import quiet
-from sp.transports.ws_answer import MAX_HEAD, SHOWN, SWITCHING, TOLD, Answer
+from sp.transports.ws_answer import MAX_HEAD, SHOWN, SWITCHING, TOLD, Answer, without_query, without_quotation
 
 _TARGET: Final = re.compile(r"[\x21-\x7e]*")
 _HOST: Final = re.compile(r"[A-Za-z0-9._~\-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
@@ -192,7 +192,7 @@ class ServerHandshake:
         return b"".join(self.protocol.data_to_send()), HTTPHeaders(response.headers.raw_items())
 
     def _explain(self, error: Exception) -> tuple[HTTPResponse, str]:
-        reason = printable(_without_quotation(error.__cause__ or error))
+        reason = printable(without_quotation(error.__cause__ or error))
         line = self._head.first_line
         if isinstance(error, RequestLineTooLong):
             return refusal(414, "the request line is too long"), f"the request line is too long: {error}"
@@ -204,7 +204,7 @@ class ServerHandshake:
         hint = stranger(self._head.begun, "ws", over_tls=self._over_tls)
         return refusal(
             400, f"no HTTP request: {reason}{hint}"
-        ), f"the peer does not speak HTTP: it began with {line[:SHOWN]!r} ({reason}{hint})"
+        ), f"the peer does not speak HTTP: it began with {without_query(line)!r} ({reason}{hint})"
 
 
 class ClientHandshake:
@@ -291,12 +291,6 @@ def _without_alternatives(request: Request) -> Request:
     del headers["Upgrade"]
     headers["Upgrade"] = "websocket"
     return Request(request.path, headers, request.method, request.protocol)
-
-
-def _without_quotation(error: BaseException) -> str:
-    """Return the parser's words without the header that it quotes: that may be a credential."""
-    words = str(error)[:TOLD]
-    return words.partition(":")[0] if words.startswith("invalid HTTP header") else words
 
 
 def _wrong_protocol(peer: str, expected: int) -> WrongProtocol:

@@ -1124,6 +1124,24 @@ def test_what_a_log_gets_to_see_of_a_request_is_short_and_harmless(data: bytes) 
     assert reason.isprintable()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(request(line="GET /?token=secret HTTP/2.0"), id="another version"),
+        pytest.param(request(line="GET /?token=secret"), id="no version"),
+        pytest.param(request(line="GET /?token=secret and more HTTP/1.1"), id="a blank in the target"),
+        pytest.param(request(line="POST /?token=secret HTTP/1.1"), id="another method"),
+        pytest.param(request(("Content-Length", "5"), line="GET /?token=secret HTTP/1.1"), id="a body"),
+        pytest.param(request(("Authorization ", "secret"), line="GET /?token=secret HTTP/1.1"), id="a blank before the colon"),
+        pytest.param(request(("Authorization", "secret\0"), line="GET /?token=secret HTTP/1.1"), id="a zero"),
+        pytest.param(request(("Cookie", "a=1\r\n secret"), line="GET /?token=secret HTTP/1.1"), id="a folded header"),
+    ],
+)
+def test_what_may_be_a_credential_in_a_request_is_shown_to_nobody(data: bytes) -> None:
+    _, reason, _, text = begun(data)
+    assert "secret" not in reason + text
+
+
 @pytest.mark.parametrize("size", [1, 1000, 60_000, 64 * KIB, 1 << 20])
 def test_headers_without_an_end_are_refused_at_64_kib_however_they_come(size: int) -> None:
     data = b"GET / HTTP/1.1\r\n" + (b"X-One: " + b"a" * 1000 + b"\r\n") * 1000
@@ -1342,7 +1360,7 @@ def test_a_mistake_that_comes_with_the_answer_is_found() -> None:
         ),
         pytest.param({"headers": [("X-One", "a" * 9000)]}, GreetingError, "8192", id="a long header"),
         pytest.param({"headers": [("X-One", "1")] * 200}, GreetingError, "128", id="many headers"),
-        pytest.param({"headers": [("X One", "1")]}, GreetingError, "X One", id="a broken header"),
+        pytest.param({"headers": [("X One", "1")]}, GreetingError, "invalid HTTP header name", id="a broken header"),
     ],
 )
 def test_an_answer_that_does_not_agree_is_refused(change: dict[str, object], kind: type[PeerError], words: str) -> None:
@@ -1401,6 +1419,25 @@ def test_another_answer_is_refused_with_what_it_says(data: bytes, kind: type[Pee
         assert str(caught.value).isprintable()
         if isinstance(caught.value, UpgradeRefused):
             assert f"HTTP/1.1 {caught.value.response.status} ".encode() == data[:13]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"HTTP/1.1 101 x\r\nSet-Cookie: a=secret\0\r\n\r\n", id="a zero"),
+        pytest.param(b"HTTP/1.1 101 x\r\nSet-Cookie: a=1;\r\n b=secret\r\n\r\n", id="a folded header"),
+        pytest.param(b"HTTP/1.1 401 x\r\nSet-Cookie: a=1\r\nsecret\r\n\r\n", id="a header without a colon"),
+        pytest.param(b"HTTP/1.1 401 x\r\nsecret : 1\r\n\r\n", id="a blank before the colon"),
+        pytest.param(b"HTTP/1.1 302 x\r\nLocation: https://h/login?state=secret\r\nContent-Length: 0\r\n\r\n", id="a redirect"),
+    ],
+)
+def test_what_may_be_a_credential_in_an_answer_is_in_no_error(data: bytes) -> None:
+    with pytest.raises(GreetingError) as caught:
+        dialing().receive_data(data)
+    error: BaseException | None = caught.value
+    while error is not None:  # a traceback shows them all
+        assert "secret" not in repr(error)
+        error = error.__cause__ or error.__context__
 
 
 def test_an_answer_without_a_length_ends_with_the_stream() -> None:
