@@ -221,8 +221,8 @@ async def test_each_byte_is_reported_once(authority: Authority, version: Version
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(send_all, source, data)
                     # Byte by byte would take too long: decrypting waits for whole records anyway.
-                    inner: Any = target._inner
-                    inner.recv = gulp(inner)
+                    inside: Any = target
+                    inside._recv = gulp(inside._inner)
                     assert await receive(target, len(data)) == data
 
 
