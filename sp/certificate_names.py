@@ -25,6 +25,8 @@ _SUBJECT_ALTERNATIVE_NAME: Final = bytes.fromhex("551d11")
 _IP: Final = 0x87
 _KINDS: Final = {0x81: "email", 0x82: "DNS", 0x86: "URI", _IP: "IP"}
 """The kinds of names that we tell, by their tags (RFC 5280, 4.2.1.6)."""
+_OTHER_KINDS: Final = (0xA0, 0xA3, 0xA4, 0xA5, 0x88)
+"""The tags of all others that there are."""
 _IP_SIZES: Final = (4, 16)
 
 
@@ -108,7 +110,10 @@ def _general_names(certificate: x509.Certificate) -> list[tuple[int, bytes]]:
     ((tag, names),) = _elements(value)
     if tag != _SEQUENCE:
         raise ValueError("not a sequence of names")
-    return list(_elements(names))
+    found = list(_elements(names))
+    if any(tag not in _KINDS and tag not in _OTHER_KINDS for tag, _ in found):
+        raise ValueError("not a list of names alone")
+    return found
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
@@ -123,6 +128,8 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
         if size > 0x80:
             octets = size - 0x80
             size = int.from_bytes(der[at : at + octets])
+            if size < 0x80 or not der[at]:
+                raise ValueError("a length in more bytes than it needs, which DER does not have")
             at += octets
         elif size == 0x80:
             raise ValueError("a length that is not said, which DER does not have")

@@ -6,7 +6,7 @@ one REQ context), ``WouldBlock`` (the ``_nowait`` calls) and ``EndOfChannel``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sp.http import HTTPResponse
@@ -144,6 +144,14 @@ class MalformedMessage(PeerError):
     """A broken frame or backtrace."""
 
 
+_MOST: Final = 500
+"""The most characters of a peer's that an error shows."""
+
+
 def printable(text: str) -> str:
-    """Return a peer's *text* for an error: what would move a terminal's cursor or begin a line of its own in a log is escaped."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    """Return the beginning of a peer's *text* for an error.
+
+    What would move a terminal's cursor or begin a line of its own in a log is escaped.
+    """
+    shown = text if len(text) <= _MOST else f"{text[:_MOST]}..."
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)

@@ -39,6 +39,7 @@ class Authority:
         ends: datetime.datetime = NOW + DAY,
         purpose: x509.ObjectIdentifier = SERVER,
         self_signed: bool = False,
+        subject: x509.Name | None = None,
         raw_names: bytes | None = None,
     ) -> bytes:
         """Return key and certificate as PEM, with dates, purpose or issuer as asked for.
@@ -49,7 +50,7 @@ class Authority:
         if raw_names is not None:
             alternative_names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, raw_names)
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "flawed")])
+        subject = subject or x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "flawed")])
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)

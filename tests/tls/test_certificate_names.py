@@ -23,7 +23,10 @@ OTHERS = ("other.example", "a.localhost", "printer.local", "local", "a.b.example
 def element(tag: int, content: bytes) -> bytes:
     """Return *content* as an element of DER."""
     size = len(content)
-    return bytes([tag, size]) + content if size < 0x80 else bytes([tag, 0x82]) + size.to_bytes(2) + content
+    if size < 0x80:
+        return bytes([tag, size]) + content
+    octets = size.to_bytes(1 if size < 0x100 else 2)
+    return bytes([tag, 0x80 + len(octets)]) + octets + content
 
 
 def dns(name: bytes) -> bytes:
@@ -214,6 +217,14 @@ def test_long_lists_are_read(authority: Authority) -> None:
     assert wrong_name(certificate, names[-1]) == ""
 
 
+def test_of_very_many_names_a_few_are_told(authority: Authority) -> None:
+    certificate = certificate_of(authority.issue_flawed(*(f"host-{number}.example" for number in range(3000))))
+    told = wrong_name(certificate, "localhost")
+    assert "it is for DNS:host-0.example, DNS:host-1.example" in told
+    assert "..., not for 'localhost'" in told
+    assert len(told) < 1000
+
+
 def test_a_certificate_without_extensions_has_no_names(authority: Authority) -> None:
     name = authority.certificate.subject
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(authority.certificate.public_key())
@@ -276,6 +287,13 @@ NO_LISTS = {
     "a length of 127 bytes": listed(b"\x82\xff" + b"x" * 20, GOOD),
     "a tag alone": listed(GOOD, b"\x82"),
     "nothing": b"",
+    "a length of more bytes than it needs": b"\x30\x81" + listed(GOOD)[1:],
+    "a length of a name of more bytes than it needs": listed(b"\x82\x81\x01x", GOOD),
+    "a length that begins with a zero": listed(b"\x82\x82\x00\x81" + b"x" * 0x81, GOOD),
+    "a text among the names": listed(element(0x16, b"x"), GOOD),
+    "a name of a kind that there is not": listed(element(0x89, b"x"), GOOD),
+    "a name with a tag of two bytes": listed(b"\x9f\x02\x01x", GOOD),
+    "a name that is one as a whole and in parts": listed(element(0xA2, element(0x16, b"x")), GOOD),
 }
 
 
