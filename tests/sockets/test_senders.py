@@ -217,7 +217,7 @@ async def test_a_peer_that_takes_none_of_its_replies_for_a_minute_is_ended(name:
 
 async def test_a_peer_that_takes_one_of_its_replies_now_and_then_stays(name: str, autojump_clock: MockClock) -> None:
     async with (
-        sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=20) as rep,
+        sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=1000) as rep,
         sp.Req0(raw=True, inbox_limit=1) as slow,
         trio.open_nursery() as nursery,
     ):
@@ -226,9 +226,10 @@ async def test_a_peer_that_takes_one_of_its_replies_now_and_then_stays(name: str
         asker = Asker(slow)
         nursery.start_soon(asker.ask, 2000)
         read: list[int] = []
-        while len(read) < 2000:
-            read += await asker.read(min(200, 2000 - len(read)))
-            await trio.sleep(0.9 * STALLED_AFTER)
+        with trio.fail_after(20 * STALLED_AFTER):
+            while len(read) < 2000:
+                await trio.sleep(0.9 * STALLED_AFTER)
+                read += await asker.read(200)  # too few to bring the line to half of its bound soon
         assert sorted(read) == list(range(2000))
         assert len(rep.pipes) == 1
         nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import ssl
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,6 +207,31 @@ def test_a_password_that_has_no_bytes_is_told_and_not_shown() -> None:
     with pytest.raises(sp.TLSConfigError, match="password has a character that UTF-8 has no bytes for: give it as bytes") as caught:
         sp.TLSServerConfig(certificate=certificate, private_key=key, password=password)
     assert "sesame" not in everything_about(caught.value)
+
+
+def test_a_password_may_have_bytes_that_are_no_utf_8_as_an_environment_variable_gives_them() -> None:
+    secret = b"s\xe9same"
+    encryption = serialization.BestAvailableEncryption(secret)
+    key = KEYS["ec"].private_bytes(serialization.Encoding.PEM, STYLES["PKCS8"], encryption)
+    password = secret.decode("utf-8", "surrogateescape")
+    sp.TLSServerConfig(certificate=self_signed(KEYS["ec"]), private_key=key, password=password)
+
+
+def with_unknown_curve(certificate: bytes) -> bytes:
+    """Return *certificate* with a public key that cannot be read, on a curve that nobody knows."""
+    der = x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER)
+    p_256 = bytes.fromhex("06082a8648ce3d030107")
+    assert der.count(p_256) == 1
+    return ssl.DER_cert_to_PEM_cert(der.replace(p_256, p_256[:-1] + b"\x7f")).encode()
+
+
+@BOTH
+def test_a_key_of_a_kind_that_is_not_known_in_a_certificate_is_another_key(kind: Any) -> None:
+    key, certificate = PAIRS["ec PKCS8"]
+    odd = with_unknown_curve(certificate)
+    with pytest.raises(sp.TLSConfigError, match="is not that of the certificate"):
+        kind(certificate=odd, private_key=key)
+    kind(certificate=certificate + odd, private_key=key)
 
 
 @pytest.mark.parametrize("separate", [True, False])
