@@ -254,6 +254,7 @@ async def test_a_blocked_receive_that_is_cancelled_leaves_the_next_message_to_th
 # Surveys.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 async def test_an_iteration_over_answers_under_random_cancellations_gets_each_answer_once(url: str, seed: int) -> None:
     async with sp.Surveyor0(listen=url, tls=server_tls(url), deadline=1000) as surveyor, trio.open_nursery() as nursery:

@@ -356,6 +356,7 @@ heads = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.one_of(st.lists(pieces, max_size=8).map(b"".join), heads), st.lists(st.integers(1, 40), max_size=20))
 @example(LINE4, [])

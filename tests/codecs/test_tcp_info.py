@@ -122,6 +122,7 @@ def test_a_peer_that_reads_nothing_and_is_asked_for_room_every_two_minutes_stays
         kernel.wait(1)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0.01, 200), st.floats(0.01, 20), st.booleans()), max_size=40), st.floats(0.1, 20))
 def test_a_peer_that_answers_each_repetition_is_never_gone(steps: list[tuple[float, float, bool]], every: float) -> None:
     kernel = Kernel()

@@ -1142,6 +1142,7 @@ def test_what_may_be_a_credential_in_a_request_is_shown_to_nobody(data: bytes) -
     assert "secret" not in reason + text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 1000, 60_000, 64 * KIB, 1 << 20])
 def test_headers_without_an_end_are_refused_at_64_kib_however_they_come(size: int) -> None:
     data = b"GET / HTTP/1.1\r\n" + (b"X-One: " + b"a" * 1000 + b"\r\n") * 1000
@@ -1154,6 +1155,7 @@ def test_headers_without_an_end_are_refused_at_64_kib_however_they_come(size: in
     assert handshake.problem[0].status == 431
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(

@@ -368,6 +368,7 @@ async def test_closing_twice_or_from_two_tasks_or_cancelled_is_no_trouble(url: s
             await rep.receive()
 
 
+@pytest.mark.slow
 async def test_a_socket_that_is_opened_and_closed_in_either_order_of_its_peer_leaves_nothing(autojump_clock: MockClock) -> None:
     with trio.fail_after(300):
         tasks = trio.lowlevel.current_statistics().tasks_living

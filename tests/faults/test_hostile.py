@@ -100,6 +100,7 @@ def test_a_message_that_trickles_in_costs_little_more_than_its_bytes() -> None:
     assert held < 200_000
 
 
+@pytest.mark.slow
 @network_only
 async def test_a_pipe_that_has_ended_keeps_nothing_of_a_message_that_was_cut_off(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:

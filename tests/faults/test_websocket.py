@@ -736,6 +736,7 @@ async def test_a_client_that_ends_within_its_request_is_refused_with_the_reason(
             await check(rep, rep.listeners[0].url)
 
 
+@pytest.mark.slow
 async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(mock_clock: MockClock) -> None:
     with at_most(20):
         async with sp.Rep0(listen=WS, greeting_timeout=10) as rep:
@@ -1398,6 +1399,7 @@ async def test_behind_both_kinds_of_proxies_the_client_is_the_one_behind_all() -
                 await until(lambda: not rep.pipes)
 
 
+@pytest.mark.slow
 @schemes
 @pytest.mark.parametrize(
     ("said", "words"),

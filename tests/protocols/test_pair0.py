@@ -92,6 +92,7 @@ def test_asking_for_a_place_does_not_take_it(engine: Pair0Engine) -> None:
     engine.pipe_attached(FakePipe())
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_a_peer_that_is_gone(engine: Pair0Engine) -> None:
     pipe = FakePipe()
     engine.pipe_attached(pipe)

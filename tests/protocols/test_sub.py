@@ -158,6 +158,7 @@ class CountedBytes(bytes):
         return super().startswith(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_matching_among_ten_thousand_subscriptions_looks_only_where_they_differ(overlapping: bool) -> None:
     subscriptions = Subscriptions()

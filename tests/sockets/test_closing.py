@@ -177,6 +177,7 @@ async def test_a_cancelled_dial_leaves_nothing_behind(name: str) -> None:
             await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.slow
 async def test_closing_a_dialer_in_any_moment_of_its_dial_leaves_the_socket_open(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         for moment in range(30):
@@ -465,6 +466,7 @@ async def test_a_loop_over_a_context_ends_when_the_context_is_closed(loop: str, 
 # What is left.
 
 
+@pytest.mark.slow
 @each([kind for kind in ALL if kind.receives and not (kind.socket is sp.Req0 and not kind.raw)])
 async def test_a_closed_socket_keeps_the_number_of_unread_messages_and_not_the_messages(kind: Kind, name: str) -> None:
     async with talking(kind, name) as talk:
@@ -481,6 +483,7 @@ async def test_a_closed_socket_keeps_the_number_of_unread_messages_and_not_the_m
         assert "closed pipes=0 inbox=1" in repr(talk.ours)
 
 
+@pytest.mark.slow
 async def test_a_closed_socket_that_an_exit_stack_still_holds_takes_little() -> None:
     count = 50
 

@@ -161,6 +161,7 @@ async def test_which_socket_is_called_the_front_makes_no_difference(tmp_path: Pa
             assert await req.receive() == b"x"
 
 
+@pytest.mark.slow
 async def test_a_hundred_requests_at_once_find_their_way_back_to_who_has_asked(tmp_path: Path) -> None:
     urls = [new_url("tcp", tmp_path), new_url("ipc", tmp_path)]
     with trio.fail_after(20):

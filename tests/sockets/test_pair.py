@@ -150,6 +150,7 @@ async def test_what_the_second_peer_sends_waits_until_it_takes_over_and_arrives(
             assert second.statistics().dropped == pair.statistics().dropped == {}
 
 
+@pytest.mark.slow
 @cooked_pairs
 async def test_of_two_that_come_at_the_same_moment_one_stays_and_the_other_is_told_why(kind: Kind, new_url: NewUrl) -> None:
     for _ in range(5):

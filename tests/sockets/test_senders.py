@@ -171,6 +171,7 @@ async def _read_all(req: sp.Req0) -> None:
         await req.receive_message()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [{"reply_limit": 20}, {"reply_bytes": 20_000}], ids=["messages", "bytes"])
 async def test_a_peer_for_which_too_many_replies_wait_is_not_read_until_it_reads(name: str, bound: dict[str, int]) -> None:
     async with (

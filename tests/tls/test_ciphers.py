@@ -69,6 +69,7 @@ def cipher_of(end: End) -> str:
     return info.cipher
 
 
+@pytest.mark.slow
 @EACH
 def test_a_listener_takes_no_weak_suite(weak: str, rsa: bytes) -> None:
     ours, theirs = our_server(rsa), foreign(weak)

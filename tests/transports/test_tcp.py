@@ -606,6 +606,7 @@ async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, 
         assert len(looks) == 3
 
 
+@pytest.mark.slow
 @linux_only
 async def test_no_message_is_forgotten_because_it_is_time_to_look(mock_clock: MockClock) -> None:
     """The task that looks is the one that writes, to so many pipes that it lets others run in between."""
