@@ -92,7 +92,7 @@ class PolyPair1Engine(Pair1Engine):
 
     def __init__(self, options: SocketOptions, ttl: int) -> None:
         super().__init__(options, ttl)
-        self._lanes: dict[object, _Lane] = {}
+        self._lanes: dict[EnginePipe, _Lane] = {}
 
     def check_vacancy(self) -> None:
         pass
@@ -108,27 +108,28 @@ class PolyPair1Engine(Pair1Engine):
         if self._pipe is None:
             self._pipe = next(iter(self._lanes.values())).pipe if self._lanes else None
 
-    def lane_to(self, pipe: object) -> Sender:
+    def lane_to(self, pipe: EnginePipe) -> Sender:
         """Return what sends to *pipe* alone."""
-        return self._lanes.get(pipe) or _Lane(self, None)
+        return self._lanes.get(pipe) or _Lane(self, pipe, is_there=False)
 
 
 class _Lane:
     """The way to one of several peers.  Who waits for one is not in the way of who waits for another."""
 
-    __slots__ = ("_engine", "pipe")
+    __slots__ = ("_engine", "_is_there", "pipe")
 
-    def __init__(self, engine: PolyPair1Engine, pipe: EnginePipe | None) -> None:
+    def __init__(self, engine: PolyPair1Engine, pipe: EnginePipe, *, is_there: bool = True) -> None:
         self._engine = engine
+        self._is_there = is_there
         self.pipe = pipe
 
     def send(self, message: Message) -> bool:
         """Hand *message* to the peer.  False: it has no room."""
-        if self.pipe is None or self.pipe.broken:
+        if not self._is_there or self.pipe.broken:
             self._engine.dropped["peer gone"] += 1
             return True
         message.header = _HOPS[1]
         return self.pipe.offer(message)
 
-    def pipe_for(self, message: Message) -> EnginePipe | None:
+    def pipe_for(self, message: Message) -> EnginePipe:
         return self.pipe

@@ -532,6 +532,23 @@ async def test_what_is_meant_for_a_peer_that_is_gone_is_dropped_and_counted_also
         assert await other.receive() == b"x"
 
 
+async def test_what_is_meant_for_a_peer_that_is_gone_waits_behind_nobody(name: str) -> None:
+    async with sp.Pair1(poly=True, listen=name) as pair, trio.open_nursery() as nursery:
+        async with sp.Pair1() as leaving:
+            await connect(pair, leaving)
+            pipe = pair.pipes[0]
+        await until(lambda: not pair.pipes)
+        waiting = Background(nursery, partial(pair.send, b"to whoever comes"))
+        await wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await pair.send_message(sp.Message(b"to nobody", pipe=pipe))
+        assert pair.statistics().dropped == {"peer gone": 1}
+        async with sp.Pair1() as other:
+            await connect(pair, other)
+            assert await other.receive() == b"to whoever comes"
+            await waiting.done()
+
+
 async def connect_also(listening: Any, dialing: Any) -> None:
     await dial(dialing, listening.listeners[0].url)
     await listening.wait_for_peers(2)
