@@ -115,11 +115,11 @@ class Core:
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self._changed = trio.Event()
-        self._events: weakref.WeakSet[EventStream] | None = None  # made when somebody listens: it takes 1 kB
+        self._events: weakref.WeakSet[EventStream] | None = None  # it takes 1 kB: made when needed
         self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
         self._due: list[Pipe] = []
         self._writer: trio.lowlevel.Task | None = None
-        self._watched: dict[Pipe, None] = {}  # those with data in flight, or that have written since the last look
+        self._watched: dict[Pipe, None] = {}  # with data in flight, or written since the last look
         self._until_look = trio.CancelScope()
         self._look_every = max(SHORTEST_KEEPALIVE, options.keepalive or 0) / _LOOKS
         self._greeted: _Greeted | None = None  # of an exclusive socket: who may be about to become its pipe
@@ -140,9 +140,10 @@ class Core:
         return self._state.value
 
     def check_caller(self) -> None:
-        """Raise RuntimeError unless it is a task of the socket's trio run that calls.
+        """Raise RuntimeError unless a task of the socket's trio run calls.
 
-        Before the socket is entered and after its end it is nobody's: then anybody may call.  In a forked child, nobody: StateError.
+        Before the socket is entered and after its end it is nobody's: then anybody may call.  In a
+        forked child nobody may: StateError.
         """
         if get_ident() != self._thread:
             if self._thread:
@@ -156,14 +157,17 @@ class Core:
             raise RuntimeError(_NO_TASK) from None
 
     def may_end(self) -> bool:
-        """Do as ``check_caller``, for what ends something of the socket.  False: we are in a forked child, where there is nothing to do."""
+        """Do as ``check_caller``, for what ends something of the socket.
+
+        False: we are in a forked child, where there is nothing to do.
+        """
         if self._state is _State.FORKED:
             return False
         self.check_caller()
         return True
 
     def check_open(self) -> None:
-        """Raise unless the socket can be used, by who calls."""
+        """Raise unless the socket can be used, and by this caller."""
         self.check_caller()
         if self._state is _State.OPEN:
             return
@@ -233,7 +237,7 @@ class Core:
                 self.spawn(self._deliver)
             else:
                 await self._deliver()
-        if ours:  # by way of ``authorize`` or ``health``: waiting for the end would be waiting for ourselves
+        if ours:  # called in ``authorize`` or ``health``: we would wait for ourselves
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         await self._ended.wait()
@@ -505,7 +509,10 @@ class Core:
             self._look()
 
     def watch(self, pipe: Pipe) -> None:
-        """Look from time to time whether the peer of *pipe* acknowledges what was written."""
+        """Look from time to time whether the peer of *pipe* acknowledges what was written.
+
+        Until ``look`` of the pipe has said that nothing is in flight any more.
+        """
         self._watched[pipe] = None
         if len(self._watched) == 1:
             self._plan_look()
@@ -531,7 +538,7 @@ class Core:
             for count, pipe in enumerate(due, 1):
                 pipe.write_due()
                 if count % _WRITES_A_TURN == 0:
-                    with trio.CancelScope(shield=True):  # the rest is not forgotten because it is time to look
+                    with trio.CancelScope(shield=True):  # a look must not make us forget the rest
                         await trio.lowlevel.checkpoint()
 
     def room(self, pipe: Pipe) -> None:

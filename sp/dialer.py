@@ -42,7 +42,11 @@ class BackOff:
         self._ceiling = shortest
 
     def next(self, *, permanent: bool = False, asked: float = 0.0) -> float:
-        """Return the next wait in seconds; the longest one when trying again soon is pointless.  *asked*: what the peer would like."""
+        """Return the next wait in seconds; the longest one when trying again soon is pointless.
+
+        *asked*: the wait that the peer would like, which is no less than ours and no more than the
+        longest one.
+        """
         if permanent:
             return self._longest
         self._ceiling = min(self._ceiling * 2, self._longest)
@@ -173,7 +177,8 @@ class Dialer:
             raise TimeoutError(f"no connection within {self._core.options.greeting_timeout:g} s") from None
         except BaseException as error:
             if tls is not None and isinstance(error, Error) and not _is_known(connection):
-                error.permanent = False  # anybody on the way can bring it about, and the next attempt would come late
+                # Anybody on the way can bring it about, and the next attempt would come late.
+                error.permanent = False
             elif isinstance(error, UpgradeRefused):
                 error.retry_after = retry_after(error.response, time.time())
             if connection is not None:
@@ -235,5 +240,5 @@ def _ask(redial: Redial, error: Exception) -> bool:
 
 
 def _is_known(connection: Connection | None) -> bool:
-    """Whether TLS has verified who it is that we talk to."""
+    """Whether TLS has verified the peer."""
     return connection is not None and connection.tls is not None and connection.tls.verified

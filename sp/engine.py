@@ -41,7 +41,7 @@ class EnginePipe(Protocol):
 
     @property
     def progress(self) -> int:
-        """Grows whenever a peer that kept us waiting has read something."""
+        """A count that grows whenever a peer that kept us waiting has read something."""
         ...
 
     def offer(self, message: Message) -> bool:
@@ -88,9 +88,10 @@ class Sender(Protocol):
         ...
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
-        """Return the pipe whose room *message* needs; None: that of any pipe.  It then belongs to what it answers now.
+        """Return the pipe whose room *message* needs; None: that of any pipe.
 
-        A wrong moment raises StateError.
+        A reply is bound by this to the request that it answers now: once the application has
+        received another one instead, ``send`` raises StateError.  A wrong moment raises StateError.
         """
         ...
 
@@ -192,10 +193,10 @@ class Engine:
         """A pipe that said no to an offer would now say yes."""
 
     def pipe_congested(self, pipe: EnginePipe) -> None:
-        """More than ``reply_limit`` replies, or ``reply_bytes``, wait for room in *pipe*: take no more requests from it."""
+        """Take no more requests of *pipe*: ``reply_limit`` replies, or ``reply_bytes``, wait for it."""
 
     def pipe_relieved(self, pipe: EnginePipe) -> None:
-        """No more than half of that waits, or the pipe is gone."""
+        """Take requests again: no more than half of that waits, or the pipe is gone."""
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
         """Return the pipe whose room *message* needs, as with ``Sender``."""
@@ -224,7 +225,10 @@ class Engine:
         """Do what is due at *now*."""
 
     def socket_closed(self) -> None:
-        """Let go of all messages, since nobody receives or sends any more; ``queued`` goes on counting those that wait."""
+        """Let go of all messages, since nobody receives or sends any more.
+
+        ``queued`` goes on counting those that wait.
+        """
 
     def offer_to_all(self, pipes: Collection[EnginePipe], message: Message) -> None:
         """Offer *message* to each of *pipes*, and count those that miss it."""

@@ -99,5 +99,5 @@ class EventStream:
     def end(self) -> None:
         """Let the iteration end once the queue is empty.  Called by the socket."""
         self._ended = True
-        self._check_caller = None
+        self._check_caller = None  # nobody's calls matter any more, and it holds on to the socket
         self._arrived.set()

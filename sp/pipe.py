@@ -126,8 +126,8 @@ class Pipe:
         self._reading = _OWN
         self._reader: trio.lowlevel.Task | None = None  # our task, while it is parked
         self.progress = 0
-        """How often the kernel has taken something from us after it had taken no more."""
-        self._watched = not connection.watchable  # or cannot be: whether the peer acknowledges what was written
+        """How often the kernel could take something again after it had been full."""
+        self._watched = not connection.watchable  # also if looking at it would tell nothing
         self._left_over: list[Message] = []  # read by a borrower, not taken by the engine
 
     @property
@@ -323,7 +323,7 @@ class Pipe:
             self._write()
 
     def look(self, now: float) -> bool:
-        """Return whether to look again.  A peer that acknowledges nothing any more ends the pipe."""
+        """Return whether to look again; end the pipe if its peer acknowledges nothing any more."""
         try:
             self._watched = self._connection.look(now)
         except PeerSilent as error:

@@ -30,7 +30,7 @@ class Receivers:
         self._reading: tuple[Pipe, Receiver] | None = None  # one of us reads that pipe while it waits
         self._error: Exception | None = None  # why it should stop
         self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()
-        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}  # the same by receiver, since one may end while many wait
+        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}  # by receiver, which may end alone
 
     async def wait(self, receiver: Receiver) -> Message:
         """Wait until *receiver* has a message.  Cancelled, none was taken."""

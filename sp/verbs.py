@@ -40,7 +40,10 @@ class Verbs:
         self._core.check_open()
 
     async def _begin(self) -> None:
-        """Be a cancel point, and raise unless the call is accepted.  ``send`` and ``receive`` have it written out."""
+        """Be a cancel point, and raise unless the call is accepted.
+
+        ``send`` and ``receive`` have it written out, which saves a call for every message.
+        """
         core = self._core
         try:
             await checkpoint_if_cancelled()
@@ -52,7 +55,7 @@ class Verbs:
 
     @property
     def _is_over(self) -> bool:
-        """Whether the application has closed this, or the socket in order, so that who iterates has come to the end."""
+        """Whether loops end: the application has closed this, or the socket in order."""
         return self._closed or self._core.closed_in_order
 
 
@@ -204,9 +207,11 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         return message.body
 
     async def __anext__(self) -> bytes:
-        """Do as ``receive``.  The iteration ends where the socket is closed in order, by ``aclose`` or at the end of its block.
+        """Do as ``receive``.
 
-        It raises ClosedResourceError where the socket is closed at once, since then something may be missing.
+        The iteration ends where the socket is closed in order, by ``aclose`` or at the end of its
+        block.  It raises ClosedResourceError where the socket is closed at once, since then
+        something may be missing.
         """
         try:
             return await self.receive()

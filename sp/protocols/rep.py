@@ -1,9 +1,9 @@
 """REP: receives requests and answers them, each context one at a time.
 
 A request's header is the backtrace that it gathered on its way; the reply carries it back unchanged.  A reply whose requester is
-gone is dropped, one whose requester does not read waits (nng, mangos; nanomsg drops it).  While too many wait for one requester, no
-more of its requests are taken.  A request without the end of its header ends the pipe, as in nng; one with more hops than the ttl is
-dropped, as everywhere.
+gone is dropped, one whose requester does not read waits (nng, mangos; nanomsg drops it).  While
+too many wait for one requester, no more of its requests are taken.  A request without the end of
+its header ends the pipe, as in nng; one with more hops than the ttl is dropped, as everywhere.
 
 A raw REP pushes the id of the pipe onto the header of what it receives, and sends by popping it.  A reply to nobody, or to somebody
 without room, is dropped and counted, as in nng: waiting for one requester would hold up all others.

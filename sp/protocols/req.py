@@ -100,7 +100,7 @@ class ReqEngine(Engine):
         self._ids = Ids(random)
         self._balancer = Balancer()
         self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the longest unsent or unanswered first
-        self._unsent: OrderedDict[ReqContext, None] = OrderedDict()  # those of them whose pipe died, in the order of their requests
+        self._unsent: OrderedDict[ReqContext, None] = OrderedDict()  # whose pipe died, in the order of their requests
 
     def open_context(self) -> ReqContext:
         return ReqContext(self)
@@ -186,7 +186,7 @@ class ReqEngine(Engine):
                 self._sent(context, pipe)
 
     def _forget(self, context: ReqContext) -> None:
-        """Expect nothing any more of the request of *context*, if it has one, and give up its reply."""
+        """Expect no reply to the request of *context* any more, and give up one that is there."""
         if context.request is not None:
             self._under_way.pop(context.request.header, None)
         if context.reply is not None:

@@ -1523,6 +1523,12 @@ def test_the_head_of_a_refusal_may_be_written_carelessly(head: bytes) -> None:
         assert caught.value.response.status == 503
 
 
+def test_no_server_can_agree_in_http_1_0() -> None:
+    handshake = dialing()
+    with pytest.raises(GreetingError, match=r"HTTP/1\.0 knows no upgrade"):
+        handshake.receive_data(agreement(handshake).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+
+
 INTERIM = [
     b"HTTP/1.1 100 Continue\r\n\r\n",
     b"HTTP/1.1 102 Processing\r\n\r\n",
