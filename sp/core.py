@@ -11,12 +11,13 @@ import inspect
 import logging
 import math
 import os
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from threading import get_ident
-from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVarTuple, Unpack
 
 import trio
 
@@ -639,6 +640,25 @@ _cores: weakref.WeakSet[Core] = weakref.WeakSet()
 def _disown_all() -> None:
     for core in list(_cores):
         core.disown()
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """End this process, a forked child that leaves a block of its parent.
+
+    Going on would take events from the parent and unregister what it waits for: trio's event loop
+    is that of both.
+    """
+    status: object = 1
+    if isinstance(error, SystemExit):
+        status = error.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+    else:
+        log.critical("a forked child leaves the block of a socket of its parent, and ends here: end it by os._exit", exc_info=error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            stream.flush()
+    os._exit(status if isinstance(status, int) else 1)
 
 
 if hasattr(os, "register_at_fork"):

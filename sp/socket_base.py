@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from sp.address import Address
-from sp.core import Core
+from sp.core import Core, end_child
 from sp.dialer import Dialer
 from sp.engine import Engine, RawReceiver, Sender
 from sp.errors import AddressError, DialError, StateError, TLSConfigError
@@ -78,8 +78,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
     ) -> bool | None:
         """Close the socket: in order, or at once when there is an exception."""
         # With GeneratorExit it may be the garbage collector that ends the block, from no task.
-        if not isinstance(error, GeneratorExit):
-            self._core.may_end()
+        if not isinstance(error, GeneratorExit) and not self._core.may_end():
+            end_child(error)
         if self._manager is None:
             raise StateError("the socket is in no block: its 'async with' has not begun, or has ended already")
         if error is not None:

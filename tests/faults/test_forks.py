@@ -13,7 +13,7 @@ import pytest
 import trio
 
 import sp
-from tests.faults.scripts import Script, start_script
+from tests.faults.scripts import Script, run_script, start_script
 from tests.transports.ends import authority, dial, listen
 from tests.transports.wire import expect
 
@@ -173,3 +173,45 @@ async def test_a_child_that_closes_all_that_it_inherited_ends_nothing_of_its_par
             assert [await side.receive(), await side.receive()] == [b"first", b"second"]
             assert [pipe.error for pipe in side.pipes] == [None]
             await side.send(b"thanks")
+
+
+_LEAVING = """
+import os, sys, sp, trio
+
+async def main():
+    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus, sp.Bus0(dial=bus.listeners[0].url) as other:
+        await bus.wait_for_peers()
+        await other.wait_for_peers()
+        pid = os.fork()
+        if not pid:
+            {leave}
+        with trio.fail_after(20):
+            while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                await trio.sleep(0.01)
+            print(os.waitstatus_to_exitcode(ended[1]))
+            await trio.to_thread.run_sync(print, "threads are heard")
+            await other.send(b"x")
+            assert await bus.receive() == b"x"
+
+trio.run(main)
+print("once")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("leave", "status", "told"),
+    [
+        ("return", 1, "CRITICAL"),
+        ("raise KeyError('mine')", 1, "KeyError: 'mine'"),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('words')", 1, "words"),
+    ],
+)
+async def test_a_child_that_leaves_its_parents_block_ends_there_and_does_the_parent_no_harm(leave: str, status: int, told: str) -> None:
+    with trio.fail_after(60):
+        script = await run_script("import logging; logging.basicConfig()\n" + _LEAVING.format(leave=leave), flags=())
+    assert script.stdout.decode().splitlines() == [str(status), "threads are heard", "once"]
+    assert told in script.stderr.decode()
+    assert bool(told) == bool(script.stderr)
