@@ -282,6 +282,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     async def wait_for_peers(self, n: int = 1) -> None:
         """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
+        if isinstance(n, bool) or not isinstance(n, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"wait_for_peers takes a whole number of pipes, not {n!r}")
         self._core.check_open()
         await trio.lowlevel.checkpoint()
         self._core.check_open()

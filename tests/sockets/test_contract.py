@@ -101,6 +101,13 @@ async def test_a_block_that_has_not_begun_cannot_end_nor_can_one_twice(kind: Kin
         await socket.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("wrong", ["1", 1.5, None, True])
+async def test_wait_for_peers_wants_a_whole_number(wrong: object) -> None:
+    async with sp.Pub0() as pub:
+        with pytest.raises(TypeError, match="wait_for_peers takes a whole number of pipes, not"):
+            await pub.wait_for_peers(wrong)  # type: ignore[arg-type]
+
+
 @every_socket
 async def test_a_socket_cannot_be_pickled_or_copied(kind: Kind, name: str) -> None:
     async with kind(listen=name) as socket:
