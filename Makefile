@@ -1,6 +1,6 @@
 # make demo        install into .venv and run the main job
 # make test        install and run all tests, interop included: ARGS='-k tls' some of them, ARGS=-n0 in one process
-# make test-fast   those that need no other program, and little time
+# make test-fast   run the tests that take little time and need no other program
 # make coverage    measure what those reach in sp/, and fail where it is too little
 # make lint        ruff, mypy, pyright
 # make bench       measure, side by side with pynng and pyzmq
