@@ -411,5 +411,18 @@ class HTTPProxy:
             raise ValueError(f"proxy: {parts.scheme}:// is not supported, expected http://[USER:PASSWORD@]HOST:PORT")
         if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError("proxy: expected http://[USER:PASSWORD@]HOST:PORT and nothing more")
+        if port == 0 or not _is_proxy_host(parts.hostname):
+            raise ValueError(
+                "proxy: expected a host name or an IP address, and a port from 1 to 65535, in http://[USER:PASSWORD@]HOST:PORT"
+            )
         username = None if parts.username is None else unquote(parts.username)
         return cls(parts.hostname, port or 80, username, unquote(parts.password or ""))
+
+
+def _is_proxy_host(host: str) -> bool:
+    from sp.address import is_host, plain_zone  # noqa: PLC0415  # which needs this module
+
+    try:
+        return is_host(plain_zone(host.encode("idna").decode()))
+    except UnicodeError:
+        return False

@@ -6,6 +6,7 @@ import logging
 import re
 import ssl
 import traceback
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,17 @@ def test_a_key_of_a_kind_that_is_not_known_in_a_certificate_is_another_key(kind:
     with pytest.raises(sp.TLSConfigError, match="is not that of the certificate"):
         kind(certificate=odd, private_key=key)
     kind(certificate=certificate + odd, private_key=key)
+
+
+def test_a_large_source_costs_little_more_than_its_bytes(authority: Authority) -> None:
+    megabyte = b"-----BEGIN X509 CRL-----\n" + (b"A" * 64 + b"\n") * 16_000 + b"-----END X509 CRL-----\n"
+    tracemalloc.start()
+    try:
+        with pytest.raises(sp.TLSConfigError, match="number 1 of 1 cannot be parsed"):
+            sp.TLSClientConfig(ca=authority.pem, revoked=megabyte)
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(megabyte)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("separate", [True, False])
