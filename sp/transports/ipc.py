@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from random import uniform
 from typing import Final
 
@@ -128,8 +129,11 @@ def _remove_stale(path: str) -> bool:
         try:
             probe.connect(_short(path))
         except ConnectionRefusedError:
-            os.unlink(path)
+            with suppress(FileNotFoundError):  # another one that found it stale was quicker
+                os.unlink(path)
             return True
+        except FileNotFoundError:
+            return True  # so was this one
         except OSError:
             return False  # EAGAIN: alive, with a full backlog
     return False

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 import trio
@@ -64,6 +65,26 @@ async def test_the_file_of_a_process_that_was_killed_is_replaced(path: Path) -> 
         sock.bind(str(path))
         sock.listen()
     async with sp.Rep0(listen=f"ipc://{path}") as rep:
+        await check(f"ipc://{path}", rep)
+
+
+@pytest.mark.parametrize("when", ["connect", "unlink"])
+async def test_a_stale_socket_file_that_another_removes_meanwhile_is_no_obstacle(
+    path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_stale(path)
+    holder: Any = {"connect": socket.socket, "unlink": os}[when]
+    call = getattr(holder, when)
+
+    def late(*arguments: object) -> object:
+        if path.exists():
+            path.rename(path.with_name("gone"))
+        return call(*arguments)
+
+    monkeypatch.setattr(holder, when, late)
+    async with sp.Rep0() as rep:
+        await rep.listen(f"ipc://{path}")
+        monkeypatch.undo()
         await check(f"ipc://{path}", rep)
 
 
