@@ -247,10 +247,13 @@ async def test_what_waits_for_a_peer_that_leaves_is_let_go(name: str) -> None:
         nursery.start_soon(Asker(slow).ask, 200)
         await wait_all_tasks_blocked()
         assert _waiting(rep) >= 20
+        gone = rep.pipes[0]
         slow.pipes[0].close()
-        await rep.wait_for_peers()
-        while _waiting(rep) and rep.pipes:
-            await trio.lowlevel.checkpoint()
+        with trio.fail_after(10):
+            while gone in rep.pipes:
+                await trio.lowlevel.checkpoint()
+        assert gone not in rep._core.senders.lines
+        assert rep.statistics().dropped["requester gone"] >= 20
         nursery.cancel_scope.cancel()
 
 
