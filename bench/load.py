@@ -1,4 +1,4 @@
-"""What a call costs while many others wait, and what a peer that does not read costs everybody else."""
+"""What a call costs while many others wait, and what a peer that does not read costs the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SETTLED = 0.5
 
 
 def at_once(plan: Plan) -> list[Row]:
-    """Measure calls that are all made at once: what one costs may not depend on how many there are."""
+    """Measure calls that are made at once: what one costs may not depend on their number."""
     rows: list[Row] = []
     most = 20_000 if plan.quick else 100_000
     for what, measure in (
@@ -107,7 +107,10 @@ async def _push_at_once(_: Line, url: str, count: int) -> float:
 
 
 def unread(plan: Plan) -> list[Row]:
-    """Measure a client's round trip while another one leaves thousands of replies unread, and what those cost in memory."""
+    """Measure a client's round trip while another one leaves thousands of replies unread.
+
+    And what those cost in memory.
+    """
     (runs,) = in_turn(plan.runs, {"trio-sp": partial(_unread, _MANY)}).values()
     beside, alone = [run["beside"] for run in runs], [run["alone"] for run in runs]
     what = f"{_MANY:,} requests of a peer that reads none of the replies of 10 kB"
@@ -129,7 +132,11 @@ def _unread(count: int) -> dict[str, float]:
 
 
 async def _measure(line: Line, url: str, count: int) -> float:
-    """Tell what a round trip takes; asked, ask for *count* replies by another connection, read none and return what it takes now."""
+    """Tell what a round trip takes.
+
+    When asked, ask for *count* replies by another connection, read none, and return what a round
+    trip takes now.
+    """
     async with Req0() as req, trio.open_nursery() as nursery:
         await req.dial(url)
         line.send(await _round_trips(req))

@@ -21,7 +21,7 @@ from _pytest.runner import runtestprotocol
 
 MARK: Final = "libnng"
 DEATHS: Final = "deaths"
-"""The property of a report that tells how many children were aborted before the test came to its end."""
+"""The property of a report that tells how many children were aborted before the test ended."""
 _TRIES: Final = 3
 _SECONDS: Final = 60
 """Far more than a test may take: something hangs that is not trio's."""

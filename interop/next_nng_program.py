@@ -56,7 +56,10 @@ class Arrivals:
 
 
 def listen(socket: Any, url: str, own: str | None) -> str:
-    """Listen, over TLS with the certificate and key in the file *own*, and return the URL with the port that was bound."""
+    """Listen, over TLS with the certificate and key in the file *own*.
+
+    Return the URL with the port that was bound.
+    """
     listener = socket.add_listener(url, tls=nng.TlsConfig.for_server(cert_file=own) if own else None)
     listener.start()
     return url if url.startswith("ipc:") else url.replace(":0", f":{listener.port}")

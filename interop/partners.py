@@ -37,7 +37,10 @@ PACKAGES: Final[Mapping[str, str]] = {
 }
 """The partners that are programs or C headers, and the Debian packages that bring them."""
 WHEELS: Final[Mapping[str, str]] = {"nng": "nng-ssl"}
-"""Those that are Python packages and may be missing, and what PyPI calls them: pip has no wheel for every machine."""
+"""Those that are Python packages and may be missing, and what PyPI calls them.
+
+There is no wheel for every machine.
+"""
 
 LIMIT: Final = 1 << 20
 """The largest message that our sockets take by default, header included."""
@@ -296,12 +299,13 @@ async def exchange_again(ours: Any, theirs: pynng.Socket, pair: Pair, body: byte
     if pair.theirs != "Push0":
         await exchange(ours, theirs, pair.turns, body)
     else:
-        # libnng may hand a message to the pipe that has ended, also when the next one is there.  It is lost then, and rightly so.
+        # libnng may hand a message to the pipe that has ended, also when the next one is there.  It
+        # is lost then, and rightly so.
         await until_received(theirs.asend, ours.receive, body)
 
 
 async def until_received(send: Callable[[bytes], Awaitable[None]], receive: Callable[[], Awaitable[bytes]], body: bytes) -> None:
-    """Send *body* until it is received: each time it may be lost with a pipe that is about to end."""
+    """Send *body* until it is received: it may be lost with a pipe that is about to end."""
     received = None
     while received is None:
         await send(body)

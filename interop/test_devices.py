@@ -208,7 +208,8 @@ async def test_libnanomsg_s_device_joins_ours(family: Family, transports: tuple[
 async def test_libnanomsg_forgets_by_ipc_what_its_application_has_not_received_when_we_leave(
     transport: str, kept: bool, nn_device: Path, tmp_path: Path
 ) -> None:
-    # The application is a device with nobody behind it: it receives one message, and the next one when it has got rid of that.
+    # The application is a device with nobody behind it: it receives one message, and the next one
+    # when it has got rid of that.
     front, back = fixed_address(transport, tmp_path), fixed_address("tcp", tmp_path)
     firsts, lasts = [b"first %d" % n for n in range(20)], [b"last %d" % n for n in range(40)]
     async with running(str(nn_device), "pull", f"@{front}", "push", f"@{back}"), sp.Push0(**REDIAL) as push, sp.Pull0(**REDIAL) as pull:

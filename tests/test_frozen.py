@@ -1,4 +1,7 @@
-"""The package in a program that PyInstaller has packed, which finds modules by their import statements alone."""
+"""The package in a program that PyInstaller has packed.
+
+It finds modules by their import statements alone.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,10 @@ LIMIT = 60.0
 
 @attrs.define
 class Kernel:
-    """What a kernel would say of a connection, as its clock goes on.  The last sign of life was an hour ago."""
+    """What a kernel would say of a connection, as its clock goes on.
+
+    The last sign of life was an hour ago.
+    """
 
     now: float = 10_000.0
     heard_at: float = 6_400.0
@@ -106,7 +109,10 @@ def test_what_was_in_flight_and_has_arrived_is_forgotten() -> None:
 
 @pytest.mark.parametrize("forgets", [True, False], ids=["probes", "retransmissions into a closed window"])
 def test_a_peer_that_reads_nothing_and_is_asked_for_room_every_two_minutes_stays(forgets: bool) -> None:
-    """The kernel counts its probes from the last answer; data that it sends again into a window that was closed, it goes on counting."""
+    """The kernel counts its probes from the last answer.
+
+    It goes on counting data that it sends again into a window that was closed.
+    """
     kernel = Kernel()
     for _ in range(200):
         kernel.repeated += 1

@@ -581,7 +581,7 @@ Attack = Callable[[trio.SocketStream, trio.SocketStream], Awaitable[None]]
 
 
 class OnTheWay:
-    """Stands between a dialer and a listener, and passes on what they say, unless there is an attack to make on the connection."""
+    """Stands between a dialer and a listener, and passes on what they say unless it attacks."""
 
     def __init__(self, target: int) -> None:
         self.attack: Attack | None = None
@@ -712,7 +712,10 @@ async def test_an_alert_behind_a_hello_that_anybody_can_send_is_not_permanent(au
 
 
 async def test_a_hello_that_is_changed_on_the_way_costs_a_full_handshake(authority: Authority) -> None:
-    """The last byte of a resumed hello is one of the binder: the server itself then says that something is wrong with its digest."""
+    """The last byte of a resumed hello is one of the binder.
+
+    So the server itself says that something is wrong with a digest.
+    """
 
     async def flip(client: trio.SocketStream, server: trio.SocketStream) -> None:
         hello = await client.receive_some()
@@ -763,7 +766,7 @@ HASTY = {"redial_min": 0.001, "redial_max": 77}
 async def test_an_impostors_certificate_does_not_lock_the_dialer_out(
     authority: Authority, version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who is on the way can show any certificate, so a wrong one says nothing of the server's."""
+    """Anybody on the way can show any certificate, so a wrong one says nothing of the server's."""
     impostor = Authority().server()
     async with attacked(impostor, authority.client(maximum_version=version), **HASTY) as (_, req, url):
         assert max(await waits_between_attempts(req, url, caplog)) < 1
@@ -772,7 +775,7 @@ async def test_an_impostors_certificate_does_not_lock_the_dialer_out(
 async def test_an_impostor_that_hangs_up_on_a_client_without_certificate_does_not_either(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its alert is a genuine one, but of TLS 1.2, where it leaves before the server has proven anything."""
+    """Its alert is genuine, but of TLS 1.2, where it leaves before the server has proven anything."""
     server = authority.server(client_ca=authority.pem)
     async with attacked(server, authority.client(maximum_version="TLSv1.2"), **HASTY) as (_, req, url):
         assert max(await waits_between_attempts(req, url, caplog)) < 1

@@ -326,7 +326,7 @@ async def test_two_sockets_that_close_each_other_from_authorize_are_closed_and_t
     async def close(other: sp.Bus0) -> bool:
         called.append(other)
         if len(called) == 2:
-            both.set()  # and no checkpoint before the call, where this task could be cancelled already
+            both.set()  # and no checkpoint before the call, where it could be cancelled already
         else:
             await both.wait()
         await other.aclose()

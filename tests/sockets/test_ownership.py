@@ -1,4 +1,7 @@
-"""A socket belongs to the tasks of the trio run that has entered it: whoever else calls is told what to do, and does no harm."""
+"""A socket belongs to the tasks of the trio run that has entered it.
+
+Any other caller is told what to do, and does no harm.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,17 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "wait_for_peers": (5,),
 }
 READERS = {"statistics", "__aiter__", "__repr__", "requests", "surveys"}
-"""They change nothing.  What ``requests`` and ``surveys`` return is refused when it is asked for the first one."""
+"""They change nothing.
+
+What ``requests`` and ``surveys`` return is refused when it is asked for the first one.
+"""
 
 
 def calls_of(thing: object) -> Iterator[str]:
-    """Find what can be called of *thing* and changes something.  A name that stands nowhere above fails the test."""
+    """Find what can be called of *thing* and changes something.
+
+    A name that stands nowhere above fails the test.
+    """
     internal = INTERNAL.get(type(thing).__name__, ())
     for method in dir(type(thing)):
         if method in internal or method in READERS or not callable(inspect.getattr_static(type(thing), method)):

@@ -1,4 +1,7 @@
-"""Tasks that wait to send: what a call costs while others wait, in what order they go, and how many may wait for one peer."""
+"""Tasks that wait to send.
+
+What a call costs while others wait, in what order they go, and how many may wait for one peer.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +159,8 @@ async def test_a_reply_that_waits_goes_to_its_own_request_or_nowhere(name: str) 
         await connect(rep, quick)
         nursery.start_soon(quick.send, b"another question")
         await wait_all_tasks_blocked()
-        while await rep.receive() != b"another question":  # each one gives up the one before, the first the one whose reply waits
+        # Each one gives up the one before, the first the one whose reply waits.
+        while await rep.receive() != b"another question":
             pass
         nursery.start_soon(_read_all, slow)
         with pytest.raises(sp.StateError, match="given up while its reply waited"):

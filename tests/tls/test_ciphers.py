@@ -1,4 +1,7 @@
-"""Which ciphers are spoken under TLS 1.2: with forward secrecy and authenticated encryption, unless somebody says otherwise."""
+"""Which ciphers are spoken under TLS 1.2.
+
+Those with forward secrecy and authenticated encryption, unless somebody says otherwise.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""PEM as people have it: copies that gained blank lines and spaces are read, and no error about a source shows a key."""
+"""PEM as people have it.
+
+Copies that gained blank lines and spaces are read, and no error about a source shows a key.
+"""
 
 from __future__ import annotations
 

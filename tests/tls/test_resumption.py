@@ -406,7 +406,7 @@ def up_to_the_greeting(client: End, server: End) -> bytes:
 
 
 def test_the_session_of_a_connection_on_which_the_peer_was_never_heard_is_not_kept(authority: Authority, version: Version) -> None:
-    """Its server may have refused us; where it asks for a certificate it greets behind its tickets."""
+    """The server may have refused us: asking for a certificate, it greets behind its tickets."""
     server, client = configs(authority, version, mutual=True)
     ends = ends_of(server, client)
     up_to_the_greeting(*ends)

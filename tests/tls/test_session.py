@@ -812,7 +812,7 @@ def test_a_client_whose_callback_had_a_problem_says_nothing_that_looks_like_succ
 
 
 def test_a_server_whose_callback_had_a_problem_says_so_at_once(authority: Authority, version: Version, tmp_path: Path) -> None:
-    """Under 1.3 that is in the middle of the handshake, where OpenSSL only says that it wants more."""
+    """Under 1.3 that is in the middle of the handshake: OpenSSL only says that it wants more."""
     config = Config(authority, version)
     config.server, _ = keyless(authority, version, tmp_path / "keys")
     client, server = config.ends()

@@ -92,7 +92,10 @@ async def refused(
 
 
 async def refused_by_dialer(server: sp.TLSServerConfig, client: sp.TLSClientConfig) -> sp.AuthenticationError:
-    """Dial a server in vain whose certificate OpenSSL has nothing against, so that its alert does not say what is wrong."""
+    """Dial in vain a server whose certificate OpenSSL has nothing against.
+
+    So its alert does not say what is wrong.
+    """
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client) as req:
             with pytest.raises(sp.DialError) as caught:
@@ -345,7 +348,10 @@ def test_a_client_that_refuses_to_resume_does_not_finish_the_handshake(
 
 
 def unreadable(authority: Authority, folder: Path, *names: str, purpose: x509.ObjectIdentifier = SERVER) -> SSL.Context:
-    """Return a context with a certificate that OpenSSL takes and cryptography does not: it spells out a value that DER leaves out."""
+    """Return a context with a certificate that OpenSSL takes and cryptography does not.
+
+    It spells out a value that DER leaves out.
+    """
     pem = authority.issue_flawed(*names, purpose=purpose)
     constraints, critical = b"\x06\x03\x55\x1d\x13\x01\x01", b"\xff"
     tbs = certificate_of(pem).tbs_certificate_bytes

@@ -384,7 +384,10 @@ async def test_a_name_is_looked_up_again_at_each_redial_so_a_peer_that_moved_is_
 
 
 class Hanging:
-    """Stands for a resolver whose servers do not answer: lookups of names hang until they are released, and then find nothing."""
+    """Stands for a resolver whose servers do not answer.
+
+    Lookups of names hang until they are released, and then find nothing.
+    """
 
     def __init__(self) -> None:
         self.under_way = 0
@@ -552,7 +555,7 @@ async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -
 async def test_a_peer_that_vanishes_with_data_on_its_way_is_noticed_in_the_keepalive_time_and_one_that_reads_nothing_stays(
     url: str,
 ) -> None:
-    """Keepalive rests as long as there is data in flight, and the kernel sends it again for a quarter of an hour."""
+    """Keepalive rests while there is data in flight; the kernel repeats it for a quarter of an hour."""
     options: dict[str, Any] = {"listen": url, "tls": server_tls(url), "keepalive": 2, "linger": 0}
     async with sp.Bus0(**options) as bus, sp.Push0(**options) as patient, sp.Bus0() as gone, sp.Pull0(inbox_limit=1) as busy:
         events = bus.events()
@@ -609,7 +612,7 @@ async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, 
 @pytest.mark.slow
 @linux_only
 async def test_no_message_is_forgotten_because_it_is_time_to_look(mock_clock: MockClock) -> None:
-    """The task that looks is the one that writes, to so many pipes that it lets others run in between."""
+    """The task that looks also writes, to so many pipes that it lets others run in between."""
     async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
         streams = [await connect_as(bus.listeners[0].url, BUS) for _ in range(150)]
         await bus.wait_for_peers(150)

@@ -95,7 +95,10 @@ async def websocket_message_too_large(target: Target) -> str:
 
 @case(f"{IPC}, 3, names no reaction", roles=RECEIVING, shown=True, transports=("ipc",))
 async def type_of_an_ipc_message(target: Target) -> str:
-    """An ipc message of another type than 1 ends the connection, as at nng; or is taken, as at mangos; or is dropped."""
+    """An ipc message of another type than 1.
+
+    It ends the connection, as at nng; or it is taken, as at mangos; or it is dropped.
+    """
     fates = set()
     for kind in (0, 2, 255):
         pipe = await target.pipe()
