@@ -43,6 +43,8 @@ _MAX_REASON: Final = 123
 """What a Close has room for behind its code."""
 _PLAIN_CODES: Final = (1000, 1005)
 """Of a Close that says nothing more: OK, and none."""
+ENDED: Final = "the peer closed the connection"
+"""What is told of a Close; by itself: it came between messages and said no more."""
 
 quiet: Final = logging.Logger("sp.websockets", level=logging.CRITICAL + 1)  # noqa: LOG001  # the package would log payloads
 
@@ -218,7 +220,7 @@ class WebSocket:
             data, frame.data = frame.data, b""  # the parser holds on to its last frame
             if opcode is Opcode.CLOSE:
                 close = protocol.close_rcvd
-                self.ended = "the peer closed the connection" + (" in the middle of a message" if self._parts else "")
+                self.ended = ENDED + (" in the middle of a message" if self._parts else "")
                 if close is not None and (close.reason or close.code not in _PLAIN_CODES):
                     self.ended += f": {printable(str(close))}"
                 self.forget()

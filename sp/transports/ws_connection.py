@@ -14,12 +14,11 @@ from sp.http import HTTPClientConfig, HTTPInfo, HTTPServerConfig
 from sp.message import Message
 from sp.transports import Terms
 from sp.transports.stream import LARGE_READ_SIZE, MAX_PARTS, READ_SIZE, WRITE_SIZE, Link, LinkConnection, wait_for_either
-from sp.transports.websocket import WebSocket
+from sp.transports.websocket import ENDED, WebSocket
 from sp.transports.ws_handshake import Pings
 
 _LAST_WORDS: Final = 1.0
 """Seconds that a peer has to read why it is sent away: closing at once could take the words back (RST)."""
-_ENDED: Final = "the peer closed the connection"
 _NORMAL, GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _GONE = 1000, 1001, 1002, 1008, 1011
 """Codes of Close (RFC 6455, 7.4.1)."""
 
@@ -119,7 +118,7 @@ class WSConnection(LinkConnection):
                 data = b""
             elif websocket.ended:
                 await trio.lowlevel.checkpoint()
-                raise PeerClosed(websocket.ended, wordless=websocket.ended == _ENDED)
+                raise PeerClosed(websocket.ended, wordless=websocket.ended == ENDED)
             else:
                 if self._more:
                     await trio.lowlevel.checkpoint()

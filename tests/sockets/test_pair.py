@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import sp
 from tests.transports.conftest import new_url, scheme
 from tests.transports.ends import dial, listen
+from tests.transports.web import upgrade, ws_frame
 from tests.transports.wire import expect, until
 
 from .conftest import Background, connect
@@ -627,6 +628,17 @@ async def test_a_hang_up_that_no_pair_makes_is_not_explained_by_one(kind: Kind, 
             reason = (await expect(heard, sp.EventKind.DIAL_FAILED)).reason
     # A reset may have taken back what was sent before it.
     assert (HINT in reason) is (family == "tcp" and (resets or not begun)), reason
+
+
+@pytest.mark.parametrize(("payload", "is_wordless"), [(b"", True), (b"\x03\xe8", True), (b"\x03\xe8later", False), (b"\x03\xf0", False)])
+async def test_a_close_that_says_why_is_not_explained_by_a_place(payload: bytes, *, is_wordless: bool) -> None:
+    async with sp.Pair0(listen="ws://127.0.0.1:0") as pair:
+        with trio.fail_after(10):
+            told = pair.events()
+            async with await upgrade(pair.listeners[0].url, "pair.sp.nanomsg.org") as stream:
+                await stream.send_all(ws_frame(8, payload))
+                reason = (await expect(told, sp.EventKind.DETACHED)).reason
+    assert (HINT in reason) is is_wordless, reason
 
 
 async def test_a_peer_that_leaves_after_a_while_is_not_taken_for_one_that_refused_us(name: str, autojump_clock: MockClock) -> None:
