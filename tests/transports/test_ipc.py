@@ -18,6 +18,7 @@ import trio.testing
 
 import sp
 from sp.address import Address
+from sp.transports import ipc
 from sp.transports.tcp import BACKLOG
 from tests.transports.wire import BUS, connect, connect_as, expect, frame, receive_end, receive_exactly
 
@@ -170,6 +171,16 @@ async def test_a_file_that_took_the_place_of_ours_is_not_removed(path: Path) -> 
     assert not path.exists()
 
 
+async def test_an_address_that_is_closed_twice_leaves_the_file_of_its_successor_alone(path: Path, tmp_path: Path) -> None:
+    (acceptor,) = await ipc.listen(Address.parse(f"ipc://{path}"), sp.Bus0()._core.terms)
+    os.link(path, tmp_path / "kept")
+    acceptor.close()
+    assert not path.exists()
+    (tmp_path / "kept").rename(path)  # a new file may get the number of one that is gone
+    acceptor.close()  # as a listener does that was drained
+    assert path.exists()
+
+
 async def test_closing_is_no_trouble_when_the_file_is_gone_already(path: Path) -> None:
     async with sp.Rep0() as rep:
         await rep.listen(f"ipc://{path}")
@@ -244,6 +255,14 @@ async def test_a_relative_path_may_be_too_long_with_its_directory_while_that_is_
             monkeypatch.chdir(deep.parent)
             await req.wait_for_peers()  # it is found again
     assert list(deep.iterdir()) == []
+
+
+async def test_a_stale_file_is_replaced_also_where_its_path_is_too_long(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(deep)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("here")
+    async with sp.Rep0(listen="ipc://here") as rep:
+        await check("ipc://here", rep)
 
 
 async def test_a_working_directory_that_is_gone_is_the_systems_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
