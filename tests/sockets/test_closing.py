@@ -377,6 +377,7 @@ async def test_a_socket_that_is_closed_while_it_is_being_entered_is_closed() -> 
                 with suppress(trio.ClosedResourceError):
                     async with bus:
                         await closed.wait()
+                        assert "closed" in repr(bus)
                 await closed.wait()
 
 

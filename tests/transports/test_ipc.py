@@ -8,6 +8,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -294,6 +295,17 @@ async def test_the_longest_path_works_and_one_byte_more_is_an_address_error(tmp_
 @pytest.fixture(params=["ipc", "ws+unix", pytest.param("abstract", marks=linux_only)])
 def local_url(request: pytest.FixtureRequest, path: Path) -> str:
     return f"abstract://sp-test-{os.getpid()}-{path.parent.name}" if request.param == "abstract" else f"{request.param}://{path}"
+
+
+@linux_only
+async def test_a_backlog_is_as_long_as_the_system_lets_it_be(local_url: str) -> None:
+    longest = int(Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii"))
+    async with sp.Rep0(listen=local_url):
+        with ExitStack() as stack:
+            for _ in range(min(longest, 300)):  # without a turn for the listener in between
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(Address.parse(local_url).path)
 
 
 @pytest.mark.slow

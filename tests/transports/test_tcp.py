@@ -20,7 +20,7 @@ from trio.testing import MockClock
 
 import sp
 from sp.address import Address
-from sp.transports import tcp_info
+from sp.transports import tcp, tcp_info
 from sp.transports.tcp import format_address
 from tests.transports.ends import authority, dial, network_only, server_tls
 from tests.transports.wire import BUS, REQ, connect, connect_as, expect, receive_exactly, receive_frame, reset
@@ -355,6 +355,49 @@ async def test_a_name_with_no_live_address_fails_with_the_real_cause() -> None:
             with trio.fail_after(5), pytest.raises(sp.DialError, match=r"(?i)refused") as caught:
                 await req.dial(f"tcp://peer.test:{reserved.getsockname()[1]}")
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+@linux_only
+async def test_each_different_reason_of_a_names_addresses_is_told_once() -> None:
+    use_resolver(["127.0.0.1", "255.255.255.255", "127.0.0.2"])
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        async with sp.Req0() as req:
+            with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
+                await req.dial(f"tcp://peer.test:{reserved.getsockname()[1]}")
+    told = str(caught.value)
+    assert (told.count("Connection refused"), told.count("; ")) == (1, 1), told
+
+
+@pytest.mark.timeout(10)
+async def test_an_address_that_fails_is_followed_by_the_next_one_at_once(mock_clock: MockClock) -> None:
+    use_resolver(["127.0.0.2", "127.0.0.1"])
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
+        await req.dial(f"tcp://peer.test:{port_of(rep.listeners[0].url)}")  # no time passes
+        await ask(req, rep, b"hello")
+
+
+async def test_of_two_connections_that_are_made_at_the_same_moment_one_is_closed(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    use_resolver(["127.0.0.2", "127.0.0.1"])
+    arrived = trio.Event()
+    opened: list[socket.socket] = []
+
+    async def connect_at_last(*_: object) -> socket.socket:
+        if opened:
+            arrived.set()
+        opened.append(socket.socket())
+        ours = opened[-1]
+        with trio.CancelScope(shield=True):  # it is too late for that
+            await arrived.wait()
+        return ours
+
+    monkeypatch.setattr(tcp, "_open", connect_at_last)
+    async with sp.Req0() as req:
+        link = await tcp.connect_link(Address.parse("tcp://peer.test:1"), req._core.terms)
+        assert [sock.fileno() >= 0 for sock in opened].count(True) == 1
+        link.close()
 
 
 async def test_a_name_that_does_not_exist_fails_with_the_resolvers_words() -> None:
