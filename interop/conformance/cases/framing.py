@@ -95,9 +95,9 @@ async def websocket_message_too_large(target: Target) -> str:
 
 @case(f"{IPC}, 3, names no reaction", roles=RECEIVING, shown=True, transports=("ipc",))
 async def type_of_an_ipc_message(target: Target) -> str:
-    """An ipc message of another type than 1.
+    """An ipc message of another type than 1 ends the connection, is taken or is dropped.
 
-    It ends the connection, as at nng; or it is taken, as at mangos; or it is dropped.
+    nng ends the connection, mangos takes the message.
     """
     fates = set()
     for kind in (0, 2, 255):
