@@ -88,6 +88,7 @@ class Pipe:
         "_reading",
         "_refused",
         "_state",
+        "_times_writable",
         "_watched",
         "_writing",
         "bytes_received",
@@ -98,7 +99,6 @@ class Pipe:
         "messages_sent",
         "peer_number",
         "priority",
-        "progress",
         "url",
     )
 
@@ -125,8 +125,7 @@ class Pipe:
         self._grace: trio.CancelScope | None = None  # the time that a broken pipe has left
         self._reading = _OWN
         self._reader: trio.lowlevel.Task | None = None  # our task, while it is parked
-        self.progress = 0
-        """How often the kernel could take something again after it had been full."""
+        self._times_writable = 0  # how often the kernel could take something again after it had been full
         self._watched = not connection.watchable  # also if looking at it would tell nothing
         self._left_over: list[Message] = []  # read by a borrower, not taken by the engine
 
@@ -266,6 +265,15 @@ class Pipe:
     def broken(self) -> bool:
         """Whether nothing can be written any more."""
         return self._writing is _BROKEN or self._state is _ENDED
+
+    @property
+    def progress(self) -> int:
+        """Grows whenever a peer that kept us waiting has read something.
+
+        The kernel takes more of ours only when a third of its megabytes is free: a slow peer may
+        need minutes for that, so what it has acknowledged counts as well.
+        """
+        return self._times_writable + self._connection.acknowledged()
 
     def resume(self) -> None:
         """Wake our task, if it is parked: it finds out by itself what has changed."""
@@ -567,7 +575,7 @@ class Pipe:
         while state is _BLOCKED:
             try:
                 await self._connection.wait_writable()
-                self.progress += 1
+                self._times_writable += 1
             except trio.ClosedResourceError:
                 pass  # closed, or a reader was interrupted
             if self.error is not None:

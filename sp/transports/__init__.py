@@ -139,6 +139,10 @@ class Connection(Protocol):
         """
         ...
 
+    def acknowledged(self) -> int:
+        """Return how many bytes the peer's system has taken; always 0 where ours does not tell."""
+        ...
+
     def send_nowait(self, outbox: deque[Message]) -> bool:
         """Write messages from the left of *outbox*, taking out what was taken over.
 

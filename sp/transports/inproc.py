@@ -151,6 +151,9 @@ class InprocConnection:
     def look(self, now: float) -> bool:
         return False
 
+    def acknowledged(self) -> int:
+        return 0
+
     def send_nowait(self, outbox: deque[Message]) -> bool:
         peer = self._peer
         if peer.closed:

@@ -18,7 +18,7 @@ from sp.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_gree
 from sp.http import HTTPResponse
 from sp.message import Message
 from sp.proxy_protocol import ProxyDecoder, ProxyInfo
-from sp.transports import Terms
+from sp.transports import Terms, tcp_info
 
 if TYPE_CHECKING:
     from sp.tls import TLSInfo
@@ -111,6 +111,7 @@ class Link(Protocol):
     @property
     def watchable(self) -> bool: ...
     def look(self, now: float) -> bool: ...
+    def acknowledged(self) -> int: ...
     def interrupt(self) -> None: ...
     def finish(self) -> bool: ...
     def close(self) -> None: ...
@@ -194,6 +195,12 @@ class SocketLink:
 
     def look(self, now: float) -> bool:
         return False
+
+    def acknowledged(self) -> int:
+        try:
+            return tcp_info.acknowledged(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.SIZE))
+        except (AttributeError, OSError):
+            return 0  # another system, a UNIX socket, or it is closed
 
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -372,6 +379,9 @@ class LinkConnection(abc.ABC):
 
     def look(self, now: float) -> bool:
         return self._link.look(now)
+
+    def acknowledged(self) -> int:
+        return self._link.acknowledged()
 
     @property
     def unsent(self) -> int:

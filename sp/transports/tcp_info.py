@@ -18,6 +18,7 @@ from sp.errors import PeerSilent
 # struct tcp_info of linux/tcp.h, of which only the end ever grows: its first part, and
 # tcpi_notsent_bytes.
 _FIRST: Final = struct.Struct("=2xBB20xI24xII")
+_ACKNOWLEDGED: Final = struct.Struct("=120xQ")  # tcpi_bytes_acked
 _UNSENT: Final = struct.Struct("=144xI")
 SIZE: Final = _UNSENT.size
 _UNANSWERED: Final = 2
@@ -47,6 +48,11 @@ def decode(raw: bytes) -> TCPInfo | None:
         repeated=retransmits + probes,
         heard=min(last_data, last_acknowledgement) / 1000,
     )
+
+
+def acknowledged(raw: bytes) -> int:
+    """Return how many bytes the peer has acknowledged; 0: this kernel is too old to tell."""
+    return int(_ACKNOWLEDGED.unpack_from(raw)[0]) if len(raw) >= SIZE else 0
 
 
 class Silence:

@@ -321,6 +321,9 @@ class TLSLink:
     def look(self, now: float) -> bool:
         return self._inner.look(now)
 
+    def acknowledged(self) -> int:
+        return self._inner.acknowledged()
+
     def interrupt(self) -> None:
         self._inner.interrupt()
 

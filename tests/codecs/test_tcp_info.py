@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sp.errors import PeerSilent
 from sp.transports import tcp_info
+from sp.transports.stream import SocketLink
 from sp.transports.tcp_info import Silence, TCPInfo
 
 LIMIT = 60.0
@@ -171,6 +172,7 @@ def test_of_what_the_kernel_says_the_right_places_are_read(fields: dict[str, int
 @pytest.mark.parametrize("size", [0, 60, 104, tcp_info.SIZE - 1])
 def test_an_old_kernel_says_too_little(size: int) -> None:
     assert tcp_info.decode(raw()[:size]) is None
+    assert tcp_info.acknowledged(raw()[:size]) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
@@ -179,3 +181,26 @@ def test_this_kernel_says_enough() -> None:
         info = tcp_info.decode(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.SIZE))
     assert info is not None
     assert not info.in_flight
+
+
+def test_the_place_of_what_was_acknowledged_is_the_right_one() -> None:
+    data = bytearray(raw())
+    struct.pack_into("=Q", data, 120, 5_000_000_000)
+    assert tcp_info.acknowledged(bytes(data)) == 5_000_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
+def test_a_link_tells_what_its_peer_has_acknowledged_where_the_system_does() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server, closing(socket.create_connection(server.getsockname())) as sock:
+        link = SocketLink(sock, "", "")
+        before = link.acknowledged()
+        assert link.send(bytes(1000)) == 1000
+        with closing(server.accept()[0]) as peer:
+            peer.recv(1000, socket.MSG_WAITALL)
+            while link.acknowledged() == before:
+                pass
+        assert link.acknowledged() - before == 1000
+    assert link.acknowledged() == 0
+    for sock in socket.socketpair():
+        with closing(sock):
+            assert SocketLink(sock, "", "").acknowledged() == 0
