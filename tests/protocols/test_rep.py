@@ -170,6 +170,20 @@ def test_a_reply_that_waited_belongs_to_its_request(engine: RepEngine, pipe: Fak
     assert (pipe.bodies, other.bodies) == ([], [b"another answer"])
 
 
+def test_a_reply_that_waited_does_not_answer_the_next_request_of_the_same_peer(engine: RepEngine, pipe: FakePipe) -> None:
+    next_id = b"\x80\0\0\x07"
+    engine.message_received(pipe, request(pipe))
+    engine.message_received(pipe, request(pipe, header=next_id))
+    context, answer = engine.open_context(), Message(b"answer")
+    context.receive()
+    assert context.pipe_for(answer) is pipe
+    context.receive()
+    with pytest.raises(StateError, match="given up while its reply waited"):
+        context.send(answer)
+    assert context.send(Message(b"another answer"))
+    assert [(message.header, message.body) for message in pipe.taken] == [(next_id, b"another answer")]
+
+
 def test_a_reply_without_a_request_has_nowhere_to_wait(engine: RepEngine) -> None:
     with pytest.raises(StateError, match="receive one first"):
         engine.open_context().pipe_for(Message(b"answer"))

@@ -134,6 +134,22 @@ async def test_other_waiters_are_served_by_who_reads(url: str) -> None:
         assert await first.done() == b"slow"
 
 
+async def test_a_reader_that_is_interrupted_for_nothing_keeps_its_place_before_those_who_came_later(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two, 20)
+        calls = []
+        for _ in range(3):
+            calls.append(Background(nursery, one.receive))
+            await trio.testing.wait_all_tasks_blocked()
+        await dial(three, one.listeners[0].url)  # from now on the first of them reads no more
+        await one.wait_for_peers(2)
+        await trio.testing.wait_all_tasks_blocked()
+        for number, call in enumerate(calls):
+            await three.send(b"%d" % number)
+            assert await call.done() == b"%d" % number
+
+
 async def test_two_tasks_that_receive_share_the_messages(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
         await connect(one, two)
