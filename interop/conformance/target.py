@@ -200,7 +200,7 @@ class Target:
             except trio.EndOfChannel:
                 self.check_running()
                 raise AssertionError("the subject has closed its output") from None
-        raise AssertionError(f"the subject has not printed a message within {within:g} seconds")
+        raise NotPrinted(f"the subject has not printed a message within {within:g} seconds")
 
     async def expect_printed(self, *bodies: bytes) -> None:
         """See that the subject prints *bodies* next, each a line."""
@@ -322,6 +322,10 @@ def _identity(text: str) -> bytes:
 
 def _short(data: bytes) -> str:
     return repr(data) if len(data) <= 40 else f"{data[:32]!r}... ({len(data)} bytes)"
+
+
+class NotPrinted(AssertionError):
+    """The subject has printed nothing in time."""
 
 
 class Crashed(AssertionError):
