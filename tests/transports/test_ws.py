@@ -484,7 +484,7 @@ async def test_a_refusal_is_told_soon_whatever_its_body_does(
         assert error.response.body.startswith(b"nope\n")
         assert "has answered 401 No: 'nope'" in str(error)
         assert (place in str(error)) is by_proxy
-        # And who has to change something gets the time for it.
+        # The user has to change something, and gets the time for it.
         await jump(mock_clock, 18)
         assert dialer.statistics().attempts == 1
         await jump(mock_clock, 2)
