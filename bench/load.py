@@ -14,8 +14,8 @@ import trio
 from bench.harness import Line, Peer, Plan, Row, hear, in_turn, ratio, two_processes
 from bench.sides import ANY_PORT
 from sp import Pull0, Push0, Rep0, Req0, Request
-from sp.framing import encode_greeting
 from sp.protocol_numbers import REQ
+from sp.transports.framing import encode_greeting
 
 _MANY = 8_000
 _SMALL_BODY = bytes(20)

@@ -18,8 +18,8 @@ import trio.testing
 from bench.harness import Line, Peer, Plan, Row, hear, in_turn, plainly
 from bench.sides import ANY_PORT, HOST
 from sp import Rep0
-from sp.framing import encode_greeting
 from sp.protocol_numbers import REQ
+from sp.transports.framing import encode_greeting
 
 _KIB = 1024
 _SETTLED = 20

@@ -13,7 +13,7 @@ import trio.testing
 from bench.harness import Line, Peer, Plan, Row, Side, compare, hear, in_turn, two_processes
 from bench.sides import Papers, any_port, nng, ours
 from bench.tls import far_away, held, megabytes, papers
-from sp import HTTPClientConfig, HTTPServerConfig, Rep0, Req0, TLSClientConfig, TLSServerConfig
+from sp import Rep0, Req0, TLSClientConfig, TLSServerConfig, WSClientConfig, WSServerConfig
 
 _SMALL = 64
 _LARGE = 64 * 1024
@@ -98,7 +98,7 @@ def delay(plan: Plan) -> list[Row]:
 async def _listen(line: Line, own: Papers, interval: float) -> None:
     """Have idle pipes.  Asked for a number, wait until there are as many and tell the memory; asked for a time, tell the CPU used in it."""
     tls = TLSServerConfig(certificate=own.server)
-    async with Rep0(listen=any_port("wss"), tls=tls, http=HTTPServerConfig(ping_interval=interval)) as rep:
+    async with Rep0(listen=any_port("wss"), tls=tls, ws=WSServerConfig(ping_interval=interval)) as rep:
         line.send(rep.listeners[0].url)
         while True:
             what, amount = await hear(line)
@@ -118,7 +118,7 @@ async def _listen(line: Line, own: Papers, interval: float) -> None:
 async def _dial(line: Line, url: str, own: Papers) -> None:
     """Have as many pipes as asked for, and answer pings."""
     tls = TLSClientConfig(ca=own.ca, server_name="localhost")
-    async with Req0(tls=tls, http=HTTPClientConfig(ping_interval=None, proxy=None)) as req:
+    async with Req0(tls=tls, ws=WSClientConfig(ping_interval=None, proxy=None)) as req:
         line.send(None)
         while True:
             (wanted,) = await hear(line)

@@ -18,7 +18,7 @@ class TestNanocat(ToolContract):
     @each_listener
     async def test_if_we_ping_everyone_each_ping_becomes_a_message_of_its_and_none_is_answered(self, listener: str, tmp_path: Path) -> None:
         async with (
-            sp.Pub0(http=pinging(listener, ping_everyone=True), **REDIAL) as ours,
+            sp.Pub0(ws=pinging(listener, ping_everyone=True), **REDIAL) as ours,
             self.connected(ours, "Sub0", "ws", listener, tmp_path, "--quoted") as process,
         ):
             events = ours.events()
@@ -28,7 +28,7 @@ class TestNanocat(ToolContract):
 
     async def test_over_ws_our_dialer_shows_how_it_refuses_the_wrong_protocol(self, tmp_path: Path) -> None:
         # It leaves out the empty line that ends an answer, and does not hang up.
-        async with sp.Rep0(greeting_timeout=0.3, **REDIAL) as ours:
+        async with sp.Rep0(handshake_timeout=0.3, **REDIAL) as ours:
             events = ours.events()
             async with self.connected(ours, "Sub0", "ws", "theirs", tmp_path):
                 event = await next_event(events, sp.EventKind.DIAL_FAILED, sp.GreetingError)

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.libnng
 
 CLIENT: Final = "127.0.0.2"
 """Where clients are, so that they can be told from the proxies at 127.0.0.1."""
-BEHIND: Final = sp.HTTPServerConfig(trusted_proxies="127.0.0.1")
-DIRECT: Final = sp.HTTPClientConfig(proxy=None)
+BEHIND: Final = sp.WSServerConfig(trusted_proxies="127.0.0.1")
+DIRECT: Final = sp.WSClientConfig(proxy=None)
 """For a dialer, whatever the environment says of proxies."""
 ANY: Final = "ws://127.0.0.1:0"
 SHORT: Final[Mapping[str, str]] = {"60s": "1s"}
@@ -74,9 +74,9 @@ async def echo(rep: sp.Rep0) -> None:
         await request.reply(request.body)
 
 
-def sending(headers: Mapping[str, str]) -> sp.HTTPClientConfig:
+def sending(headers: Mapping[str, str]) -> sp.WSClientConfig:
     """Return the configuration of a client that sends *headers*."""
-    return sp.HTTPClientConfig(proxy=None, headers=headers)
+    return sp.WSClientConfig(proxy=None, headers=headers)
 
 
 # TLS ends at the proxy.
@@ -85,9 +85,9 @@ def sending(headers: Mapping[str, str]) -> sp.HTTPClientConfig:
 @each_wss
 async def test_questions_and_answers_of_every_size_pass(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     async with (
-        sp.Rep0(listen=ANY, http=BEHIND) as rep,
+        sp.Rep0(listen=ANY, ws=BEHIND) as rep,
         in_front(file, directory, rep) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
         trio.open_nursery() as nursery,
     ):
         await req.dial(f"wss://127.0.0.1:{running.port}")
@@ -101,9 +101,9 @@ async def test_questions_and_answers_of_every_size_pass(file: str, directory: Pa
 @each_wss
 async def test_what_is_published_comes_through_in_order(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     async with (
-        sp.Pub0(listen=ANY, http=BEHIND) as pub,
+        sp.Pub0(listen=ANY, ws=BEHIND) as pub,
         in_front(file, directory, pub) as running,
-        sp.Sub0(topics=b"", tls=tls, http=DIRECT) as sub,
+        sp.Sub0(topics=b"", tls=tls, ws=DIRECT) as sub,
     ):
         await sub.dial(f"wss://127.0.0.1:{running.port}")
         await pub.wait_for_peers()
@@ -118,7 +118,7 @@ async def test_libnng_asks_and_is_answered(file: str, directory: Path, authority
     client = TLSConfig(TLSConfig.MODE_CLIENT, server_name="127.0.0.1", ca_string=authority.pem.decode())
     with open_partner("Req0", tls_config=client) as theirs:
         async with (
-            sp.Rep0(listen=ANY, http=BEHIND) as rep,
+            sp.Rep0(listen=ANY, ws=BEHIND) as rep,
             in_front(file, directory, rep) as running,
             trio.open_nursery() as nursery,
         ):
@@ -136,7 +136,7 @@ async def test_we_ask_libnng_and_are_answered(file: str, directory: Path, tls: s
         place = str(theirs.listen(f"{ANY}/").local_address)
         async with (
             proxy(file, directory, {"127.0.0.1:8080": place}) as running,
-            sp.Req0(tls=tls, http=DIRECT) as req,
+            sp.Req0(tls=tls, ws=DIRECT) as req,
         ):
             await req.dial(f"wss://127.0.0.1:{running.port}/")
             await req.send(body_of(900_000))
@@ -150,10 +150,10 @@ async def test_the_client_s_address_and_scheme_are_known_and_the_proxy_s_address
     file: str, directory: Path, tls: sp.TLSClientConfig
 ) -> None:
     async with (
-        sp.Rep0(listen=f"{ANY}/questions", http=BEHIND) as rep,
+        sp.Rep0(listen=f"{ANY}/questions", ws=BEHIND) as rep,
         in_front(file, directory, rep) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(tls=tls, http=sending({"Authorization": "Bearer 7"})) as req,
+        sp.Req0(tls=tls, ws=sending({"Authorization": "Bearer 7"})) as req,
     ):
         await req.dial(f"wss://127.0.0.1:{port}/questions?to=all&from=7")
         await rep.wait_for_peers()
@@ -171,10 +171,10 @@ async def test_the_client_s_address_and_scheme_are_known_and_the_proxy_s_address
 @each_wss
 async def test_a_proxy_that_is_not_trusted_is_itself_the_peer(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     async with (
-        sp.Rep0(listen=ANY, http=sp.HTTPServerConfig(trusted_proxies="192.0.2.0/24")) as rep,
+        sp.Rep0(listen=ANY, ws=sp.WSServerConfig(trusted_proxies="192.0.2.0/24")) as rep,
         in_front(file, directory, rep) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         await req.dial(f"wss://127.0.0.1:{port}")
         await rep.wait_for_peers()
@@ -192,10 +192,10 @@ async def test_what_a_client_says_of_its_address_is_not_believed(
 ) -> None:
     forged = {"X-Forwarded-For": "192.0.2.66, 192.0.2.67", "X-Forwarded-Proto": "http", "Forwarded": "for=192.0.2.66;proto=http"}
     async with (
-        sp.Rep0(listen=ANY, http=sp.HTTPServerConfig(trusted_proxies="127.0.0.1", forwarded_header=header)) as rep,
+        sp.Rep0(listen=ANY, ws=sp.WSServerConfig(trusted_proxies="127.0.0.1", forwarded_header=header)) as rep,
         in_front(file, directory, rep) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(tls=tls, http=sending(forged)) as req,
+        sp.Req0(tls=tls, ws=sending(forged)) as req,
     ):
         await req.dial(f"wss://127.0.0.1:{port}")
         await rep.wait_for_peers()
@@ -219,9 +219,9 @@ async def test_a_refusal_comes_through_with_its_status_its_headers_and_its_body(
     file: str, directory: Path, tls: sp.TLSClientConfig
 ) -> None:
     async with (
-        sp.Rep0(listen=ANY, http=BEHIND, authorize=only_friends) as rep,
+        sp.Rep0(listen=ANY, ws=BEHIND, authorize=only_friends) as rep,
         in_front(file, directory, rep) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         with pytest.raises(sp.DialError) as caught:
             await req.dial(f"wss://127.0.0.1:{running.port}")
@@ -244,7 +244,7 @@ async def test_a_refusal_of_the_proxys_own_is_told_with_its_words(file: str, sta
             "default_backend service": f'http-request return status {status} content-type text/plain string "not now" hdr Retry-After 7'
         },
     }[name_of(file)]
-    async with sp.Rep0(listen=ANY) as rep, in_front(file, directory, rep, **changes) as running, sp.Req0(tls=tls, http=DIRECT) as req:
+    async with sp.Rep0(listen=ANY) as rep, in_front(file, directory, rep, **changes) as running, sp.Req0(tls=tls, ws=DIRECT) as req:
         with pytest.raises(sp.DialError) as caught:
             await req.dial(f"wss://127.0.0.1:{running.port}")
         cause = caught.value.__cause__
@@ -257,9 +257,9 @@ async def test_a_refusal_of_the_proxys_own_is_told_with_its_words(file: str, sta
 async def test_an_early_hint_before_the_agreement_is_passed_over(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     hint = {"default_backend service": 'http-request early-hint Link "</style.css>; rel=preload"\n    default_backend service'}
     async with (
-        sp.Rep0(listen=ANY, http=BEHIND) as rep,
+        sp.Rep0(listen=ANY, ws=BEHIND) as rep,
         in_front(file, directory, rep, **hint) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(echo, rep)
@@ -272,19 +272,19 @@ async def test_an_early_hint_before_the_agreement_is_passed_over(file: str, dire
 
 @each_wss
 async def test_a_page_of_another_origin_is_refused(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
-    http = sp.HTTPServerConfig(trusted_proxies="127.0.0.1", origins="https://app.example")
-    async with sp.Rep0(listen=ANY, http=http) as rep, in_front(file, directory, rep) as running, sp.Req0(tls=tls) as req:
+    http = sp.WSServerConfig(trusted_proxies="127.0.0.1", origins="https://app.example")
+    async with sp.Rep0(listen=ANY, ws=http) as rep, in_front(file, directory, rep) as running, sp.Req0(tls=tls) as req:
         with pytest.raises(sp.DialError, match="403 Forbidden"):
-            await req.dial(f"wss://127.0.0.1:{running.port}", http=sending({"Origin": "https://evil.example"}))
-        await req.dial(f"wss://127.0.0.1:{running.port}", http=sending({"Origin": "https://app.example"}))
+            await req.dial(f"wss://127.0.0.1:{running.port}", ws=sending({"Origin": "https://evil.example"}))
+        await req.dial(f"wss://127.0.0.1:{running.port}", ws=sending({"Origin": "https://app.example"}))
 
 
 @each_wss
 async def test_who_speaks_the_wrong_protocol_is_told_so_by_name(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     async with (
-        sp.Pub0(listen=ANY, http=BEHIND) as pub,
+        sp.Pub0(listen=ANY, ws=BEHIND) as pub,
         in_front(file, directory, pub) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         with pytest.raises(sp.DialError, match="the peer is PUB, expected REP"):
             await req.dial(f"wss://127.0.0.1:{running.port}")
@@ -304,9 +304,9 @@ async def test_a_line_that_a_proxy_lacks_shows_in_the_answer(
     file: str, line: str, answer: str, directory: Path, tls: sp.TLSClientConfig
 ) -> None:
     async with (
-        sp.Rep0(listen=ANY, http=BEHIND) as rep,
+        sp.Rep0(listen=ANY, ws=BEHIND) as rep,
         in_front(file, directory, rep, **{line: ""}) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         with pytest.raises(sp.DialError, match=f"the server has answered {answer}"):
             await req.dial(f"wss://127.0.0.1:{running.port}")
@@ -316,9 +316,9 @@ async def test_a_line_that_a_proxy_lacks_shows_in_the_answer(
 async def test_a_service_that_is_not_there_is_a_refusal_by_the_proxy(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     at_once = {"timeout connect 5s": "timeout connect 5s\n    retries 0"} if "haproxy" in file else {}
     async with (
-        sp.Rep0(listen=ANY, http=BEHIND) as rep,
+        sp.Rep0(listen=ANY, ws=BEHIND) as rep,
         in_front(file, directory, rep, **at_once) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         rep.listeners[0].close()
         with pytest.raises(sp.DialError) as caught:
@@ -331,9 +331,9 @@ async def test_a_service_that_is_not_there_is_a_refusal_by_the_proxy(file: str, 
 @each_wss
 async def test_a_client_learns_that_the_service_goes_away(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     async with (
-        sp.Rep0(listen=ANY, http=BEHIND) as rep,
+        sp.Rep0(listen=ANY, ws=BEHIND) as rep,
         in_front(file, directory, rep) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         await req.dial(f"wss://127.0.0.1:{running.port}")
         await rep.wait_for_peers()
@@ -348,9 +348,9 @@ async def test_a_client_learns_that_the_service_goes_away(file: str, directory: 
 
 @each_paths
 async def test_a_path_is_kept_or_stripped(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
-    async with sp.Rep0(listen=f"{ANY}/sp/questions", http=BEHIND) as kept, sp.Rep0(http=BEHIND) as stripped:
+    async with sp.Rep0(listen=f"{ANY}/sp/questions", ws=BEHIND) as kept, sp.Rep0(ws=BEHIND) as stripped:
         await stripped.listen(f"ws://{place_of(kept.listeners[0].url)}/questions")
-        async with in_front(file, directory, kept) as running, sp.Req0(tls=tls, http=DIRECT) as req:
+        async with in_front(file, directory, kept) as running, sp.Req0(tls=tls, ws=DIRECT) as req:
             for outside, rep, inside in (("/sp/questions", kept, "/sp/questions"), ("/app/questions", stripped, "/questions")):
                 dialer = await req.dial(f"wss://127.0.0.1:{running.port}{outside}?a=%2F&b")
                 await rep.wait_for_peers()
@@ -370,10 +370,10 @@ async def test_a_path_is_kept_or_stripped(file: str, directory: Path, tls: sp.TL
 async def test_a_service_at_a_unix_socket_knows_its_clients_addresses(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     path = directory / "service.sock"
     async with (
-        sp.Rep0(listen=f"ws+unix://{path}", http=sp.HTTPServerConfig(trusted_proxies="unix")) as rep,
+        sp.Rep0(listen=f"ws+unix://{path}", ws=sp.WSServerConfig(trusted_proxies="unix")) as rep,
         proxy(file, directory, {"/run/sp/service.sock": str(path)}) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(tls=tls, http=sending({"X-Forwarded-For": "192.0.2.66"})) as req,
+        sp.Req0(tls=tls, ws=sending({"X-Forwarded-For": "192.0.2.66"})) as req,
         trio.open_nursery() as nursery,
     ):
         await req.dial(f"wss://127.0.0.1:{port}")
@@ -397,7 +397,7 @@ async def test_the_name_in_a_client_s_certificate_comes_in_a_header_that_no_clie
     forged = {"X-SSL-Client-Verify": "SUCCESS", "X-SSL-Client-DN": "CN=admin"}
     if "haproxy" in file:
         forged["X-SSL-Client-CN"] = "admin"
-    async with sp.Rep0(listen=ANY, http=BEHIND) as rep, in_front(file, directory, rep) as running, sp.Req0(http=sending(forged)) as req:
+    async with sp.Rep0(listen=ANY, ws=BEHIND) as rep, in_front(file, directory, rep) as running, sp.Req0(ws=sending(forged)) as req:
         seen: list[dict[str, str]] = []
         for own in (None, authority.issue("client.example", subject="client 7")):
             dialer = await req.dial(f"wss://127.0.0.1:{running.port}", tls=authority.client(certificate=own))
@@ -423,9 +423,9 @@ async def test_the_name_in_a_client_s_certificate_comes_in_a_header_that_no_clie
 async def test_a_certificate_of_a_stranger_comes_nowhere(file: str, directory: Path, authority: Authority, stranger: Authority) -> None:
     tls = authority.client(certificate=stranger.issue("client.example"))
     async with (
-        sp.Rep0(listen=ANY, http=BEHIND) as rep,
+        sp.Rep0(listen=ANY, ws=BEHIND) as rep,
         in_front(file, directory, rep) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         with pytest.raises(sp.DialError, match="400" if running.name == "nginx" else "unknown ca"):
             await req.dial(f"wss://127.0.0.1:{running.port}")
@@ -441,7 +441,7 @@ async def test_a_proxy_header_tells_the_client_s_certificate(
         sp.Rep0(listen=f"{inside}://127.0.0.1:0", proxy_protocol=True) as rep,
         in_front(file, directory, rep) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(http=DIRECT if inside == "ws" else None) as req,
+        sp.Req0(ws=DIRECT if inside == "ws" else None) as req,
     ):
         for own in (None, authority.issue("client.example", subject="client 7")):
             dialer = await req.dial(f"{outside}://127.0.0.1:{port}", tls=authority.client(certificate=own, maximum_version="TLSv1.2"))
@@ -483,13 +483,13 @@ async def test_tls_passes_through_and_both_ends_see_each_other_s_certificate(
     file: str, version: int, scheme: str, changes: dict[str, str], directory: Path, authority: Authority
 ) -> None:
     server = authority.server(client_ca=authority.pem, require_client_certificate=False)
-    http: dict[str, Any] = {"http": sp.HTTPServerConfig(health_path="/healthz")} if scheme == "wss" else {}
+    http: dict[str, Any] = {"ws": sp.WSServerConfig(health_path="/healthz")} if scheme == "wss" else {}
     client = authority.client(certificate=authority.issue("client.example"))
     async with (
         sp.Rep0(listen=f"{scheme}://127.0.0.1:0", tls=server, proxy_protocol=True, **http) as rep,
         in_front(file, directory, rep, **changes) as running,
         client_at(CLIENT, running.port) as port,
-        sp.Req0(tls=client, http=DIRECT if http else None) as req,
+        sp.Req0(tls=client, ws=DIRECT if http else None) as req,
         trio.open_nursery() as nursery,
     ):
         await req.dial(f"{scheme}://127.0.0.1:{port}")
@@ -518,9 +518,9 @@ async def test_a_health_check_goes_through_tls_with_a_proxy_header_of_its_own(fi
         asked.set()
         return False
 
-    http = sp.HTTPServerConfig(health_path="/healthz", health=health)
+    http = sp.WSServerConfig(health_path="/healthz", health=health)
     async with (
-        sp.Rep0(listen="wss://127.0.0.1:0", tls=authority.server(), proxy_protocol=True, http=http) as rep,
+        sp.Rep0(listen="wss://127.0.0.1:0", tls=authority.server(), proxy_protocol=True, ws=http) as rep,
         in_front(file, directory, rep, **{"inter 2s": "inter 100ms"}) as running,
     ):
         events = rep.events()
@@ -534,11 +534,11 @@ async def test_a_health_check_goes_through_tls_with_a_proxy_header_of_its_own(fi
 async def test_a_service_that_expects_no_proxy_header_says_what_is_wrong(
     file: str, directory: Path, authority: Authority, tls: sp.TLSClientConfig
 ) -> None:
-    http = sp.HTTPServerConfig(health_path="/healthz")
+    http = sp.WSServerConfig(health_path="/healthz")
     async with (
-        sp.Rep0(listen="wss://127.0.0.1:0", tls=authority.server(), http=http) as rep,
+        sp.Rep0(listen="wss://127.0.0.1:0", tls=authority.server(), ws=http) as rep,
         in_front(file, directory, rep) as running,
-        sp.Req0(tls=tls, http=DIRECT) as req,
+        sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
         events = rep.events()
         with pytest.raises(sp.DialError):
@@ -561,11 +561,11 @@ async def test_pings_keep_an_idle_connection_and_without_them_the_proxy_ends_it(
     options: dict[str, Any] = {"tls": authority.server(), "proxy_protocol": True} if passed else {}
     ping: dict[str, Any] = {"ping_interval": PING, "ping_timeout": 5.0}
     none: dict[str, Any] = {"ping_interval": None}
-    kept_http = sp.HTTPServerConfig(**(ping if pinging == "service" else none), health_path="/healthz")
-    lost_http = sp.HTTPServerConfig(ping_interval=None)
+    kept_http = sp.WSServerConfig(**(ping if pinging == "service" else none), health_path="/healthz")
+    lost_http = sp.WSServerConfig(ping_interval=None)
     async with (
-        sp.Rep0(listen=f"{'wss' if passed else 'ws'}://127.0.0.1:0/kept", http=kept_http, **options) as kept,
-        sp.Rep0(http=lost_http, **options) as lost,
+        sp.Rep0(listen=f"{'wss' if passed else 'ws'}://127.0.0.1:0/kept", ws=kept_http, **options) as kept,
+        sp.Rep0(ws=lost_http, **options) as lost,
     ):
         await lost.listen(kept.listeners[0].url.replace("kept", "lost"))
         async with (
@@ -574,8 +574,8 @@ async def test_pings_keep_an_idle_connection_and_without_them_the_proxy_ends_it(
             sp.Req0(tls=tls, **REDIAL) as silent,
         ):
             url = f"wss://127.0.0.1:{running.port}"
-            own = sp.HTTPClientConfig(proxy=None, **(ping if pinging == "client" else none))
-            pipe = (await pinged.dial(f"{url}/kept", http=own)).pipe
+            own = sp.WSClientConfig(proxy=None, **(ping if pinging == "client" else none))
+            pipe = (await pinged.dial(f"{url}/kept", ws=own)).pipe
             assert pipe is not None
             # The other one is the clock: each time it is lost, the proxy has found it idle for as long as it allows.
             await be_lost(silent, f"{url}/lost", times=2)
@@ -587,7 +587,7 @@ async def test_pings_keep_an_idle_connection_and_without_them_the_proxy_ends_it(
 async def be_lost(silent: sp.Req0, url: str, *, times: int) -> None:
     """Dial *url* and say nothing, again and again."""
     events = silent.events()
-    await silent.dial(url, http=sp.HTTPClientConfig(proxy=None, ping_interval=None))
+    await silent.dial(url, ws=sp.WSClientConfig(proxy=None, ping_interval=None))
     for _ in range(times):
         event = await next_event(events, sp.EventKind.DETACHED)
         assert isinstance(event.error, (sp.PeerClosed, OSError))
@@ -598,11 +598,11 @@ async def test_libnng_s_idle_connection_is_kept_where_everyone_is_pinged(
     file: str, directory: Path, authority: Authority, tls: sp.TLSClientConfig
 ) -> None:
     client = TLSConfig(TLSConfig.MODE_CLIENT, server_name="127.0.0.1", ca_string=authority.pem.decode())
-    pinging = sp.HTTPServerConfig(ping_interval=PING, ping_timeout=5.0, ping_everyone=True)
+    pinging = sp.WSServerConfig(ping_interval=PING, ping_timeout=5.0, ping_everyone=True)
     with open_partner("Req0", tls_config=client) as theirs:
         async with (
-            sp.Rep0(listen=f"{ANY}/kept", http=pinging) as kept,
-            sp.Rep0(http=sp.HTTPServerConfig(ping_interval=None)) as lost,
+            sp.Rep0(listen=f"{ANY}/kept", ws=pinging) as kept,
+            sp.Rep0(ws=sp.WSServerConfig(ping_interval=None)) as lost,
             in_front(file, directory, kept, **SHORT) as running,
             sp.Req0(tls=tls, **REDIAL) as silent,
         ):
@@ -625,11 +625,11 @@ async def test_libnng_s_idle_connection_is_kept_where_everyone_is_pinged(
 @asynccontextmanager
 async def two_backends(file: str, directory: Path) -> AsyncIterator[tuple[Proxy, list[sp.Rep0]]]:
     """Two that answer, and a proxy that is quick to find out how they are."""
-    http = sp.HTTPServerConfig(trusted_proxies="127.0.0.1", health_path="/healthz")
+    http = sp.WSServerConfig(trusted_proxies="127.0.0.1", health_path="/healthz")
     changes = {"fail_timeout=10s": "fail_timeout=1s"} if "nginx" in file else {"inter 2s": "inter 100ms"}
     async with (
-        sp.Rep0(listen=ANY, http=http) as one,
-        sp.Rep0(listen=ANY, http=http) as two,
+        sp.Rep0(listen=ANY, ws=http) as one,
+        sp.Rep0(listen=ANY, ws=http) as two,
         in_front(file, directory, one, two, **changes) as running,
         trio.open_nursery() as nursery,
     ):
@@ -663,7 +663,7 @@ async def test_backends_are_restarted_one_after_the_other_and_no_request_is_lost
 
     async with (
         two_backends(file, directory) as (running, backends),
-        sp.Req0(tls=tls, http=DIRECT, **REDIAL) as req,
+        sp.Req0(tls=tls, ws=DIRECT, **REDIAL) as req,
         trio.open_nursery() as nursery,
     ):
         await req.dial(f"wss://127.0.0.1:{running.port}")
@@ -705,7 +705,7 @@ async def test_newcomers_go_to_the_other_backend_while_one_drains(file: str, dir
         events = one.events()
         nursery.start_soon(one.listeners[0].drain)
         await trio.testing.wait_all_tasks_blocked()
-        async with sp.Req0(tls=tls, http=DIRECT) as req:
+        async with sp.Req0(tls=tls, ws=DIRECT) as req:
             for n in range(4):
                 dialer = await req.dial(f"wss://127.0.0.1:{running.port}")
                 assert await req.request(b"%d" % n) == b"%d" % n

@@ -280,14 +280,14 @@ async def test_its_pings_are_answered() -> None:
 
 async def test_its_keepalive_is_content_with_us() -> None:
     # We answer that, and ping as often: so many of our pings are the time that it needs.
-    async with answering(http=sp.HTTPServerConfig(**OFTEN)) as (_, url), client(url, **OFTEN) as websocket:
+    async with answering(ws=sp.WSServerConfig(**OFTEN)) as (_, url), client(url, **OFTEN) as websocket:
         await websocket.wait_pinged()
         assert websocket.latency > 0
         assert await ask(websocket, b"question") == b"QUESTION"
 
 
 async def test_it_answers_our_pings_and_its_idle_pipe_lives() -> None:
-    async with answering(http=sp.HTTPServerConfig(**OFTEN)) as (ours, url), client(url) as websocket:
+    async with answering(ws=sp.WSServerConfig(**OFTEN)) as (ours, url), client(url) as websocket:
         pipes = ours.pipes
         await websocket.wait_pinged()
         assert ours.pipes == pipes
@@ -295,7 +295,7 @@ async def test_it_answers_our_pings_and_its_idle_pipe_lives() -> None:
 
 
 async def test_one_that_answers_no_pings_is_ended_and_can_read_why() -> None:
-    async with sp.Rep0(http=sp.HTTPServerConfig(ping_interval=INTERVAL, ping_timeout=0.1)) as ours:
+    async with sp.Rep0(ws=sp.WSServerConfig(ping_interval=INTERVAL, ping_timeout=0.1)) as ours:
         events = ours.events()
         listener = await ours.listen(URL)
         async with client(listener.url) as websocket:
@@ -417,7 +417,7 @@ async def test_one_that_offers_no_sub_protocol_of_ours_is_told_the_right_one(off
 
 
 async def test_one_at_a_path_where_nobody_listens_is_answered_404_and_the_health_check_200() -> None:
-    async with answering(f"{URL}/rep", http=sp.HTTPServerConfig(health_path="/healthz", health=lambda: "fine")) as (_, url):
+    async with answering(f"{URL}/rep", ws=sp.WSServerConfig(health_path="/healthz", health=lambda: "fine")) as (_, url):
         assert (await refusal(url.replace("/rep", "/req"))).status_code == 404
         health = await refusal(url.replace("/rep", "/healthz"))
         assert (health.status_code, health.body) == (200, b"fine")
@@ -426,7 +426,7 @@ async def test_one_at_a_path_where_nobody_listens_is_answered_404_and_the_health
 
 
 async def test_pages_of_our_origins_may_connect_and_of_others_not() -> None:
-    async with answering(http=sp.HTTPServerConfig(origins="https://app.example")) as (_, url):
+    async with answering(ws=sp.WSServerConfig(origins="https://app.example")) as (_, url):
         assert (await refusal(url, origin="https://other.example")).status_code == 403
         async with client(url, origin="https://app.example") as websocket:
             assert await ask(websocket, b"question") == b"QUESTION"
@@ -439,7 +439,7 @@ async def test_what_authorize_says_is_its_answer() -> None:
             return sp.HTTPResponse(401, "who are you?", {"WWW-Authenticate": "Bearer"})
         return pipe.http.headers["Authorization"] == "Bearer right"
 
-    async with answering(authorize=authorize, http=sp.HTTPServerConfig(response_headers={"X-Served-By": "one"})) as (_, url):
+    async with answering(authorize=authorize, ws=sp.WSServerConfig(response_headers={"X-Served-By": "one"})) as (_, url):
         response = await refusal(url)
         assert (response.status_code, response.body, response.headers["WWW-Authenticate"]) == (401, b"who are you?", "Bearer")
         assert (await refusal(url, additional_headers={"Authorization": "Bearer wrong"})).status_code == 403
@@ -535,8 +535,8 @@ async def test_path_query_and_headers_of_our_request_arrive() -> None:
         requests.append(websocket.request)
         await echo(websocket)
 
-    http = sp.HTTPClientConfig(headers=[("Cookie", "a=b"), ("Origin", "https://app.example"), ("Host", "name.example")])
-    async with serving(keep, origins=["https://app.example"]) as url, sp.Req0(http=http) as ours:
+    http = sp.WSClientConfig(headers=[("Cookie", "a=b"), ("Origin", "https://app.example"), ("Host", "name.example")])
+    async with serving(keep, origins=["https://app.example"]) as url, sp.Req0(ws=http) as ours:
         await ours.dial(f"{url}/a%20b?c=d")
         assert await ours.request(b"question") == b"question"
     (request,) = requests
@@ -554,7 +554,7 @@ async def test_its_password_lets_us_in() -> None:
                 await ours.dial(url)
             assert isinstance(caught.value.__cause__, sp.UpgradeRefused)
             assert caught.value.__cause__.response.headers["WWW-Authenticate"].startswith("Basic")
-        async with sp.Req0(http=sp.HTTPClientConfig(headers={"Authorization": "Basic bmFtZTpwYXNzd29yZA=="})) as ours:
+        async with sp.Req0(ws=sp.WSClientConfig(headers={"Authorization": "Basic bmFtZTpwYXNzd29yZA=="})) as ours:
             await ours.dial(url)
             assert await ours.request(b"question") == b"question"
 
@@ -617,7 +617,7 @@ async def test_a_server_that_is_silent_is_given_up_in_time() -> None:
     async def think(_: ServerConnection, __: Request) -> None:
         await trio.sleep_forever()
 
-    async with serving(idle, process_request=think) as url, sp.Req0(greeting_timeout=0.1) as ours:
+    async with serving(idle, process_request=think) as url, sp.Req0(handshake_timeout=0.1) as ours:
         with trio.fail_after(SOON), pytest.raises(sp.DialError, match=r"WebSocket handshake was not complete within 0\.1 s") as caught:
             await ours.dial(url)
         assert isinstance(caught.value.__cause__, sp.GreetingError)
@@ -634,7 +634,7 @@ async def test_its_server_s_keepalive_is_content_with_us() -> None:
         latencies.append(websocket.latency)
         await echo(websocket)
 
-    async with serving(watch, **OFTEN) as url, sp.Req0(http=sp.HTTPClientConfig(ping_everyone=True, **OFTEN)) as ours:
+    async with serving(watch, **OFTEN) as url, sp.Req0(ws=sp.WSClientConfig(ping_everyone=True, **OFTEN)) as ours:
         dialer = await ours.dial(url)
         assert await ours.request(b"question") == b"question"
         assert dialer.statistics().attached == 1
@@ -655,8 +655,8 @@ async def test_its_server_is_pinged_if_it_is_no_libnanomsg_for_sure() -> None:
 
     async with (
         serving(watch, process_response=mark) as url,
-        sp.Req0(http=sp.HTTPClientConfig(**OFTEN)) as ours,
-        sp.Req0(http=sp.HTTPClientConfig(**OFTEN)) as others,
+        sp.Req0(ws=sp.WSClientConfig(**OFTEN)) as ours,
+        sp.Req0(ws=sp.WSClientConfig(**OFTEN)) as others,
     ):
         await ours.dial(url)
         await others.dial(f"{url}/marked")
@@ -678,8 +678,8 @@ async def test_a_server_that_answers_no_pings_is_given_up_and_can_read_why() -> 
         codes.append(await close_code(websocket))
         told.set()
 
-    http = sp.HTTPClientConfig(ping_interval=INTERVAL, ping_timeout=0.1, ping_everyone=True)
-    async with serving(hang) as url, sp.Req0(http=http) as ours:
+    http = sp.WSClientConfig(ping_interval=INTERVAL, ping_timeout=0.1, ping_everyone=True)
+    async with serving(hang) as url, sp.Req0(ws=http) as ours:
         events = ours.events()
         await ours.dial(url)
         event = await next_event(events, sp.EventKind.DETACHED)

@@ -305,13 +305,13 @@ async def test_a_partner_may_call_our_host_as_it_likes() -> None:
         assert pipe.http.headers["Host"] == f"localhost:{port_of(listener.url)}"
 
 
-ELSEWHERE: Final = sp.HTTPClientConfig(headers={"Host": "elsewhere.example"})
+ELSEWHERE: Final = sp.WSClientConfig(headers={"Host": "elsewhere.example"})
 
 
 async def test_a_partner_that_is_called_by_another_name_refuses_us() -> None:
     async with partner("Rep0") as theirs:
         url = listen_partner(theirs, URL)
-        async with sp.Req0(http=ELSEWHERE) as ours:
+        async with sp.Req0(ws=ELSEWHERE) as ours:
             with pytest.raises(sp.DialError, match="404"):
                 await ours.dial(url)
 
@@ -319,7 +319,7 @@ async def test_a_partner_that_is_called_by_another_name_refuses_us() -> None:
 async def test_a_partner_at_a_wildcard_may_be_called_by_any_name() -> None:
     async with partner("Rep0") as theirs:
         port = port_of(listen_partner(theirs, "ws://*:0"))
-        async with sp.Req0(http=ELSEWHERE) as ours:
+        async with sp.Req0(ws=ELSEWHERE) as ours:
             await ours.dial(f"ws://127.0.0.1:{port}")
             await exchange(ours, theirs, (OURS, THEIRS), b"found")
 
@@ -339,8 +339,8 @@ async def test_the_two_meet_at_an_ipv6_address(listener: str) -> None:
 
 @pytest.mark.parametrize("everyone", [False, True], ids=["default", "everyone"])
 async def test_a_partner_that_listens_is_pinged_and_answers_and_its_idle_pipe_lives(everyone: bool) -> None:
-    http = sp.HTTPClientConfig(ping_interval=INTERVAL, ping_timeout=PINGS * INTERVAL / 2, ping_everyone=everyone)
-    async with sp.Req0(http=http) as ours, partner("Rep0") as theirs, relay(listen_partner(theirs, URL)) as (between, url):
+    http = sp.WSClientConfig(ping_interval=INTERVAL, ping_timeout=PINGS * INTERVAL / 2, ping_everyone=everyone)
+    async with sp.Req0(ws=http) as ours, partner("Rep0") as theirs, relay(listen_partner(theirs, URL)) as (between, url):
         await ours.dial(url)
         (pipe,) = ours.pipes
         await between.hear(PONG, PINGS)
@@ -350,8 +350,8 @@ async def test_a_partner_that_listens_is_pinged_and_answers_and_its_idle_pipe_li
 
 @pytest.mark.parametrize("everyone", [False, True], ids=["default", "everyone"])
 async def test_a_partner_that_dials_is_pinged_only_if_everyone_is_and_its_idle_pipe_lives(everyone: bool) -> None:
-    http = sp.HTTPServerConfig(ping_interval=INTERVAL, ping_timeout=PINGS * INTERVAL / 2, ping_everyone=everyone)
-    async with sp.Rep0(http=http) as ours, sp.Req0(http=sp.HTTPClientConfig(ping_interval=None)) as witness:
+    http = sp.WSServerConfig(ping_interval=INTERVAL, ping_timeout=PINGS * INTERVAL / 2, ping_everyone=everyone)
+    async with sp.Rep0(ws=http) as ours, sp.Req0(ws=sp.WSClientConfig(ping_interval=None)) as witness:
         listener = await ours.listen(URL)
         async with relay(listener.url) as (between, url), relay(listener.url) as (clock, witness_url), partner("Req0") as theirs:
             theirs.dial(url, block=False)
@@ -367,8 +367,8 @@ async def test_a_partner_that_dials_is_pinged_only_if_everyone_is_and_its_idle_p
 
 
 async def test_a_partner_whose_application_is_busy_answers_no_ping_and_is_not_taken_for_gone(mock_clock: trio.testing.MockClock) -> None:
-    http = sp.HTTPClientConfig(ping_interval=0.2, ping_timeout=0.2)
-    async with sp.Req0(http=http, resend_after=None) as ours, partner("Rep0") as theirs:
+    http = sp.WSClientConfig(ping_interval=0.2, ping_timeout=0.2)
+    async with sp.Req0(ws=http, resend_after=None) as ours, partner("Rep0") as theirs:
         await ours.dial(listen_partner(theirs, URL))
         (pipe,) = ours.pipes
         asked = [ours.context() for _ in range(4)]

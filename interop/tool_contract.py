@@ -16,9 +16,9 @@ from interop.tools import TOOLS, connected
 PING_INTERVAL = 0.01
 
 
-def pinging(listener: str, **options: Any) -> sp.HTTPServerConfig | sp.HTTPClientConfig:
+def pinging(listener: str, **options: Any) -> sp.WSServerConfig | sp.WSClientConfig:
     """Return a configuration of ours that pings often, for who listens."""
-    return (sp.HTTPServerConfig if listener == OURS else sp.HTTPClientConfig)(ping_interval=PING_INTERVAL, ping_timeout=0.3, **options)
+    return (sp.WSServerConfig if listener == OURS else sp.WSClientConfig)(ping_interval=PING_INTERVAL, ping_timeout=0.3, **options)
 
 
 class ToolContract:
@@ -99,7 +99,7 @@ class ToolContract:
     @each_listener
     async def test_none_of_our_pings_becomes_a_message_of_its(self, kind: type[Any], theirs: str, listener: str, tmp_path: Path) -> None:
         async with (
-            kind(http=pinging(listener), **REDIAL) as ours,
+            kind(ws=pinging(listener), **REDIAL) as ours,
             self.connected(ours, theirs, "ws", listener, tmp_path, "--quoted") as process,
         ):
             await ours.wait_for_peers()

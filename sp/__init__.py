@@ -3,9 +3,10 @@
 What is here is the public interface; docs/reference.md lists it.  Values and errors come first, then what tasks use.
 """
 
-from sp.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
+from sp.core.accepting import Listener
+from sp.core.dialing import Dialer
+from sp.core.pipe_task import Pipe
 from sp.device import device
-from sp.dialer import Dialer
 from sp.errors import (
     AddressError,
     AuthenticationError,
@@ -28,15 +29,14 @@ from sp.errors import (
     WrongProtocol,
 )
 from sp.events import Event, EventKind, EventStream
-from sp.http import HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPResponse, HTTPServerConfig
-from sp.listener import Listener
+from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, WSClientConfig, WSServerConfig
 from sp.message import Message
-from sp.pipe import Pipe
-from sp.proxy_protocol import ProxyInfo, SSLInfo
-from sp.socket_base import Socket
-from sp.sockets import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Requests, Respondent0, Sub0, Survey, Surveyor0
+from sp.sockets.base import Socket
+from sp.sockets.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
+from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, RequestStream, Respondent0, Sub0, Survey, Surveyor0
 from sp.statistics import DialerStatistics, ListenerStatistics, PipeStatistics, SocketStatistics
-from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
+from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig
+from sp.transports.proxy_protocol import ProxiedTLSInfo, ProxyInfo
 
 __version__ = "0.1.0"
 
@@ -52,11 +52,11 @@ __all__ = [
     "EventKind",
     "EventStream",
     "GreetingError",
-    "HTTPClientConfig",
+    "WSClientConfig",
     "HTTPHeaders",
     "HTTPInfo",
     "HTTPResponse",
-    "HTTPServerConfig",
+    "WSServerConfig",
     "Listener",
     "ListenerStatistics",
     "MalformedMessage",
@@ -82,10 +82,10 @@ __all__ = [
     "Request",
     "RequestLost",
     "RequestReplaced",
-    "Requests",
+    "RequestStream",
     "Respondent0",
     "Respondent0Context",
-    "SSLInfo",
+    "ProxiedTLSInfo",
     "Socket",
     "SocketStatistics",
     "StateError",

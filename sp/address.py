@@ -11,7 +11,6 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import attrs
 
 from sp.errors import AddressError
-from sp.http import is_path
 
 _EXPECTED: Final = {
     "tcp": "tcp://HOST:PORT",
@@ -228,11 +227,11 @@ def _authority(url: str, scheme: str, rest: str) -> tuple[str, str]:
     authority, target = rest[:end], rest[end:]
     if "@" in authority:
         shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
-        raise AddressError(f"{shown!r}: a URL ends up in logs, so it takes no credentials: give them as a header in http=")
+        raise AddressError(f"{shown!r}: a URL ends up in logs, so it takes no credentials: give them as a header in ws=")
     if "@" in rest and ":" in authority and not authority.rpartition(":")[2].isdigit() and not authority.endswith("]"):
         # A password with a slash in it, most likely: the rest of it stands in what looks like the path.
         shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
-        raise AddressError(f"{shown!r}: what stands before @ looks like credentials: give them as a header in http=")
+        raise AddressError(f"{shown!r}: what stands before @ looks like credentials: give them as a header in ws=")
     if not authority.endswith("]") and ":" in authority:
         return authority, _target(url, target)
     return f"{authority}:{_default_port(scheme)}", _target(url, target)
@@ -267,3 +266,25 @@ def _abstract_name(url: str, name: str) -> bytes:
     if len(raw) > MAX_SOCKET_PATH:
         raise AddressError(f"{url!r}: the name is {len(raw)} bytes long, expected at most {MAX_SOCKET_PATH}")
     return ANY_NAME + raw
+
+
+_PATH: Final = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
+
+
+def is_path(text: str) -> bool:
+    """Whether *text* is a path, perhaps with a query (RFC 3986, 3.3 and 3.4)."""
+    return bool(_PATH.fullmatch(text))
+
+
+def normal_path(path: str) -> str:
+    """Return the form of *path* that all of its spellings with ``%XX`` have in common (RFC 3986, 6.2.2)."""
+    return _ESCAPE.sub(_normal_escape, path)
+
+
+def _normal_escape(match: re.Match[str]) -> str:
+    character = chr(int(match[1], 16))
+    return character if _UNRESERVED.fullmatch(character) else match[0].upper()
+
+
+_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9\-._~]")

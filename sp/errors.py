@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sp.http import HTTPResponse
+    from sp.http.message import HTTPResponse
 
 
 class Error(Exception):
@@ -64,9 +64,9 @@ class PeerError(Error):
 class PeerClosed(PeerError):
     """The peer ended the connection: the normal end of a pipe."""
 
-    def __init__(self, reason: str, *, wordless: bool = False) -> None:
+    def __init__(self, reason: str, *, silent: bool = False) -> None:
         super().__init__(reason)
-        self.wordless = wordless
+        self.silent = silent
         """Whether it left without a word on why.
 
         Before its greeting: without a byte, as balancers do to see whether somebody listens.

@@ -1,7 +1,8 @@
 """Interrupts: Ctrl-C breaks into no code of ours, since half a step would leave tasks that nobody wakes any more.
 
-It waits for the main task's next cancel point instead.  What the application gives us to call (``authorize``, ``redial``, ``health``)
-is interrupted as its other code is: the functions that call it are marked with trio's ``disable_ki_protection``.
+It waits for the main task's next cancel point instead.  What the application gives us to
+call (``authorize``, ``should_redial``, ``health``) is interrupted as its other code is: the
+functions that call it are marked with trio's ``disable_ki_protection``.
 """
 
 from __future__ import annotations

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from sp.pipe import Pipe
+    from sp.core.pipe_task import Pipe
 
 BytesLike = bytes | bytearray | memoryview
+FindBody = Callable[[bytes, int, int], int]
+"""``find_body(data, start, stop)``: where the body of the message in ``data[start:stop]`` begins; -1: its header is broken."""
 
 
 class Message:

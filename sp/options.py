@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import attrs
 
 if TYPE_CHECKING:
-    from sp.http import HTTPClientConfig, HTTPResponse, HTTPServerConfig
-    from sp.pipe import Pipe
-    from sp.tls import TLSClientConfig, TLSServerConfig
+    from sp.core.pipe_task import Pipe
+    from sp.http.message import HTTPResponse, WSClientConfig, WSServerConfig
+    from sp.tls.config import TLSClientConfig, TLSServerConfig
 
     _Attribute = attrs.Attribute[Any]
 
 Authorize = Callable[["Pipe"], "bool | HTTPResponse | Awaitable[bool | HTTPResponse]"]
 DEFAULT_PRIORITY = 8
-Redial = Callable[[Exception], bool]
+ShouldRedial = Callable[[Exception], bool]
 DropPolicy = Literal["oldest", "newest"]
 
 
@@ -121,9 +121,9 @@ def _flag(_: object, attribute: _Attribute, value: object) -> None:
     check_flag(attribute.name, value)
 
 
-def _http(_: object, __: _Attribute, value: object) -> None:
-    if value is not None and type(value).__name__ not in ("HTTPServerConfig", "HTTPClientConfig"):
-        raise TypeError(f"http must be an HTTPServerConfig or an HTTPClientConfig, not {type(value).__name__}")
+def _ws(_: object, __: _Attribute, value: object) -> None:
+    if value is not None and type(value).__name__ not in ("WSServerConfig", "WSClientConfig"):
+        raise TypeError(f"ws must be a WSServerConfig or a WSClientConfig, not {type(value).__name__}")
 
 
 class SocketKeywords(TypedDict, total=False):
@@ -132,10 +132,10 @@ class SocketKeywords(TypedDict, total=False):
     dial: str | Sequence[str]
     listen: str | Sequence[str]
     tls: TLSServerConfig | TLSClientConfig | None
-    http: HTTPServerConfig | HTTPClientConfig | None
+    ws: WSServerConfig | WSClientConfig | None
     proxy_protocol: bool
     authorize: Authorize | None
-    redial: Redial | None
+    should_redial: ShouldRedial | None
     max_message_size: int | None
     inbox_limit: int
     inbox_bytes: int
@@ -143,11 +143,11 @@ class SocketKeywords(TypedDict, total=False):
     outbox_bytes: int
     reply_limit: int
     reply_bytes: int
-    greeting_timeout: float
-    max_greetings: int
+    handshake_timeout: float
+    max_handshakes: int
     redial_min: float
     redial_max: float
-    keepalive: float | None
+    tcp_keepalive: float | None
     linger: float
     ipc_mode: int | None
 
@@ -172,7 +172,7 @@ class SocketOptions:
     """One URL or several, listened on once the socket is entered."""
     tls: TLSServerConfig | TLSClientConfig | None = attrs.field(default=None, validator=_tls)
     """The configuration for URLs with TLS, a listener's or a dialer's; ``listen`` and ``dial`` take one of their own as well."""
-    http: HTTPServerConfig | HTTPClientConfig | None = attrs.field(default=None, validator=_http)
+    ws: WSServerConfig | WSClientConfig | None = attrs.field(default=None, validator=_ws)
     """For URLs that begin as HTTP (``ws``, ``wss``, ``ws+unix``), a listener's or a dialer's; ``listen`` and ``dial`` take their own."""
     proxy_protocol: bool = attrs.field(default=False, validator=_flag)
     """Whether every connection to a listener begins with a PROXY protocol header.  ``listen`` takes one of its own."""
@@ -180,7 +180,7 @@ class SocketOptions:
     """Sees each pipe after the greeting and before any message; anything but True, or an exception, ends the pipe.  May be async.
 
     Who has come by HTTP has not had its answer then: an ``HTTPResponse`` refuses it with that, anything else but True with a 403."""
-    redial: Redial | None = attrs.field(default=None, validator=optional(_plain))
+    should_redial: ShouldRedial | None = attrs.field(default=None, validator=optional(_plain))
     """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
     max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
     """Largest message accepted, in bytes of header and body; exactly this size is accepted.  None: no limit."""
@@ -200,15 +200,15 @@ class SocketOptions:
     (PeerStalled)."""
     reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """The same in bytes of headers and bodies."""
-    greeting_timeout: float = attrs.field(default=10.0, validator=_seconds(zero=False))
+    handshake_timeout: float = attrs.field(default=10.0, validator=_seconds(zero=False))
     """Seconds a new connection has until its pipe is attached, ``authorize`` included; a dial has as long to connect."""
-    max_greetings: int = attrs.field(default=1024, validator=count(1))
+    max_handshakes: int = attrs.field(default=1024, validator=count(1))
     """Newcomers that may be greeting at once, per listener; one more ends the oldest."""
     redial_min: float = attrs.field(default=0.1, validator=_seconds(zero=False))
     """Shortest wait in seconds before a redial; equal to ``redial_max`` it makes the wait constant."""
     redial_max: float = attrs.field(default=60.0, validator=_seconds(zero=False))
     """Longest wait in seconds before a redial."""
-    keepalive: float | None = attrs.field(default=60.0, validator=optional(_seconds(zero=False, maximum=86_400)))
+    tcp_keepalive: float | None = attrs.field(default=60.0, validator=optional(_seconds(zero=False, maximum=86_400)))
     """Seconds after which a tcp peer that vanished without a word is given up.  None: when the kernel does."""
     linger: float = attrs.field(default=1.0, validator=_seconds(zero=True))
     """Seconds that ``aclose`` may take to deliver what was accepted.  0: it drops that at once."""

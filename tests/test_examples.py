@@ -93,14 +93,14 @@ async def test_the_browser_s_service_publishes_and_answers_to_who_comes_from_its
                 with urllib.request.urlopen(f"{page}/{name}") as answer:
                     assert answer.read() == (ROOT / "examples" / "browser" / (name or "index.html")).read_bytes()
             tls = sp.TLSClientConfig(ca=certificates / "ca.pem")
-            http = sp.HTTPClientConfig(headers={"Origin": page}, proxy=None)
-            async with sp.Sub0(topics=b"tick ", tls=tls, http=http) as sub, sp.Req0(tls=tls, http=http) as req:
+            http = sp.WSClientConfig(headers={"Origin": page}, proxy=None)
+            async with sp.Sub0(topics=b"tick ", tls=tls, ws=http) as sub, sp.Req0(tls=tls, ws=http) as req:
                 await sub.dial(f"{service}/ticks")
                 assert re.fullmatch(rb"tick \d+", await sub.receive())
                 await req.dial(f"{service}/questions")
                 assert await req.request(b"who?") == b"you asked: who?"
-                elsewhere = sp.HTTPClientConfig(headers={"Origin": "http://elsewhere.example"}, proxy=None)
+                elsewhere = sp.WSClientConfig(headers={"Origin": "http://elsewhere.example"}, proxy=None)
                 with pytest.raises(sp.DialError, match="403 Forbidden"):
-                    await req.dial(f"{service}/questions", http=elsewhere)
+                    await req.dial(f"{service}/questions", ws=elsewhere)
         finally:
             program.kill()

@@ -15,7 +15,7 @@ from sp.address import Address
 from sp.errors import AddressError
 from sp.options import SocketOptions
 from sp.protocol_numbers import BUS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR
-from sp.transports.ws_handshake import SUBPROTOCOLS, ServerHandshake
+from sp.transports.ws.handshake import SUBPROTOCOLS, ServerHandshake
 from tests.transports.web import request
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +98,7 @@ DEFAULTS: list[tuple[type, str, object]] = [
 
 def test_the_defaults_are_those_of_the_page() -> None:
     options = SocketOptions()
-    assert (options.max_message_size, options.greeting_timeout, options.linger) == (1 << 20, 10, 1)
+    assert (options.max_message_size, options.handshake_timeout, options.linger) == (1 << 20, 10, 1)
     assert (options.redial_min, options.redial_max) == (0.1, 60)
     for kind, name, value in DEFAULTS:
         assert inspect.signature(kind).parameters[name].default == value, f"{kind.__name__}: {name}"

@@ -1,4 +1,9 @@
-"""Imports point down: values <- engines <- shell, and values <- codecs <- transports <- shell."""
+"""Imports point down, what stands under TYPE_CHECKING included: a folder imports from the folders below it.
+
+sockets and the rest of the public face  ->  core  ->  transports  ->  tls, http
+                                             core  ->  protocols
+all of them  ->  values (errors, message, options ...)
+"""
 
 from __future__ import annotations
 
@@ -12,88 +17,85 @@ import pytest
 import sp
 
 ROOT = Path(sp.__file__).parent
-VALUES = {
-    "errors",
-    "protocol_numbers",
-    "message",
-    "options",
-    "address",
-    "engine",
-    "turns",
-    "http",
-    "forwarding",
-    "statistics",
-}
-CODECS = {
-    "certificate_names",
-    "framing",
-    "pem",
-    "proxy_protocol",
-    "tls",
-    "tls_context",
-    "openssl",
+HEIGHTS = {"protocols": 1, "http": 1, "tls": 2, "transports": 3, "core": 4, "sockets": 5}
+"""By folder; values are at the bottom and the rest of the public face is at the top."""
+VALUES = {"address", "errors", "events", "guess", "interrupts", "message", "options", "protocol_numbers", "statistics"}
+WITHOUT_IO = {
+    *VALUES - {"events", "guess", "interrupts"},
+    "core.budget",
+    "transports.framing",
+    "transports.proxy_protocol",
     "transports.tcp_info",
-    "transports.tls_session",
-    "transports.websocket",
-    "transports.ws_answer",
-    "transports.ws_handshake",
+    "transports.ws.answer",
+    "transports.ws.frames",
+    "transports.ws.handshake",
 }
-OPENSSL = {Path("certificate_names.py"), Path("openssl.py"), Path("pem.py"), Path("tls_context.py"), Path("transports/tls_session.py")}
+OPENSSL = {"tls.certificate_names", "tls.context", "tls.openssl", "tls.pem", "tls.session"}
 """Imported on first use, by nobody's import of the package."""
 IO = {"trio", "socket", "ssl", "time", "asyncio", "select", "threading", "subprocess"}
-MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 
-def layer(module: str) -> int:
-    """The height of a module; it may import what is not higher, except its own kind beside it."""
-    name = module.removeprefix("sp.") if module != "sp" else "__init__"
-    if name in VALUES:
-        return 0
-    if name in CODECS or name.startswith("protocols"):
-        return 1
-    if name.startswith("transports"):
-        return 2
-    return 4 if name == "__init__" else 3
+def _names() -> list[str]:
+    paths = (path.relative_to(ROOT).with_suffix("") for path in ROOT.rglob("*.py"))
+    return sorted(".".join(path.parts).removesuffix(".__init__") for path in paths)
 
 
-def imports(path: Path) -> list[str]:
-    """What a module imports when it runs: what stands under TYPE_CHECKING is for the type checker alone."""
-    tree = ast.parse((ROOT / path).read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
-    found = []
+MODULES = _names()
+
+
+def source(name: str) -> str:
+    path = ROOT.joinpath(*name.split("."))
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+def height(name: str) -> int:
+    folder = name.split(".", maxsplit=1)[0]
+    return 0 if folder in VALUES else HEIGHTS.get(folder, 6)
+
+
+def imports(name: str, *, for_types: bool = True) -> set[str]:
+    """Return the modules that *name* imports; without *for_types*, only those that it imports when it runs."""
+    tree = ast.parse(source(name))
+    if not for_types:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = [ast.Pass()]
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found.append(node.module or "")
+            module = node.module or ""
+            found |= {
+                f"{module}.{alias.name}" if f"{module}.{alias.name}".removeprefix("sp.") in MODULES else module for alias in node.names
+            }
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_no_import_points_up(path: Path) -> None:
-    module = "sp." + ".".join(path.with_suffix("").parts)
-    module = module.removesuffix(".__init__")
-    for imported in imports(path):
-        if imported.split(".")[0] == "sp":
-            assert layer(imported) <= layer(module), f"{module} imports {imported}"
-            kinds = {module.split(".")[1] if "." in module else "", imported.split(".")[1] if "." in imported else ""}
-            assert kinds != {"protocols", "transports"}, "engines and transports do not know each other"
+def ours(name: str, *, for_types: bool = True) -> set[str]:
+    """Return those of them that are in the package."""
+    return {found.removeprefix("sp.") for found in imports(name, for_types=for_types) if found.split(".")[0] == "sp"}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if layer("sp." + ".".join(path.with_suffix("").parts)) <= 1], ids=str)
-def test_values_engines_and_codecs_do_no_input_or_output(path: Path) -> None:
-    used = IO & {imported.split(".")[0] for imported in imports(path)}
-    assert used <= ({"threading"} if path in OPENSSL else set()), "a buffer for each thread and a lock are all that is needed"
+@pytest.mark.parametrize("name", MODULES)
+def test_no_import_points_up(name: str) -> None:
+    for imported in ours(name, for_types=False):
+        assert height(imported) <= height(name), f"{name} imports {imported}"
+        assert {name.split(".", maxsplit=1)[0], imported.split(".")[0]} != {"protocols", "transports"}, "they do not know each other"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name in WITHOUT_IO or name.split(".")[0] in ("protocols", "http", "tls")])
+def test_values_engines_and_codecs_do_no_input_or_output(name: str) -> None:
+    used = IO & {imported.split(".")[0] for imported in imports(name, for_types=False)}
+    assert used <= ({"threading"} if name in OPENSSL else set()), "a buffer for each thread and a lock are all that is needed"
 
 
 @pytest.mark.slow
 def test_five_modules_alone_import_openssl() -> None:
-    for path in MODULES:
-        if path not in OPENSSL:
-            assert not {"OpenSSL", "cryptography", "service_identity"} & {imported.split(".")[0] for imported in imports(path)}
+    for name in MODULES:
+        if name not in OPENSSL:
+            assert not {"OpenSSL", "cryptography", "service_identity"} & {imported.split(".")[0] for imported in imports(name)}
 
 
 @pytest.mark.slow

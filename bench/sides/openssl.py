@@ -11,8 +11,8 @@ from OpenSSL import SSL
 
 from bench.harness import Line, Meter, hear
 from bench.sides import HOST, SERVER_NAME, Papers
-from sp.framing import GREETING_SIZE, encode_greeting
 from sp.protocol_numbers import REQ
+from sp.transports.framing import GREETING_SIZE, encode_greeting
 
 _CHUNK = 64 * 1024
 _ROUND_TRIP = bytes.fromhex("0000000000000044 80000001") + bytes(64)

@@ -9,8 +9,8 @@ import trio
 
 from bench.harness import Line, Meter, hear
 from bench.sides import ANY_PORT, BATCH, END, END_EVERY, SERVER_NAME, Papers, any_port
-from sp import HTTPClientConfig, Pub0, Rep0, Req0, Sub0, TLSClientConfig, TLSServerConfig
-from sp.socket_base import Socket
+from sp import Pub0, Rep0, Req0, Sub0, TLSClientConfig, TLSServerConfig, WSClientConfig
+from sp.sockets.base import Socket
 
 
 def _dropped(socket: Socket) -> int:
@@ -27,7 +27,7 @@ def listening(papers: Papers | None, ws: bool) -> dict[str, Any]:
 
 def dialing(papers: Papers | None, ws: bool) -> dict[str, Any]:
     """Return the options of a socket that dials."""
-    plainly: dict[str, Any] = {"http": HTTPClientConfig(proxy=None)} if ws else {}
+    plainly: dict[str, Any] = {"ws": WSClientConfig(proxy=None)} if ws else {}
     if papers is None:
         return plainly
     own = papers.client if papers.client_certificates else None

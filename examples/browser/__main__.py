@@ -44,8 +44,8 @@ async def main(certificates: Path, page_port: int, service_port: int, seconds: f
         try:
             page = f"http://localhost:{server.server_port}"
             # Without origins=, no page may connect: any page that is open in somebody's browser would do so in that person's name.
-            http = sp.HTTPServerConfig(origins=page)
-            async with sp.Pub0(tls=tls, http=http) as pub, sp.Rep0(tls=tls, http=http) as rep, trio.open_nursery() as nursery:
+            http = sp.WSServerConfig(origins=page)
+            async with sp.Pub0(tls=tls, ws=http) as pub, sp.Rep0(tls=tls, ws=http) as rep, trio.open_nursery() as nursery:
                 ticks = await pub.listen(f"wss://localhost:{service_port}/ticks")
                 service = ticks.url.removesuffix("/ticks")
                 await rep.listen(f"{service}/questions")  # two sockets, one port

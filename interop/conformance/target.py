@@ -16,7 +16,7 @@ import trio
 
 from interop.conformance.subjects import ANSWERING, ASKING, SENDING, Subject
 from interop.conformance.wire import (
-    PATIENCE,
+    HOLD_TIME,
     ROLES,
     Head,
     Pipe,
@@ -107,7 +107,7 @@ class Target:
     async def connect(self) -> Wire:
         """Return a new connection, on which nothing was said."""
         refused: OSError | None = None
-        with trio.move_on_after(START if not self.seen else PATIENCE):
+        with trio.move_on_after(START if not self.seen else HOLD_TIME):
             while True:
                 try:
                     stream = await (_connect(self.url) if self._listener is None else self._listener.accept())
@@ -192,7 +192,7 @@ class Target:
             return _identity(text) + self.body(text)
         return (word(1) if self.role.name == "pair1" else b"") + self.body(text)
 
-    async def printed(self, *, within: float = PATIENCE) -> bytes:
+    async def printed(self, *, within: float = HOLD_TIME) -> bytes:
         """Return what the subject prints next, without its quotes."""
         with trio.move_on_after(within):
             try:
@@ -273,7 +273,7 @@ class Target:
         """See that the subject, with all its connections gone, does its work on a new one."""
         await self.leave()
         self.check_running()
-        deadline = trio.current_time() + PATIENCE
+        deadline = trio.current_time() + HOLD_TIME
         while True:
             try:
                 await self.serve(await self.pipe())
@@ -336,9 +336,9 @@ class NotStarted(Crashed):
     """It has done so before anybody could connect: its port may have gone to somebody else meanwhile."""
 
 
-async def _end(process: trio.Process, patience: float) -> int | None:
+async def _end(process: trio.Process, hold_time: float) -> int | None:
     """End *process*, and return its status; None: it was still running, for *patience* seconds."""
-    with trio.move_on_after(patience):
+    with trio.move_on_after(hold_time):
         await process.wait()
     status = process.poll()
     if status is None:

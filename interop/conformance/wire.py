@@ -17,7 +17,7 @@ from typing import Final
 import attrs
 import trio
 
-PATIENCE: Final = 5.0
+HOLD_TIME: Final = 5.0
 """Seconds within which comes what must come."""
 SILENCE: Final = 1.0
 """Seconds after which nothing comes any more, where nothing that could be waited for comes after it."""
@@ -107,9 +107,9 @@ class Wire:
             return b""
 
     async def _receive(self, expected: str) -> bytes:
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(HOLD_TIME):
             return await self.receive_some()
-        raise AssertionError(f"nothing came within {PATIENCE:g} seconds: expected {expected}")
+        raise AssertionError(f"nothing came within {HOLD_TIME:g} seconds: expected {expected}")
 
     async def receive_exactly(self, size: int, expected: str = "more") -> bytes:
         data = self._ahead

@@ -8,11 +8,11 @@ import trio
 
 from sp.errors import StateError
 from sp.protocol_numbers import COUNTERPARTS, protocol_name
-from sp.socket_base import Socket, plain
+from sp.sockets.base import Socket, plain
 
 if TYPE_CHECKING:
-    from sp.core import Core
-    from sp.socket_base import Wiring
+    from sp.core.core import Core
+    from sp.sockets.base import Wiring
 
 _MANY: Final = 64
 """Messages after which other tasks get their turn; one to many peers counts for each of them."""

@@ -14,10 +14,10 @@ import trio
 from sp.address import Address
 from sp.device import device
 from sp.errors import AddressError, Error
-from sp.http import HTTPServerConfig
-from sp.socket_base import Socket
-from sp.sockets import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Respondent0, Sub0, Surveyor0
-from sp.tls import TLSClientConfig, TLSServerConfig
+from sp.http.message import WSServerConfig
+from sp.sockets.base import Socket
+from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Respondent0, Sub0, Surveyor0
+from sp.tls.config import TLSClientConfig, TLSServerConfig
 
 _KINDS: Final[dict[str, Any]] = {
     "rep": Rep0,
@@ -104,8 +104,8 @@ async def _open(side: str, socket: Socket, listened: list[str], dialed: list[str
         tls = None
         if address.is_encrypted:
             tls = TLSServerConfig(certificate=options.certificate, private_key=options.private_key, client_ca=options.client_ca)
-        http = HTTPServerConfig(origins=options.origin) if address.is_http else None
-        print(side, (await socket.listen(url, tls=tls, http=http)).url, flush=True)
+        ws = WSServerConfig(origins=options.origin) if address.is_http else None
+        print(side, (await socket.listen(url, tls=tls, ws=ws)).url, flush=True)
     for url in dialed:
         client_tls = None
         if Address.parse(url).is_encrypted:

@@ -15,8 +15,8 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sp.engine import EnginePipe
     from sp.message import Message
+    from sp.protocols.engine import EnginePipe
 
 WORD: Final = 4
 MAX_WORDS: Final = 256
@@ -41,7 +41,7 @@ class Ids:
                 return header
 
 
-def split_backtrace(data: bytes, start: int, stop: int) -> int:
+def backtrace_end(data: bytes, start: int, stop: int) -> int:
     """Return where the body begins: behind the first word with its high bit set.  -1: there is none."""
     position = start
     last = min(stop, start + WORD * MAX_WORDS) - WORD
@@ -52,7 +52,7 @@ def split_backtrace(data: bytes, start: int, stop: int) -> int:
     return -1
 
 
-def split_reply(_data: bytes, start: int, stop: int) -> int:
+def request_id_end(_data: bytes, start: int, stop: int) -> int:
     """Return where the body of a reply to a cooked REQ begins: behind one word, whatever it is.  -1: it is shorter than that."""
     return start + WORD if stop - start >= WORD else -1
 
@@ -65,6 +65,6 @@ def word_of(pipe: EnginePipe) -> bytes:
 def check_header(message: Message) -> None:
     """Raise ValueError unless the header of *message*, which a raw socket is to send, is a backtrace."""
     header = message.header
-    if split_backtrace(header, 0, len(header)) != len(header):
+    if backtrace_end(header, 0, len(header)) != len(header):
         given = header[:64].hex() or "empty"
         raise ValueError(f"the header must be a backtrace, 32-bit words of which the last one alone has its high bit set, not {given}")

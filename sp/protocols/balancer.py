@@ -10,8 +10,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sp.engine import EnginePipe
     from sp.message import Message
+    from sp.protocols.engine import EnginePipe
 
 
 class Balancer:

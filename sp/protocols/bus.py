@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import PATIENCE, EnginePipe, InboxEngine, send_each
 from sp.message import Message
 from sp.protocol_numbers import BUS
 from sp.protocols.backtrace import WORD, word_of
+from sp.protocols.engine import HOLD_TIME, EnginePipe, InboxEngine, send_each
 
 if TYPE_CHECKING:
     from sp.options import DropPolicy, SocketOptions
@@ -28,7 +28,7 @@ class BusEngine(InboxEngine):
     number = BUS
     peer_number = BUS
     fans_out = True
-    patience = PATIENCE
+    hold_time = HOLD_TIME
 
     def __init__(self, options: SocketOptions, inbox_drops: DropPolicy) -> None:
         super().__init__(options, inbox_drops)

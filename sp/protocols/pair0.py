@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import EnginePipe, InboxEngine
 from sp.errors import PipeRefused
 from sp.protocol_numbers import PAIR0
+from sp.protocols.engine import EnginePipe, InboxEngine
 
 if TYPE_CHECKING:
     from sp.message import Message
@@ -24,18 +24,18 @@ class Pair0Engine(InboxEngine):
     number = PAIR0
     peer_number = PAIR0
     takes_batches = True
-    exclusive = True
+    single_peer = True
 
     def __init__(self, options: SocketOptions) -> None:
         super().__init__(options)
         self._pipe: EnginePipe | None = None
 
-    def check_vacancy(self) -> None:
+    def check_can_attach(self) -> None:
         if self._pipe is not None:
             raise PipeRefused("refused: this PAIR has its peer already", permanent=False)
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
-        self.check_vacancy()
+        self.check_can_attach()
         self._pipe = pipe
 
     def pipe_detached(self, pipe: EnginePipe) -> None:

@@ -13,20 +13,20 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from sp.engine import send_each
 from sp.message import Message
 from sp.protocol_numbers import PAIR1
+from sp.protocols.engine import send_each
 from sp.protocols.pair0 import Pair0Engine
 
 if TYPE_CHECKING:
-    from sp.engine import EnginePipe, Sender
     from sp.options import SocketOptions
+    from sp.protocols.engine import EnginePipe, Sender
 
 _WORD: Final = 4
 _HOPS: Final = [bytes([0, 0, 0, hops]) for hops in range(256)]
 
 
-def split_hops(data: bytes, start: int, stop: int) -> int:
+def hops_end(data: bytes, start: int, stop: int) -> int:
     """Return where the body begins: behind the word with the hops.  -1: there is none."""
     return start + _WORD if stop - start >= _WORD and data.startswith(b"\0\0\0", start) else -1
 
@@ -36,7 +36,7 @@ class Pair1Engine(Pair0Engine):
 
     number = PAIR1
     peer_number = PAIR1
-    split = staticmethod(split_hops)
+    find_body = staticmethod(hops_end)
 
     def __init__(self, options: SocketOptions, ttl: int) -> None:
         super().__init__(options)
@@ -70,7 +70,7 @@ class RawPair1Engine(Pair1Engine):
 
     def check_message(self, message: Message) -> None:
         header = message.header
-        if split_hops(header, 0, len(header)) != len(header):
+        if hops_end(header, 0, len(header)) != len(header):
             raise ValueError(f"the header must be a word with the hops, from 0 to 255, not {header[:64].hex() or 'empty'}")
 
     def send(self, message: Message) -> bool:
@@ -88,13 +88,13 @@ class RawPair1Engine(Pair1Engine):
 class PolyPair1Engine(Pair1Engine):
     """The state behind a PAIR1 socket with several peers."""
 
-    exclusive = False
+    single_peer = False
 
     def __init__(self, options: SocketOptions, ttl: int) -> None:
         super().__init__(options, ttl)
         self._lanes: dict[EnginePipe, _Lane] = {}
 
-    def check_vacancy(self) -> None:
+    def check_can_attach(self) -> None:
         pass
 
     def pipe_attached(self, pipe: EnginePipe) -> None:

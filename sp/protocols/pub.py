@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import Engine, EnginePipe, send_each
 from sp.errors import MalformedMessage
 from sp.protocol_numbers import PUB, SUB
+from sp.protocols.engine import Engine, EnginePipe, send_each
 
 if TYPE_CHECKING:
     from sp.message import Message

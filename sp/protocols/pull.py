@@ -5,8 +5,8 @@ A full inbox holds the pipes back, and lets each of them deliver in its turn: no
 
 from __future__ import annotations
 
-from sp.engine import InboxEngine
 from sp.protocol_numbers import PULL, PUSH
+from sp.protocols.engine import InboxEngine
 
 
 class PullEngine(InboxEngine):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import Engine, EnginePipe
 from sp.protocol_numbers import PULL, PUSH
 from sp.protocols.balancer import Balancer
+from sp.protocols.engine import Engine, EnginePipe
 
 if TYPE_CHECKING:
     from sp.message import Message

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.engine import Engine, EnginePipe, Inbox, InboxEngine, Mailbox
 from sp.errors import StateError
 from sp.message import Message
 from sp.protocol_numbers import REP, REQ
-from sp.protocols.backtrace import WORD, check_header, split_backtrace, word_of
+from sp.protocols.backtrace import WORD, backtrace_end, check_header, word_of
+from sp.protocols.engine import Engine, EnginePipe, Inbox, InboxEngine, Mailbox
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -71,7 +71,7 @@ class RepEngine(Engine):
 
     number = REP
     peer_number = REQ
-    split = staticmethod(split_backtrace)
+    find_body = staticmethod(backtrace_end)
     nothing_asked = "REP has no request to answer: receive one first"
 
     def __init__(self, options: SocketOptions, ttl: int) -> None:
@@ -133,7 +133,7 @@ class RawRepEngine(InboxEngine):
 
     number = REP
     peer_number = REQ
-    split = staticmethod(split_backtrace)
+    find_body = staticmethod(backtrace_end)
     takes_headers = True
 
     def __init__(self, options: SocketOptions, ttl: int) -> None:

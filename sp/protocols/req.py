@@ -19,12 +19,12 @@ from itertools import takewhile
 from random import Random
 from typing import TYPE_CHECKING
 
-from sp.engine import Engine, EnginePipe, InboxEngine, Mailbox
 from sp.errors import Error, RequestLost, RequestReplaced, StateError
 from sp.message import Message
 from sp.protocol_numbers import REP, REQ
-from sp.protocols.backtrace import Ids, check_header, split_backtrace, split_reply
+from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
 from sp.protocols.balancer import Balancer
+from sp.protocols.engine import Engine, EnginePipe, InboxEngine, Mailbox
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -88,7 +88,7 @@ class ReqEngine(Engine):
 
     number = REQ
     peer_number = REP
-    split = staticmethod(split_reply)
+    find_body = staticmethod(request_id_end)
     timed = True
     balances = True
 
@@ -240,7 +240,7 @@ class RawReqEngine(InboxEngine):
 
     number = REQ
     peer_number = REP
-    split = staticmethod(split_backtrace)
+    find_body = staticmethod(backtrace_end)
     balances = True
     takes_headers = True
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, Mailbox
 from sp.protocol_numbers import PUB, SUB
+from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Inbox, Mailbox
 
 if TYPE_CHECKING:
     from sp.message import Message
@@ -163,7 +163,7 @@ class SubEngine(Engine):
 
     number = SUB
     peer_number = PUB
-    patience = PATIENCE
+    hold_time = HOLD_TIME
 
     def __init__(self, options: SocketOptions, inbox_drops: DropPolicy) -> None:
         super().__init__()
@@ -222,10 +222,10 @@ class SubEngine(Engine):
             inbox.offer(pipe, message)
         return True
 
-    def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
+    def force_message(self, pipe: EnginePipe, message: Message) -> None:
         for context in self._contexts:
             if context.subscriptions.match(message.body) and not context.inbox.has_room(message):
-                context.inbox.lose()
+                context.inbox.start_dropping()
         self.message_received(pipe, message)
 
     def socket_closed(self) -> None:

@@ -17,11 +17,11 @@ from heapq import heapify, heappop, heappush
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from sp.engine import PATIENCE, Engine, EnginePipe, Inbox, InboxEngine, Mailbox
 from sp.errors import StateError
 from sp.message import Message
 from sp.protocol_numbers import RESPONDENT, SURVEYOR
-from sp.protocols.backtrace import Ids, check_header, split_backtrace, split_reply
+from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
+from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Inbox, InboxEngine, Mailbox
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -83,10 +83,10 @@ class SurveyorEngine(Engine):
     number = SURVEYOR
     peer_number = RESPONDENT
     fans_out = True
-    split = staticmethod(split_reply)
+    find_body = staticmethod(request_id_end)
     timed = True
     deadlines_come_nearer = True
-    patience = PATIENCE
+    hold_time = HOLD_TIME
 
     def __init__(self, options: SocketOptions, random: Random, clock: Callable[[], float], over: Callable[[str], Exception]) -> None:
         super().__init__()
@@ -149,10 +149,10 @@ class SurveyorEngine(Engine):
         self._inbox_dropped += inbox.dropped - dropped
         return taken
 
-    def message_overdue(self, pipe: EnginePipe, message: Message) -> None:
+    def force_message(self, pipe: EnginePipe, message: Message) -> None:
         context = self._under_way.get(message.header)
         if context is not None:
-            context.inbox.lose()
+            context.inbox.start_dropping()
         self.message_received(pipe, message)
 
     def next_deadline(self) -> float | None:
@@ -201,7 +201,7 @@ class RawSurveyorEngine(InboxEngine):
     number = SURVEYOR
     peer_number = RESPONDENT
     fans_out = True
-    split = staticmethod(split_backtrace)
+    find_body = staticmethod(backtrace_end)
     takes_headers = True
 
     def __init__(self, options: SocketOptions) -> None:

@@ -13,10 +13,10 @@ import trio
 
 from sp.address import Address
 from sp.errors import PeerClosed, PeerError
-from sp.framing import broken_header, too_large
-from sp.http import HTTPResponse
+from sp.http.message import HTTPResponse
 from sp.message import Message
-from sp.transports import Acceptor, Connection, Terms
+from sp.transports.contract import Acceptor, Connection, EndpointConfig
+from sp.transports.framing import broken_header, too_large
 
 _QUEUE_LIMIT: Final = 128
 """Messages on their way between two sockets, each way: the part that a kernel buffer plays elsewhere.  Full, it holds the sender back."""
@@ -35,7 +35,7 @@ def _names() -> dict[str, InprocAcceptor]:
         return names
 
 
-async def connect(address: Address, terms: Terms) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Connection:
     """Connect to the listener of that name; ConnectionRefusedError when there is none, as in nng and mangos."""
     await trio.lowlevel.checkpoint()
     acceptor = _names().get(str(address.path))
@@ -48,7 +48,7 @@ async def connect(address: Address, terms: Terms) -> Connection:
     return ours
 
 
-async def listen(address: Address, terms: Terms) -> list[Acceptor]:
+async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
     """Take the name; OSError "address in use" when it is taken."""
     await trio.lowlevel.checkpoint()
     names = _names()
@@ -61,7 +61,7 @@ async def listen(address: Address, terms: Terms) -> list[Acceptor]:
 class InprocAcceptor:
     """A name, and who has come to it."""
 
-    def __init__(self, address: Address, terms: Terms) -> None:
+    def __init__(self, address: Address, terms: EndpointConfig) -> None:
         self.url = address.url
         self.terms = terms
         self._name = str(address.path)
@@ -95,14 +95,14 @@ class InprocAcceptor:
 class InprocConnection:
     """One end.  What it sends goes straight into the queue of the other."""
 
-    def __init__(self, url: str, terms: Terms) -> None:
+    def __init__(self, url: str, terms: EndpointConfig) -> None:
         self.local_address = self.remote_address = url
         self.unsent = 0
         self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
         self.stage = "greeting"
         self.watchable = False
         self.asks = False
-        self.lendable = False  # a wake-up saved would be worth less than the wait of who no longer comes
+        self.allows_direct_read = False  # a wake-up saved would be worth less than the wait of who no longer comes
         self._terms = terms
         self._peer: InprocConnection
         self._queue: deque[Message] = deque()
@@ -128,10 +128,10 @@ class InprocConnection:
         if self.closed:
             raise trio.ClosedResourceError
         if not peer._has_greeted:
-            raise PeerClosed(f"the peer closed the connection before its greeting{self._told}", wordless=not self._told)
+            raise PeerClosed(f"the peer closed the connection before its greeting{self._told}", silent=not self._told)
         return peer._terms.number
 
-    def hold_greeting(self) -> None:
+    def defer_greeting(self) -> None:
         self.asks = True
 
     def admit(self) -> None:
@@ -145,7 +145,7 @@ class InprocConnection:
         if response.status != _UNAVAILABLE:  # a place that is taken needs no words
             self._peer._told = f": {response.status} {response.reason}"
 
-    async def see_off(self, error: Exception | None = None) -> None:
+    async def linger_close(self, error: Exception | None = None) -> None:
         pass
 
     def look(self, now: float) -> bool:
@@ -221,18 +221,18 @@ class InprocConnection:
             self._peer._writable.set()
 
 
-def _as_received(message: Message, terms: Terms) -> Message:
+def _as_received(message: Message, terms: EndpointConfig) -> Message:
     """Return a message of the receiver's own, checked and split as if it had come over a wire."""
-    header, body, split = message.header, message.body, terms.split
+    header, body, find_body = message.header, message.body, terms.find_body
     limit = terms.options.max_message_size
     if limit is not None and message.size > limit:
         raise too_large(message.size, limit)
-    if split is None:
+    if find_body is None:
         return Message(header + body if header else body)
-    if header and split(header, 0, len(header)) == len(header):
+    if header and find_body(header, 0, len(header)) == len(header):
         return Message(body, header)
     data = header + body
-    start = split(data, 0, len(data))
+    start = find_body(data, 0, len(data))
     if start < 0:
         raise broken_header(len(data))
     return Message(data[start:], data[:start])

@@ -17,7 +17,7 @@ import trio
 
 from sp.address import ANY_NAME, MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
-from sp.transports import Acceptor, Connection, Terms
+from sp.transports.contract import Acceptor, Connection, EndpointConfig
 from sp.transports.stream import SocketLink, StreamConnection, not_for_children, stop_listening
 from sp.transports.tcp import BACKLOG, accept_pending
 
@@ -34,7 +34,7 @@ def _check_platform(address: Address) -> None:
         raise AddressError(f"{address.url!r}: abstract names exist on Linux only")
 
 
-async def connect(address: Address, terms: Terms) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Connection:
     """Connect to the listener at *address*."""
     return StreamConnection(await connect_link(address), terms, typed=True)
 
@@ -60,12 +60,12 @@ async def connect_link(address: Address) -> SocketLink:
     return SocketLink(sock, address.url, address.url)
 
 
-async def listen(address: Address, terms: Terms) -> list[Acceptor]:
+async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
     """Bind *address*.  A socket file that nobody listens at any more is replaced, a live one is refused: address in use."""
     return await listen_link(address, terms, lambda link: StreamConnection(link, terms, typed=True))
 
 
-async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
+async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
     """Do so, for ws+unix as well: *make* makes a connection of each newcomer."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
@@ -142,7 +142,7 @@ def _remove_stale(path: str) -> bool:
 class IPCAcceptor:
     """One listening socket, and the file that it made."""
 
-    def __init__(self, sock: socket.socket, address: Address, terms: Terms, make: Callable[[SocketLink], Connection]) -> None:
+    def __init__(self, sock: socket.socket, address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
         self.url = address.url
         self._socket = not_for_children(sock)
         self._proxied = terms.proxy_protocol

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from sp.errors import PeerClosed, PeerError
-from sp.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_greeting, frame_prefix
-from sp.http import HTTPResponse
+from sp.http.message import HTTPResponse
 from sp.message import Message
-from sp.proxy_protocol import ProxyDecoder, ProxyInfo
-from sp.transports import Terms, tcp_info
+from sp.transports import tcp_info
+from sp.transports.contract import EndpointConfig
+from sp.transports.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_greeting, frame_prefix
+from sp.transports.proxy_protocol import ProxyDecoder, ProxyInfo
 
 if TYPE_CHECKING:
-    from sp.tls import TLSInfo
+    from sp.tls.config import TLSInfo
 
 READ_SIZE: Final = 64 * 1024
 LARGE_READ_SIZE: Final = 256 * 1024
@@ -228,9 +229,9 @@ def receive_first(link: Link, size: int, when: str) -> bytes:
     try:
         data = link.recv(size)
     except ConnectionResetError as error:
-        raise PeerClosed(f"the peer reset the connection {when}", wordless=True) from error
+        raise PeerClosed(f"the peer reset the connection {when}", silent=True) from error
     if not data:
-        raise PeerClosed(f"the peer closed the connection {when}", wordless=True)
+        raise PeerClosed(f"the peer closed the connection {when}", silent=True)
     return data
 
 
@@ -337,11 +338,11 @@ class LinkStream(trio.abc.HalfCloseableStream):
 class LinkConnection(abc.ABC):
     """A connection over a link, whatever the messages look like there."""
 
-    lendable = True
+    allows_direct_read = True
 
     __slots__ = ("_interrupted", "_link", "_sizes", "_terms", "_unwritten", "closed")
 
-    def __init__(self, link: Link, terms: Terms) -> None:
+    def __init__(self, link: Link, terms: EndpointConfig) -> None:
         self._link = link
         self._terms = terms
         self._unwritten: list[bytes | memoryview] = []
@@ -436,11 +437,11 @@ class StreamConnection(LinkConnection):
 
     __slots__ = ("_decoder", "_more", "_typed", "asks")
 
-    def __init__(self, link: Link, terms: Terms, *, typed: bool = False) -> None:
+    def __init__(self, link: Link, terms: EndpointConfig, *, typed: bool = False) -> None:
         super().__init__(link, terms)
         self.asks = False
         self._typed = typed
-        self._decoder = FrameDecoder(terms.split, terms.options.max_message_size, typed=typed)
+        self._decoder = FrameDecoder(terms.find_body, terms.options.max_message_size, typed=typed)
         self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
 
     async def greet(self) -> int:
@@ -466,7 +467,7 @@ class StreamConnection(LinkConnection):
             if number is not None:
                 return number
 
-    def hold_greeting(self) -> None:
+    def defer_greeting(self) -> None:
         self.asks = True
 
     def admit(self) -> None:
@@ -476,7 +477,7 @@ class StreamConnection(LinkConnection):
     async def refuse(self, response: HTTPResponse) -> None:
         pass  # there is no way to say so
 
-    async def see_off(self, error: Exception | None = None) -> None:
+    async def linger_close(self, error: Exception | None = None) -> None:
         pass  # nothing was said
 
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:

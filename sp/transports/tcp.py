@@ -14,7 +14,8 @@ from typing import Any, Final
 import trio
 
 from sp.address import Address, bracketed, is_host
-from sp.transports import SHORTEST_KEEPALIVE, Acceptor, Connection, Terms, tcp_info
+from sp.transports import tcp_info
+from sp.transports.contract import SHORTEST_KEEPALIVE, Acceptor, Connection, EndpointConfig
 from sp.transports.stream import SocketLink, StreamConnection, not_for_children, stop_listening
 
 _ACCEPT_BATCH: Final = 64
@@ -41,14 +42,14 @@ _Target = tuple[int, tuple[Any, ...]]
 """A family and an address of it, as the system's functions take them: IPv6 with its scope."""
 
 
-async def connect(address: Address, terms: Terms) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Connection:
     """Connect to *address*: every address of its name is tried, newly looked up each time."""
     return StreamConnection(await connect_link(address, terms), terms)
 
 
-async def connect_link(address: Address, terms: Terms) -> SocketLink:
+async def connect_link(address: Address, terms: EndpointConfig) -> SocketLink:
     """Do so, for tls as well."""
-    targets = _by_turns(await look_up(address, limit=terms.options.greeting_timeout * _LOOKUP_SHARE))
+    targets = _by_turns(await look_up(address, limit=terms.options.handshake_timeout * _LOOKUP_SHARE))
     return _link(await (_open(*targets[0]) if len(targets) == 1 else _race(targets)), terms)
 
 
@@ -175,12 +176,12 @@ async def _look_up_name(host: str, port: int, family: int, flags: int, limit: fl
     raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not looked up within {limit:g} s{others}")
 
 
-async def listen(address: Address, terms: Terms) -> list[Acceptor]:
+async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
     """Bind *address*.  A name is bound at all its addresses, no host at all interfaces of both families."""
     return await listen_link(address, terms, lambda link: StreamConnection(link, terms))
 
 
-async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
+async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
     """Do so, for others as well: *make* makes a connection of each newcomer."""
     try:
         sockets = await _bind(address)
@@ -194,7 +195,7 @@ async def listen_link(address: Address, terms: Terms, make: Callable[[SocketLink
 class TCPAcceptor:
     """A socket that listens."""
 
-    def __init__(self, sock: socket.socket, url: str, terms: Terms, make: Callable[[SocketLink], Connection]) -> None:
+    def __init__(self, sock: socket.socket, url: str, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
         self.url = url
         self._socket = not_for_children(sock)
         self._terms = terms
@@ -258,15 +259,15 @@ class TCPLink(SocketLink):
         return True
 
 
-def _link(sock: socket.socket, terms: Terms) -> SocketLink:
-    keepalive, proxied = terms.options.keepalive, terms.proxy_protocol
+def _link(sock: socket.socket, terms: EndpointConfig) -> SocketLink:
+    tcp_keepalive, proxied = terms.options.tcp_keepalive, terms.proxy_protocol
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _set_keepalive(sock, keepalive)
+        _set_keepalive(sock, tcp_keepalive)
         ends = format_address(sock.getsockname()), format_address(sock.getpeername())
-        if keepalive is None or not hasattr(socket, "TCP_INFO"):
+        if tcp_keepalive is None or not hasattr(socket, "TCP_INFO"):
             return SocketLink(sock, *ends, proxied=proxied)
-        return TCPLink(sock, *ends, max(SHORTEST_KEEPALIVE, keepalive), proxied=proxied)
+        return TCPLink(sock, *ends, max(SHORTEST_KEEPALIVE, tcp_keepalive), proxied=proxied)
     except OSError:
         # The peer is gone already; reading will find that out in the right place.
         return SocketLink(sock, "", "", proxied=proxied)

@@ -15,13 +15,13 @@ import trio
 
 from sp.address import Address
 from sp.errors import PeerClosed, PeerError, TLSError
-from sp.openssl import BUFFER_SIZE
-from sp.proxy_protocol import ProxyInfo
-from sp.tls import TLSClientConfig, TLSInfo, TLSServerConfig
-from sp.transports import Acceptor, Connection, Terms
+from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig
+from sp.tls.openssl import BUFFER_SIZE
+from sp.tls.session import TLSSession
+from sp.transports.contract import Acceptor, Connection, EndpointConfig
+from sp.transports.proxy_protocol import ProxyInfo
 from sp.transports.stream import READ_SIZE, SocketLink, StreamConnection, receive_first, wait_for_either
 from sp.transports.tcp import connect_link, listen_link
-from sp.transports.tls_session import TLSSession
 
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
 """A fatal alert, "protocol version", in plain text: for a peer that began without TLS, so that it learns what it has dialed."""
@@ -33,14 +33,14 @@ _WRITE_SIZE: Final = 128 * 1024
 """The most that is encrypted before the kernel has taken it: full records, and a bound on what waits."""
 
 
-async def connect(address: Address, terms: Terms) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Connection:
     """Connect to *address*, as tcp does; the handshake is part of the greeting."""
     config = terms.tls
     assert isinstance(config, TLSClientConfig)
     return StreamConnection(TLSLink(await connect_link(address, terms), config, host=address.host, port=address.port), terms)
 
 
-async def listen(address: Address, terms: Terms) -> list[Acceptor]:
+async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
     """Bind *address*, as tcp does."""
     config = terms.tls
     assert isinstance(config, TLSServerConfig)
@@ -218,7 +218,7 @@ class TLSLink:
             received = self._recv(most)
             self._was_full = len(received) == most
             if not received:
-                raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing", wordless=True)
+                raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing", silent=True)
             moved.feed(received)
             data = session.read(size)
             if moved.output:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from sp.engine import Split
 from sp.errors import MalformedMessage, MessageTooLarge, PeerError
-from sp.framing import FrameDecoder, frame_prefix
-from sp.protocols.backtrace import split_backtrace, split_reply
+from sp.message import FindBody
+from sp.protocols.backtrace import backtrace_end, request_id_end
+from sp.transports.framing import FrameDecoder, frame_prefix
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -36,11 +36,11 @@ def frame(data: bytes, typed: bool) -> bytes:
     return frame_prefix(len(data), typed) + data
 
 
-def decode(data: bytes, typed: bool, *, split: Split | None = None, limit: int | None = MIB) -> Decoded:
+def decode(data: bytes, typed: bool, *, find_body: FindBody | None = None, limit: int | None = MIB) -> Decoded:
     """Return headers and bodies, and the error: the same for the whole input, byte by byte, and with the start of another frame."""
     results: list[Decoded] = []
     for chunks in ([data], [data[i : i + 1] for i in range(len(data))], [data + b"\1"]):
-        decoder = FrameDecoder(split, limit, typed=typed)
+        decoder = FrameDecoder(find_body, limit, typed=typed)
         messages = [(m.header, m.body) for chunk in chunks for m in decoder.receive_data(chunk)]
         results.append((messages, None if decoder.error is None else type(decoder.error)))
     assert results[0] == results[1] == results[2]
@@ -78,8 +78,8 @@ def test_one_byte_above_the_limit_is_too_large_and_what_came_before_is_kept(type
 
 
 def test_the_limit_counts_header_and_body(typed: bool) -> None:
-    assert decode(frame(ID + bytes(96), typed), typed, split=split_reply, limit=100) == ([(ID, bytes(96))], None)
-    assert decode(frame(ID + bytes(97), typed), typed, split=split_reply, limit=100) == ([], MessageTooLarge)
+    assert decode(frame(ID + bytes(96), typed), typed, find_body=request_id_end, limit=100) == ([(ID, bytes(96))], None)
+    assert decode(frame(ID + bytes(97), typed), typed, find_body=request_id_end, limit=100) == ([], MessageTooLarge)
 
 
 def test_a_limit_of_zero_accepts_empty_messages_only(typed: bool) -> None:
@@ -114,10 +114,10 @@ def test_a_huge_announcement_costs_nothing_even_without_a_limit(size: int, typed
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("split", [None, split_reply])
-def test_a_body_that_comes_in_parts_is_copied_once(split: Split | None, typed: bool) -> None:
+@pytest.mark.parametrize("find_body", [None, request_id_end])
+def test_a_body_that_comes_in_parts_is_copied_once(find_body: FindBody | None, typed: bool) -> None:
     size = 8 * MIB
-    decoder = FrameDecoder(split, None, typed=typed)
+    decoder = FrameDecoder(find_body, None, typed=typed)
     messages = decoder.receive_data(frame_prefix(size, typed) + ID + bytes(64 * KIB - 4))
     for received in range(64 * KIB, size, 64 * KIB):
         assert messages == []
@@ -131,7 +131,7 @@ def test_a_body_that_comes_in_parts_is_copied_once(split: Split | None, typed: b
 def test_a_body_that_comes_in_one_read_is_copied_once(typed: bool) -> None:
     data = frame(ID + bytes(4 * MIB), typed)
     before = tracemalloc.get_traced_memory()[0]
-    decoder = FrameDecoder(split_reply, None, typed=typed)
+    decoder = FrameDecoder(request_id_end, None, typed=typed)
     assert len(decoder.receive_data(data)) == 1
     assert tracemalloc.get_traced_memory()[1] < before + 4 * MIB + 64 * KIB
 
@@ -162,20 +162,20 @@ def test_a_wrong_type_byte_is_malformed_and_what_came_before_is_kept(byte: int) 
 @pytest.mark.parametrize("hops", range(4))
 def test_a_backtrace_is_cut_off_behind_the_request_id(hops: int, typed: bool) -> None:
     header = HOP * hops + ID
-    assert decode(frame(header + b"\xffbody", typed), typed, split=split_backtrace) == ([(header, b"\xffbody")], None)
+    assert decode(frame(header + b"\xffbody", typed), typed, find_body=backtrace_end) == ([(header, b"\xffbody")], None)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"\x80\0\0", HOP, HOP * 3, HOP + b"\x80\0\0"])
 def test_a_backtrace_without_an_end_is_malformed_and_what_came_before_is_kept(data: bytes, typed: bool) -> None:
     good = frame(ID + b"before", typed)
-    assert decode(good + frame(data, typed), typed, split=split_backtrace) == ([(ID, b"before")], MalformedMessage)
+    assert decode(good + frame(data, typed), typed, find_body=backtrace_end) == ([(ID, b"before")], MalformedMessage)
 
 
 @pytest.mark.parametrize("hops", [255, 256, 300])
 def test_a_backtrace_is_looked_at_for_256_words(hops: int, typed: bool) -> None:
     header = HOP * hops + ID
     expected = ([(header, b"body")], None) if hops < 256 else ([], MalformedMessage)
-    assert decode(frame(header + b"body", typed), typed, split=split_backtrace) == expected
+    assert decode(frame(header + b"body", typed), typed, find_body=backtrace_end) == expected
 
 
 def test_a_header_can_be_cut_anywhere(typed: bool) -> None:
@@ -183,14 +183,14 @@ def test_a_header_can_be_cut_anywhere(typed: bool) -> None:
     data = frame(header + b"body", typed)
     for first in range(len(data)):
         for second in range(first, len(data)):
-            decoder = FrameDecoder(split_backtrace, None, typed=typed)
+            decoder = FrameDecoder(backtrace_end, None, typed=typed)
             parts = (data[:first], data[first:second], data[second:])
             messages = [message for part in parts for message in decoder.receive_data(part)]
             assert [(m.header, m.body) for m in messages] == [(header, b"body")]
 
 
 def test_header_and_body_are_bytes_of_their_own(typed: bool) -> None:
-    decoder = FrameDecoder(split_reply, None, typed=typed)
+    decoder = FrameDecoder(request_id_end, None, typed=typed)
     data = frame(ID + bytes(20_000), typed)
     (whole,) = decoder.receive_data(data)
     (joined,) = decoder.receive_data(data[:10_000]) + decoder.receive_data(data[10_000:])
@@ -199,7 +199,7 @@ def test_header_and_body_are_bytes_of_their_own(typed: bool) -> None:
 
 @pytest.mark.parametrize("wrong", [frame_prefix(101, typed=True), b"\0" * 9, frame(b"", typed=True)])
 def test_nothing_is_decoded_after_an_error(wrong: bytes) -> None:
-    decoder = FrameDecoder(split_reply, 100, typed=True)
+    decoder = FrameDecoder(request_id_end, 100, typed=True)
     good = frame(ID, typed=True)
     assert len(decoder.receive_data(good + wrong + good)) == 1
     error = decoder.error
@@ -209,7 +209,7 @@ def test_nothing_is_decoded_after_an_error(wrong: bytes) -> None:
 
 
 def test_an_error_in_a_message_that_came_in_parts_stops_the_rest_of_the_read(typed: bool) -> None:
-    decoder = FrameDecoder(split_reply, 100, typed=typed)
+    decoder = FrameDecoder(request_id_end, 100, typed=typed)
     broken = frame(b"abc", typed)
     assert decoder.receive_data(broken[:-1]) == []
     assert decoder.receive_data(broken[-1:] + frame(ID, typed)) == []
@@ -217,7 +217,7 @@ def test_an_error_in_a_message_that_came_in_parts_stops_the_rest_of_the_read(typ
 
 
 def test_a_broken_message_is_described_by_its_size_and_not_shown(typed: bool) -> None:
-    decoder = FrameDecoder(split_backtrace, None, typed=typed)
+    decoder = FrameDecoder(backtrace_end, None, typed=typed)
     decoder.receive_data(frame(b"secret", typed))
     assert "6 bytes" in str(decoder.error)
     assert "secret" not in str(decoder.error)

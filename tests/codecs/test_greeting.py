@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sp.errors import GreetingError
-from sp.framing import GREETING_SIZE, decode_greeting, encode_greeting
 from sp.protocol_numbers import BUS, PUB, REP, REQ, SUB
+from sp.transports.framing import GREETING_SIZE, decode_greeting, encode_greeting
 
 GOOD = encode_greeting(REP)
 

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sp.errors import GreetingError, printable
-from sp.proxy_protocol import HINT, MAX_V2, SIGNATURE, ProxyDecoder, ProxyInfo
+from sp.guess import PROXY_HINT
+from sp.transports.proxy_protocol import MAX_V2, SIGNATURE, ProxyDecoder, ProxyInfo
 
 BEHIND = b"\x16\x03\x01 and whatever else may follow"
 LOCAL, PROXY = 0x20, 0x21
@@ -337,7 +338,7 @@ def test_the_beginning_of_a_header_is_not_refused(data: bytes) -> None:
 
 
 def test_what_a_listener_lacks_is_said_by_the_name_of_its_option() -> None:
-    assert "proxy_protocol=True" in HINT
+    assert "proxy_protocol=True" in PROXY_HINT
 
 
 # Any bytes.

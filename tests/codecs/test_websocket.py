@@ -22,15 +22,14 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from sp.engine import Split
 from sp.errors import GreetingError, MalformedMessage, MessageTooLarge, PeerClosed, PeerError, UpgradeRefused, WrongProtocol
-from sp.http import HTTPHeaders
-from sp.message import Message
+from sp.http.message import HTTPHeaders
+from sp.message import FindBody, Message
 from sp.protocol_numbers import BUS, PAIR1, PUB, REP, REQ, SUB
-from sp.protocols.backtrace import split_backtrace, split_reply
-from sp.transports.websocket import WebSocket
-from sp.transports.ws_answer import KEPT_BODY, MAX_HEAD, MAX_INTERIM
-from sp.transports.ws_handshake import (
+from sp.protocols.backtrace import backtrace_end, request_id_end
+from sp.transports.ws.answer import KEPT_BODY, MAX_HEAD, MAX_INTERIM
+from sp.transports.ws.frames import WebSocket
+from sp.transports.ws.handshake import (
     SUBPROTOCOLS,
     ClientHandshake,
     Pings,
@@ -138,25 +137,25 @@ def asked() -> ServerHandshake:
     return ServerHandshake(over_tls=False)
 
 
-def opened(handshake: ServerHandshake | ClientHandshake, split: Split | None, limit: int | None) -> WebSocket:
+def opened(handshake: ServerHandshake | ClientHandshake, find_body: FindBody | None, limit: int | None) -> WebSocket:
     """Return the WebSocket that a handshake has led to, with what came behind it."""
-    websocket = WebSocket(handshake.protocol.side, split, limit)
+    websocket = WebSocket(handshake.protocol.side, find_body, limit)
     websocket.add(handshake.rest)
     return websocket
 
 
-def server(split: Split | None = None, limit: int | None = MIB) -> WebSocket:
+def server(find_body: FindBody | None = None, limit: int | None = MIB) -> WebSocket:
     handshake = asked()
     assert handshake.receive_data(request())
     assert handshake.accept(REP) == (None, None)
     handshake.admit([])
-    return opened(handshake, split, limit)
+    return opened(handshake, find_body, limit)
 
 
-def client(split: Split | None = None, limit: int | None = MIB) -> WebSocket:
+def client(find_body: FindBody | None = None, limit: int | None = MIB) -> WebSocket:
     handshake = dialing()
     assert handshake.receive_data(agreement(handshake))
-    return opened(handshake, split, limit)
+    return opened(handshake, find_body, limit)
 
 
 class Side:
@@ -189,8 +188,8 @@ def traced() -> Iterator[None]:
 class Decoded:
     """What came of a stream: messages, the error's class, the words of the peer's Close, and the frames that were said."""
 
-    def __init__(self, side: Side, chunks: Sequence[bytes], split: Split | None, limit: int | None) -> None:
-        websocket = side.make(split, limit)
+    def __init__(self, side: Side, chunks: Sequence[bytes], find_body: FindBody | None, limit: int | None) -> None:
+        websocket = side.make(find_body, limit)
         said = b""
         self.messages: list[tuple[bytes, bytes]] = []
         for chunk in chunks:
@@ -222,13 +221,13 @@ class Decoded:
         return self.messages, self.kind, self.ended, [said for said in self.said if said[0] != CLOSE], self.code
 
 
-def decode(side: Side, data: bytes, *, split: Split | None = None, limit: int | None = MIB) -> Decoded:
+def decode(side: Side, data: bytes, *, find_body: FindBody | None = None, limit: int | None = MIB) -> Decoded:
     """Return what comes of *data*: the same for the whole, byte by byte, in pieces, and with the start of another frame."""
-    whole = Decoded(side, [data], split, limit)
+    whole = Decoded(side, [data], find_body, limit)
     byte_by_byte = [data[i : i + 1] for i in range(len(data))] if len(data) < 6_000 else [data]
     pieces = [data[i : i + 5000] for i in range(0, len(data), 5000)]
     for chunks in (byte_by_byte, pieces, [data + b"\x82"], [data, b"\x82"]):
-        assert Decoded(side, chunks, split, limit).outcome == whole.outcome
+        assert Decoded(side, chunks, find_body, limit).outcome == whole.outcome
     return whole
 
 
@@ -316,7 +315,7 @@ def test_a_length_of_more_than_63_bits_is_none(side: Side) -> None:
 
 def test_masks_are_applied_where_the_c_extension_of_websockets_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
-    found = importlib.util.find_spec("sp.transports.websocket")
+    found = importlib.util.find_spec("sp.transports.ws.frames")
     assert found is not None
     assert found.loader is not None
     without = importlib.util.module_from_spec(found)
@@ -344,12 +343,12 @@ def test_a_header_is_split_off_wherever_fragments_end(side: Side) -> None:
     data = b"\0\0\0\7" + ID + b"body"
     for cut in range(len(data) + 1):
         stream = side.frame(data[:cut], fin=False) + side.frame(data[cut:], CONT)
-        assert decode(side, stream, split=split_backtrace).messages == [(data[:8], b"body")]
+        assert decode(side, stream, find_body=backtrace_end).messages == [(data[:8], b"body")]
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"\0\0\0\7", b"secret"])
 def test_a_message_without_its_header_is_malformed_and_not_shown(side: Side, data: bytes) -> None:
-    found = decode(side, side.frame(ID + b"before") + side.frame(data) + side.frame(ID + b"behind"), split=split_backtrace)
+    found = decode(side, side.frame(ID + b"before") + side.frame(data) + side.frame(ID + b"behind"), find_body=backtrace_end)
     assert (found.messages, found.kind, found.code) == ([(ID, b"before")], MalformedMessage, 1002)
     assert f"{len(data)} bytes" in str(found.error)
     assert "secret" not in str(found.error)
@@ -594,8 +593,8 @@ def test_the_limit_is_that_of_all_fragments_together(side: Side, sizes: tuple[in
 
 
 def test_the_limit_counts_header_and_body(side: Side) -> None:
-    assert decode(side, side.frame(ID + bytes(96)), split=split_reply, limit=100).messages == [(ID, bytes(96))]
-    assert decode(side, side.frame(ID + bytes(97)), split=split_reply, limit=100).kind is MessageTooLarge
+    assert decode(side, side.frame(ID + bytes(96)), find_body=request_id_end, limit=100).messages == [(ID, bytes(96))]
+    assert decode(side, side.frame(ID + bytes(97)), find_body=request_id_end, limit=100).kind is MessageTooLarge
 
 
 def test_without_a_limit_any_size_is_accepted(side: Side) -> None:
@@ -713,7 +712,7 @@ opcodes = st.one_of(st.sampled_from([CONT, BINARY, BINARY, TEXT, PING, PONG, CLO
 payloads = st.one_of(st.binary(max_size=20), st.sampled_from([125, 126, 4095, 4096, LIMIT - 1, LIMIT, LIMIT + 1]).map(bytes))
 sizes = st.one_of(st.none(), st.none(), st.none(), st.integers(0, 30), st.integers(0, (1 << 64) - 1))
 sides = st.sampled_from([Side("server"), Side("client")])
-splits = st.sampled_from([None, split_backtrace])
+splits = st.sampled_from([None, backtrace_end])
 
 
 @st.composite
@@ -746,15 +745,15 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
 @settings(deadline=None)
 @given(st.data(), sides, splits, st.lists(st.integers(0), max_size=20))
 def test_any_frames_in_any_chunks_are_messages_or_a_peer_error_and_never_an_exception(
-    data: st.DataObject, side: Side, split: Split | None, places: list[int]
+    data: st.DataObject, side: Side, find_body: FindBody | None, places: list[int]
 ) -> None:
     stream = data.draw(streams(side))
-    whole = Decoded(side, [stream], split, LIMIT)
+    whole = Decoded(side, [stream], find_body, LIMIT)
     assert whole.error is None or isinstance(whole.error, PeerError)
     assert not (whole.error is not None and whole.ended)
     assert all(len(header) + len(body) <= LIMIT for header, body in whole.messages)
     assert (whole.code is not None) == (whole.error is not None) or whole.ended
-    assert Decoded(side, cut(stream, places), split, LIMIT).outcome == whole.outcome
+    assert Decoded(side, cut(stream, places), find_body, LIMIT).outcome == whole.outcome
 
 
 @settings(deadline=None)

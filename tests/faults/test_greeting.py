@@ -51,7 +51,7 @@ async def check(rep: sp.Rep0, url: str) -> None:
 @pytest.mark.slow
 async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(url: str, mock_clock: MockClock) -> None:
     with at_most(20):
-        async with sp.Rep0(listen=url, tls=server_tls(url), greeting_timeout=10) as rep:
+        async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=10) as rep:
             (listener,) = rep.listeners
             silent = [await connect(listener.url) for _ in range(200)]
             await until(lambda: listener.statistics().greeting == 200)
@@ -77,7 +77,7 @@ async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_th
 
 async def test_a_silent_listener_fails_a_dial_at_the_deadline(mock_clock: MockClock) -> None:
     (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listening, sp.Req0(greeting_timeout=3) as req:
+    async with listening, sp.Req0(handshake_timeout=3) as req:
         with at_most(10):
             async with trio.open_nursery() as nursery:
 
@@ -96,7 +96,7 @@ async def test_a_silent_listener_fails_a_dial_at_the_deadline(mock_clock: MockCl
 
 async def test_every_byte_of_a_slow_greeting_counts_against_the_same_deadline(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=url, tls=server_tls(url), greeting_timeout=10) as rep, await connect(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=10) as rep, await connect(rep.listeners[0].url) as stream:
             events = rep.events()
             for byte in greeting(REQ)[:5]:
                 await stream.send_all(bytes([byte]))
@@ -138,7 +138,7 @@ async def test_the_deadline_covers_a_slow_authorize(url: str, mock_clock: MockCl
         raise AssertionError
 
     with at_most(10):
-        async with sp.Bus0(listen=url, tls=server_tls(url), greeting_timeout=10, authorize=authorize) as bus:
+        async with sp.Bus0(listen=url, tls=server_tls(url), handshake_timeout=10, authorize=authorize) as bus:
             events = bus.events()
             async with await connect_as(bus.listeners[0].url, BUS) as stream:
                 await stream.send_all(frame(b"too early"))
@@ -190,7 +190,7 @@ async def test_nothing_of_a_refused_peer_is_delivered(url: str) -> None:
 
 
 async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest(url: str) -> None:
-    async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=5) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), max_handshakes=5) as rep:
         (listener,) = rep.listeners
         events = rep.events()
         with trio.fail_after(5):
@@ -213,7 +213,7 @@ async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest(url: 
 
 @pytest.mark.slow
 async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: str) -> None:
-    async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=5) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), max_handshakes=5) as rep:
         (listener,) = rep.listeners
         with trio.fail_after(5):
             streams = [await connect(listener.url) for _ in range(50)]

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import sp
-from sp.framing import FrameDecoder, frame_prefix
+from sp.transports.framing import FrameDecoder, frame_prefix
 from tests.transports.ends import dial, network_only, server_tls
 from tests.transports.wire import REQ, connect_as, frame, reset
 
@@ -126,7 +126,7 @@ async def test_a_newcomer_evicted_while_it_is_authorized_never_becomes_a_pipe(ur
         await gate.wait()
         return True
 
-    async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=1, authorize=wait) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), max_handshakes=1, authorize=wait) as rep:
         events = rep.events()
         with trio.fail_after(10):
             first = await connect_as(rep.listeners[0].url, REQ)

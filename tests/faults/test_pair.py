@@ -36,8 +36,8 @@ stream_only = pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc", "abstr
 async def test_who_says_nothing_does_not_keep_the_place_from_who_does(
     scheme: str, new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sp.core._PLACE_KEPT", 0.05)
-    async with sp.Pair0(greeting_timeout=60) as pair, sp.Pair0() as good:
+    monkeypatch.setattr("sp.core.core._PLACE_KEPT", 0.05)
+    async with sp.Pair0(handshake_timeout=60) as pair, sp.Pair0() as good:
         url = (await listen(pair, new_url())).url
         silent = [await (connect_plainly if scheme.startswith("ws") else connect)(url) for _ in range(20)]
         await until(lambda: pair.statistics().listeners[0].accepted == 20)
@@ -67,7 +67,7 @@ async def test_who_greets_as_something_else_does_not_keep_the_place(new_url: Cal
 async def test_a_server_that_says_nothing_keeps_the_place_no_longer_than_its_greeting_time(new_url: Callable[[], str]) -> None:
     # Whom we have greeted may have attached us, so that nobody else can have the place until that is decided.
     (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with silent, sp.Pair0(greeting_timeout=0.1, redial_min=0.02, redial_max=0.02) as pair, sp.Pair0() as good:
+    async with silent, sp.Pair0(handshake_timeout=0.1, redial_min=0.02, redial_max=0.02) as pair, sp.Pair0() as good:
         heard = pair.events()
         await pair.dial(f"tcp://127.0.0.1:{silent.socket.getsockname()[1]}", wait=False)
         async with await silent.accept():

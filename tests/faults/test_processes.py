@@ -46,7 +46,7 @@ _WAITS = {
     "receive a reply": ("sp.Rep0(listen='inproc://x')", "async with sp.Req0(dial='inproc://x') as r: await r.request(b'')"),
     "send": ("sp.Req0()", "await s.send(b'to nobody')"),
     "request": ("sp.Req0(dial='tcp://127.0.0.1:1')", "await s.request(b'to nobody')"),
-    "dial": ("sp.Req0(greeting_timeout=100)", "await s.dial(sys.argv[1])"),
+    "dial": ("sp.Req0(handshake_timeout=100)", "await s.dial(sys.argv[1])"),
     "wait for peers": ("sp.Bus0(dial='inproc://nobody')", "await s.wait_for_peers()"),
     "events": ("sp.Bus0()", "await anext(s.events())"),
     "requests": ("sp.Rep0(listen='tcp://127.0.0.1:0')", "await anext(s.requests())"),
@@ -173,7 +173,7 @@ def redial(error):
     print("not interrupted")
 
 async def main():
-    async with sp.Req0(redial=redial, dial="inproc://nobody") if sys.argv[1] == "redial" else sp.Rep0(authorize=authorize, dial="inproc://x"):
+    async with sp.Req0(should_redial=redial, dial="inproc://nobody") if sys.argv[1] == "redial" else sp.Rep0(authorize=authorize, dial="inproc://x"):
         async with sp.Req0(listen="inproc://x") as req:
             await trio.sleep_forever()
 

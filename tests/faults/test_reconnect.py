@@ -206,11 +206,11 @@ async def test_a_cancelled_dial_leaves_nothing_behind(url: str, autojump_clock: 
 async def test_the_redial_hook_sees_each_reason_and_ends_the_dialer_by_saying_no(url: str, autojump_clock: MockClock) -> None:
     asked: list[Exception] = []
 
-    def redial(error: Exception) -> bool:
+    def should_redial(error: Exception) -> bool:
         asked.append(error)
         return len(asked) < 3
 
-    async with sp.Req0(dial=url, redial=redial) as req:
+    async with sp.Req0(dial=url, should_redial=should_redial) as req:
         events = req.events()
         (dialer,) = req.dialers
         event = await expect(events, sp.EventKind.STOPPED)
@@ -224,7 +224,7 @@ async def test_the_redial_hook_sees_each_reason_and_ends_the_dialer_by_saying_no
 
 async def test_the_redial_hook_is_asked_when_a_pipe_is_lost(url: str, autojump_clock: MockClock) -> None:
     asked: list[Exception] = []
-    async with sp.Req0(redial=asked.append) as req, sp.Rep0(listen=url) as rep:  # type: ignore[arg-type]  # append returns None: no
+    async with sp.Req0(should_redial=asked.append) as req, sp.Rep0(listen=url) as rep:  # type: ignore[arg-type]  # append returns None: no
         dialer = await req.dial(url)
         events = req.events()
         await rep.wait_for_peers()
@@ -237,10 +237,10 @@ async def test_the_redial_hook_is_asked_when_a_pipe_is_lost(url: str, autojump_c
 
 
 async def test_the_redial_hook_can_tell_hopeless_errors_from_others(url: str, autojump_clock: MockClock) -> None:
-    def redial(error: Exception) -> bool:
+    def should_redial(error: Exception) -> bool:
         return not getattr(error, "permanent", False)
 
-    async with sp.Req0(dial=url, redial=redial) as req:
+    async with sp.Req0(dial=url, should_redial=should_redial) as req:
         events = req.events()
         await trio.sleep(10)
         assert len(req.dialers) == 1

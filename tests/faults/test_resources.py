@@ -181,7 +181,7 @@ async def test_a_delivered_message_is_held_by_nobody_but_its_receiver(url: str) 
                 assert sys.getrefcount(body) <= 3
 
 
-# Turns.
+# CheckpointBudget.
 
 
 async def count_turns(stop: trio.Event, sample: Callable[[], int]) -> list[int]:

@@ -181,7 +181,7 @@ async def test_who_begins_with_something_else_is_told_off_at_once(rep: sp.Rep0, 
 @pytest.mark.parametrize("size", [0, 1, 5, 100])
 async def test_half_a_hello_ends_at_the_greeting_timeout(authority: Authority, size: int) -> None:
     with trio.fail_after(10):
-        async with sp.Rep0(listen=URL, tls=authority.server(), greeting_timeout=0.2) as rep, await connect(rep) as stream:
+        async with sp.Rep0(listen=URL, tls=authority.server(), handshake_timeout=0.2) as rep, await connect(rep) as stream:
             events = rep.events()
             await stream.send_all(client_hello()[:size])
             event = await expect(events, sp.EventKind.REFUSED)
@@ -192,7 +192,7 @@ async def test_half_a_hello_ends_at_the_greeting_timeout(authority: Authority, s
 
 async def test_who_has_shaken_hands_and_does_not_greet_is_told_apart(authority: Authority) -> None:
     with trio.fail_after(10):
-        async with sp.Rep0(listen=URL, tls=authority.server(), greeting_timeout=0.2) as rep:
+        async with sp.Rep0(listen=URL, tls=authority.server(), handshake_timeout=0.2) as rep:
             events = rep.events()
             async with secured(rep, authority):
                 event = await expect(events, sp.EventKind.REFUSED)
@@ -202,7 +202,7 @@ async def test_who_has_shaken_hands_and_does_not_greet_is_told_apart(authority: 
 async def test_a_silent_listener_fails_a_dial_at_the_deadline(authority: Authority) -> None:
     (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     with trio.fail_after(10):
-        async with listening, sp.Req0(tls=authority.client(), greeting_timeout=0.2) as req:
+        async with listening, sp.Req0(tls=authority.client(), handshake_timeout=0.2) as req:
             with pytest.raises(sp.DialError, match="the TLS handshake was not complete within 0.2 s"):
                 await req.dial(f"tls+tcp://127.0.0.1:{listening.socket.getsockname()[1]}")
 

@@ -20,7 +20,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
-from sp.proxy_protocol import SIGNATURE
+from sp.transports.proxy_protocol import SIGNATURE
 from tests.transports.ends import authority, client_tls, dial, listen, server_tls
 from tests.transports.wire import (
     REQ,
@@ -545,7 +545,7 @@ async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(size: 
 
 # Requests that get another answer.
 
-HEALTHY = sp.HTTPServerConfig(health_path="/healthz", origins="https://app.example")
+HEALTHY = sp.WSServerConfig(health_path="/healthz", origins="https://app.example")
 
 
 @pytest.mark.slow
@@ -587,7 +587,7 @@ HEALTHY = sp.HTTPServerConfig(health_path="/healthz", origins="https://app.examp
     ],
 )
 async def test_who_cannot_be_a_pipe_gets_a_whole_answer_and_the_event_says_why(url: str, data: bytes, status: int, words: str) -> None:
-    async with sp.Rep0(listen=url, tls=server_tls(url), http=HEALTHY) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), ws=HEALTHY) as rep:
         url = rep.listeners[0].url
         events = rep.events()
         with trio.fail_after(10):
@@ -619,7 +619,7 @@ async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> Non
 
 @pytest.mark.parametrize("origin", ["https://app.example", "HTTPS://APP.example", None])
 async def test_a_page_that_may_connect_and_who_is_no_browser_do(origin: str | None) -> None:
-    async with sp.Rep0(listen=WS, http=HEALTHY) as rep:
+    async with sp.Rep0(listen=WS, ws=HEALTHY) as rep:
         with trio.fail_after(10):
             async with await web(rep.listeners[0].url) as stream:
                 await upgrade(stream, *(() if origin is None else (("Origin", origin),)))
@@ -679,7 +679,7 @@ async def test_headers_without_an_end_are_refused_and_cost_a_bounded_place(heade
 
 async def test_every_byte_of_slow_headers_counts_against_the_same_deadline(mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=WS, greeting_timeout=10) as rep, await web(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=WS, handshake_timeout=10) as rep, await web(rep.listeners[0].url) as stream:
             events = rep.events()
             for byte in request()[:10]:
                 await stream.send_all(bytes([byte]))
@@ -697,7 +697,7 @@ async def test_every_byte_of_slow_headers_counts_against_the_same_deadline(mock_
 @pytest.mark.parametrize("said", [b"", b"GET / HT", request()[:-1]])
 async def test_half_a_request_ends_at_the_greeting_timeout(url: str, said: bytes, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=url, tls=server_tls(url), greeting_timeout=3) as rep:
+        async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=3) as rep:
             events = rep.events()
             async with await web(rep.listeners[0].url) as stream:
                 await stream.send_all(said)
@@ -711,7 +711,7 @@ async def test_half_a_request_ends_at_the_greeting_timeout(url: str, said: bytes
 
 async def test_a_client_that_stays_after_its_refusal_is_still_refused_for_what_it_did(mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=WS, greeting_timeout=0.5) as rep:
+        async with sp.Rep0(listen=WS, handshake_timeout=0.5) as rep:
             events = rep.events()
             async with await web(rep.listeners[0].url) as stream:
                 await stream.send_all(request(line="GET /nobody HTTP/1.1"))
@@ -739,7 +739,7 @@ async def test_a_client_that_ends_within_its_request_is_refused_with_the_reason(
 @pytest.mark.slow
 async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(mock_clock: MockClock) -> None:
     with at_most(20):
-        async with sp.Rep0(listen=WS, greeting_timeout=10) as rep:
+        async with sp.Rep0(listen=WS, handshake_timeout=10) as rep:
             (listener,) = rep.listeners
             silent = [await web(listener.url) for _ in range(200)]
             await until(lambda: listener.statistics().greeting == 200)
@@ -758,7 +758,7 @@ async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_th
 
 @both
 async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: str) -> None:
-    async with sp.Rep0(listen=url, tls=server_tls(url), max_greetings=5) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), max_handshakes=5) as rep:
         with trio.fail_after(10):
             streams = [await web(rep.listeners[0].url) for _ in range(30)]
             await check(rep, rep.listeners[0].url)
@@ -854,7 +854,7 @@ async def test_another_path_is_another_address(asked: str) -> None:
     ],
 )
 async def test_the_answer_to_head_never_has_a_body(data: bytes, status: int) -> None:
-    async with sp.Rep0(listen=WS, http=HEALTHY) as rep:
+    async with sp.Rep0(listen=WS, ws=HEALTHY) as rep:
         with trio.fail_after(10):
             answer = await ask(rep.listeners[0].url, data, method="HEAD")
             assert answer.status == status
@@ -864,7 +864,7 @@ async def test_the_answer_to_head_never_has_a_body(data: bytes, status: int) -> 
 @both
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_a_health_check_is_answered_and_is_no_failure(url: str, version: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with sp.Rep0(listen=url, tls=server_tls(url), http=HEALTHY) as rep:
+    async with sp.Rep0(listen=url, tls=server_tls(url), ws=HEALTHY) as rep:
         (listener,) = rep.listeners
         caplog.set_level(logging.DEBUG, "sp")
         caplog.clear()
@@ -881,7 +881,7 @@ async def test_a_health_check_is_answered_and_is_no_failure(url: str, version: s
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "get"])
 async def test_a_health_check_is_get_or_head(method: str) -> None:
-    async with sp.Rep0(listen=WS, http=HEALTHY) as rep:
+    async with sp.Rep0(listen=WS, ws=HEALTHY) as rep:
         with trio.fail_after(10):
             answer = await ask(rep.listeners[0].url, f"{method} /healthz HTTP/1.1\r\nHost: h\r\n\r\n".encode())
             assert answer.status == 405
@@ -915,7 +915,7 @@ def _raise() -> bool:
     ],
 )
 async def test_health_is_what_the_application_says(health: Health, status: int, text: str) -> None:
-    async with sp.Rep0(listen=WS, http=sp.HTTPServerConfig(health_path="/healthz", health=health)) as rep:
+    async with sp.Rep0(listen=WS, ws=sp.WSServerConfig(health_path="/healthz", health=health)) as rep:
         with trio.fail_after(10):
             answer = await ask(rep.listeners[0].url, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
             assert (answer.status, answer.text) == (status, text)
@@ -925,7 +925,7 @@ async def test_health_is_what_the_application_says(health: Health, status: int, 
 @both
 async def test_while_draining_newcomers_and_health_checks_are_sent_elsewhere(url: str) -> None:
     with trio.fail_after(20):
-        async with sp.Rep0(listen=url, tls=server_tls(url), http=HEALTHY) as rep, trio.open_nursery() as nursery:
+        async with sp.Rep0(listen=url, tls=server_tls(url), ws=HEALTHY) as rep, trio.open_nursery() as nursery:
             (listener,) = rep.listeners
             events = rep.events()
             async with await upgraded(listener.url) as stream:
@@ -1223,10 +1223,10 @@ async def test_a_port_is_behind_a_proxy_or_not(first: bool) -> None:
 
 
 async def test_each_socket_at_a_port_has_its_own_terms() -> None:
-    strict = sp.HTTPServerConfig(response_headers={"X-Who": "rep"})
-    lax = sp.HTTPServerConfig(origins="*", response_headers={"X-Who": "bus"})
+    strict = sp.WSServerConfig(response_headers={"X-Who": "rep"})
+    lax = sp.WSServerConfig(origins="*", response_headers={"X-Who": "bus"})
     with trio.fail_after(10):
-        async with sp.Rep0(max_message_size=100, http=strict) as rep, sp.Bus0(max_message_size=1000, http=lax) as bus:
+        async with sp.Rep0(max_message_size=100, ws=strict) as rep, sp.Bus0(max_message_size=1000, ws=lax) as bus:
             at_rep = await rep.listen(f"{WS}/rep")
             at_bus = await bus.listen(at_rep.url.replace("/rep", "/bus"))
             page = ("Origin", "https://app.example")
@@ -1381,9 +1381,9 @@ async def test_who_never_sent_a_header_has_no_proxy() -> None:
 
 
 async def test_behind_both_kinds_of_proxies_the_client_is_the_one_behind_all() -> None:
-    config = sp.HTTPServerConfig(trusted_proxies="203.0.113.0/24")
+    config = sp.WSServerConfig(trusted_proxies="203.0.113.0/24")
     with trio.fail_after(10):
-        async with sp.Rep0(listen=WS, proxy_protocol=True, http=config) as rep:
+        async with sp.Rep0(listen=WS, proxy_protocol=True, ws=config) as rep:
             for header, expected in ((V1, "198.51.100.9"), (V1.replace(b"203.0.113.7", b"203.0.114.7"), "203.0.114.7:4711")):
                 async with await connect(tcp(rep.listeners[0].url)) as stream:
                     await stream.send_all(header)
@@ -1466,7 +1466,7 @@ async def test_where_no_header_is_expected_it_is_refused_with_the_option_that_is
 async def test_a_header_counts_against_the_greeting_timeout(scheme: str, said: bytes, mock_clock: MockClock) -> None:
     url = f"{scheme}://127.0.0.1:0"
     with at_most(10):
-        async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True, greeting_timeout=3) as rep:
+        async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True, handshake_timeout=3) as rep:
             events = rep.events()
             async with await connect(tcp(rep.listeners[0].url)) as stream:
                 await stream.send_all(said)
@@ -1493,7 +1493,7 @@ async def test_a_proxy_that_ends_within_its_header_is_refused_with_the_reason(sc
 
 
 async def test_a_health_check_comes_by_a_proxy_as_well() -> None:
-    async with sp.Rep0(listen=WS, proxy_protocol=True, http=HEALTHY) as rep:
+    async with sp.Rep0(listen=WS, proxy_protocol=True, ws=HEALTHY) as rep:
         with trio.fail_after(10):
             for header in (V1, v2(0x20, 0, b"")):
                 async with await connect(tcp(rep.listeners[0].url)) as stream:

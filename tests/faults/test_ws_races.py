@@ -69,23 +69,23 @@ async def test_two_sockets_that_listen_at_the_same_moment_share_the_port() -> No
 
 @pytest.mark.parametrize(("path", "health_path"), [("/", "/"), ("/h", "/h"), ("/h", "/h/"), ("/%68", "/h")])
 async def test_a_health_path_where_a_socket_listens_is_refused(path: str, health_path: str) -> None:
-    http = sp.HTTPServerConfig(health_path=health_path)
+    http = sp.WSServerConfig(health_path=health_path)
     async with sp.Rep0() as rep, sp.Rep0(listen="ws://127.0.0.1:0/other") as other:
         with pytest.raises(sp.AddressError, match="is where a socket listens"):
-            await rep.listen(f"ws://127.0.0.1:0{path}", http=http)
+            await rep.listen(f"ws://127.0.0.1:0{path}", ws=http)
         place = port_of(other.listeners[0])
         await rep.listen(f"ws://{place}{path}")
         with pytest.raises(sp.AddressError, match="is where a socket listens"):
-            await rep.listen(f"ws://{place}/third", http=http)
+            await rep.listen(f"ws://{place}/third", ws=http)
 
 
 async def test_two_answers_at_one_health_path_are_refused_and_one_for_all_is_not() -> None:
-    shared = sp.HTTPServerConfig(health_path="/healthz", health=lambda: True)
-    async with sp.Rep0(listen="ws://127.0.0.1:0/a", http=shared) as one, sp.Rep0() as two:
+    shared = sp.WSServerConfig(health_path="/healthz", health=lambda: True)
+    async with sp.Rep0(listen="ws://127.0.0.1:0/a", ws=shared) as one, sp.Rep0() as two:
         place = port_of(one.listeners[0])
         with pytest.raises(sp.AddressError, match="another health="):
-            await two.listen(f"ws://{place}/b", http=sp.HTTPServerConfig(health_path="/healthz", health=lambda: False))
-        await two.listen(f"ws://{place}/b", http=shared)
+            await two.listen(f"ws://{place}/b", ws=sp.WSServerConfig(health_path="/healthz", health=lambda: False))
+        await two.listen(f"ws://{place}/b", ws=shared)
 
 
 # Full buffers.
@@ -255,8 +255,8 @@ async def test_who_decides_too_slowly_is_named(autojump_clock: MockClock) -> Non
         await trio.sleep_forever()
         return True
 
-    http = sp.HTTPServerConfig(health_path="/healthz", health=ponder)
-    async with sp.Rep0(listen="ws://127.0.0.1:0", http=http, authorize=ponder, greeting_timeout=3) as rep:
+    http = sp.WSServerConfig(health_path="/healthz", health=ponder)
+    async with sp.Rep0(listen="ws://127.0.0.1:0", ws=http, authorize=ponder, handshake_timeout=3) as rep:
         events = rep.events()
         health_check = b"GET /healthz HTTP/1.1\r\n\r\n"
         for head, words in (
@@ -273,8 +273,8 @@ async def test_who_decides_too_slowly_is_named(autojump_clock: MockClock) -> Non
 
 @pytest.mark.parametrize("answer", [None, 7, b"bytes", {}], ids=repr)
 async def test_a_health_that_answers_nonsense_is_no_good_health(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    http = sp.HTTPServerConfig(health_path="/healthz", health=lambda: answer)
-    async with sp.Rep0(listen="ws://127.0.0.1:0", http=http) as rep:
+    http = sp.WSServerConfig(health_path="/healthz", health=lambda: answer)
+    async with sp.Rep0(listen="ws://127.0.0.1:0", ws=http) as rep:
         stream = await connect_plainly(rep.listeners[0].url)
         with trio.fail_after(5):
             await stream.send_all(b"GET /healthz HTTP/1.1\r\n\r\n")
@@ -304,7 +304,7 @@ async def test_headers_of_a_request_cannot_be_passed_on_to_split_an_answer() -> 
 
 
 async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from sp.transports import ws_handshake
+    from sp.transports.ws import handshake as ws_handshake
 
     real = ws_handshake.pings_for_client
     failures = [KeyError("a fault of ours")]
@@ -314,7 +314,7 @@ async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatc
             raise failures.pop()
         return real(headers)
 
-    monkeypatch.setattr("sp.transports.ws_server.pings_for_client", fail_once)
+    monkeypatch.setattr("sp.transports.ws.shared_port.pings_for_client", fail_once)
     async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
         with trio.fail_after(5):
             await req.dial(rep.listeners[0].url, wait=False)
@@ -328,10 +328,10 @@ async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_configuration_of_the_wrong_side_is_refused_wherever_it_is_given() -> None:
     for options in (
-        {"listen": "ws://127.0.0.1:0", "http": sp.HTTPClientConfig()},
-        {"dial": "ws://127.0.0.1:1", "http": sp.HTTPServerConfig()},
+        {"listen": "ws://127.0.0.1:0", "ws": sp.WSClientConfig()},
+        {"dial": "ws://127.0.0.1:1", "ws": sp.WSServerConfig()},
     ):
-        with pytest.raises(TypeError, match="takes http=sp.HTTP"):
+        with pytest.raises(TypeError, match="takes ws=sp.WS"):
             async with sp.Bus0(**options):  # type: ignore[arg-type]
                 pass
 
@@ -389,8 +389,8 @@ async def test_who_is_let_in_while_the_listener_drains_is_told_to_go_on() -> Non
     ids=["unknown", "local", "a unix socket with a name like an address"],
 )
 async def test_where_a_proxy_header_names_no_address_nobody_vouches_for_what_is_forwarded(header: bytes) -> None:
-    http = sp.HTTPServerConfig(trusted_proxies=("127.0.0.0/8", "unix"))
-    async with sp.Bus0(listen="ws://127.0.0.1:0", http=http, proxy_protocol=True) as bus:
+    http = sp.WSServerConfig(trusted_proxies=("127.0.0.0/8", "unix"))
+    async with sp.Bus0(listen="ws://127.0.0.1:0", ws=http, proxy_protocol=True) as bus:
         with trio.fail_after(5):
             stream = await connect_plainly(bus.listeners[0].url)
             await stream.send_all(header + request("/", BUS, "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https"))
@@ -403,13 +403,13 @@ async def test_where_a_proxy_header_names_no_address_nobody_vouches_for_what_is_
 
 
 async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sp.transports.ws_server import Member
+    from sp.transports.ws.shared_port import Route
 
     async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other:
         listener = await other.listen(f"ws://{port_of(leads.listeners[0])}/other")
         with trio.fail_after(5):
             with monkeypatch.context() as patched:
-                patched.setattr(Member, "wake", lambda _: None)  # it does not come to accept the newcomer
+                patched.setattr(Route, "wake", lambda _: None)  # it does not come to accept the newcomer
                 stream = await connect_plainly(listener.url)
                 await stream.send_all(request("/other", REP))
                 await until(lambda: leads.statistics().listeners[0].greeting == 0 and leads.statistics().listeners[0].accepted == 0)

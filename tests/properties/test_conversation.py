@@ -18,11 +18,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sp.core.pipe_task import Pipe
 from sp.errors import PipeRefused, RequestLost, RequestReplaced, StateError
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
-from sp.pipe import Pipe
-from sp.protocols.backtrace import split_backtrace, word_of
+from sp.protocols.backtrace import backtrace_end, word_of
 from sp.protocols.bus import BusEngine, RawBusEngine
 from sp.protocols.pair0 import Pair0Engine
 from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine
@@ -281,7 +281,7 @@ class DeviceMachine(ConversationMachine):
                 if sent.taken:
                     message = sent.taken[0]
                     data = message.header + message.body
-                    start = split_backtrace(data, 0, len(data))
+                    start = backtrace_end(data, 0, len(data))
                     if engine.message_received(by, Message(data[start:], data[:start], cast("Pipe", by))):
                         sent.discard_oldest()
                         self.back.pipe_has_room(wire.req)
@@ -535,7 +535,7 @@ class LinkMachine(RuleBasedStateMachine):
         right = others[pick // 10 % len(others)]
         if max(len(left.pipes), len(right.pipes)) >= self.places:
             with pytest.raises(PipeRefused):
-                (left if len(left.pipes) >= self.places else right).engine.check_vacancy()
+                (left if len(left.pipes) >= self.places else right).engine.check_can_attach()
             return
         ends = LinkPipe(room, left), LinkPipe(room, right)
         for pipe in ends:
@@ -584,13 +584,13 @@ class LinkMachine(RuleBasedStateMachine):
             return
         engine = by.node.engine
         data = sent.taken[0].header + sent.taken[0].body
-        start = engine.split(data, 0, len(data)) if engine.split else 0
+        start = engine.find_body(data, 0, len(data)) if engine.find_body else 0
         message = Message(data[start:], data[:start], cast("Pipe", by))
         by.held = True
         if engine.message_received(by, message):
             by.held = False
         elif overdue:
-            engine.message_overdue(by, message)
+            engine.force_message(by, message)
             by.held = False
         else:
             return
@@ -604,7 +604,7 @@ class LinkMachine(RuleBasedStateMachine):
     def patience_is_over(self) -> None:
         for ends in self.links:
             for sent, by in (ends, ends[::-1]):
-                if by.held and by.node.engine.patience < math.inf:
+                if by.held and by.node.engine.hold_time < math.inf:
                     self.arrive_once(sent, by, overdue=True)
 
     @rule(pick=picks, times=st.integers(1, 4))

@@ -16,13 +16,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sp.engine import Engine
+from sp.core.pipe_task import Pipe
 from sp.errors import PeerError, PipeRefused, RequestLost, RequestReplaced, StateError
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
-from sp.pipe import Pipe
 from sp.protocols.backtrace import word_of
 from sp.protocols.bus import BusEngine, RawBusEngine
+from sp.protocols.engine import Engine
 from sp.protocols.pair0 import Pair0Engine
 from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine
 from sp.protocols.pub import PubEngine
@@ -160,12 +160,12 @@ class EngineMachine(RuleBasedStateMachine):
     def attach(self, room: int | None, priority: int) -> None:
         pipe = StrictPipe(room, priority)
         if len(self.pipes) < self.places:
-            self.engine.check_vacancy()
+            self.engine.check_can_attach()
             self.engine.pipe_attached(pipe)
             self.pipes.append(pipe)
             return
         with pytest.raises(PipeRefused):
-            self.engine.check_vacancy()
+            self.engine.check_can_attach()
         with pytest.raises(PipeRefused):
             self.engine.pipe_attached(pipe)
         assert not keeps([self.engine], pipe)
@@ -201,7 +201,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def decode(self, pipe: StrictPipe, data: bytes) -> Message | None:
         """Return the message that *data* is; None: it is none."""
-        start = self.engine.split(data, 0, len(data)) if self.engine.split else 0
+        start = self.engine.find_body(data, 0, len(data)) if self.engine.find_body else 0
         body = data[max(start, 0) :] + next(self.tags).to_bytes(2, "big")  # no two are alike
         return None if start < 0 else Message(body, data[:start], cast("Pipe", pipe))
 
@@ -267,7 +267,7 @@ class EngineMachine(RuleBasedStateMachine):
             if pipe.held is not None and pipe.resumed:
                 self.offer(pipe, pipe.held)
 
-    @precondition(lambda self: self.engine.patience < math.inf and any(pipe.held for pipe in self.pipes))
+    @precondition(lambda self: self.engine.hold_time < math.inf and any(pipe.held for pipe in self.pipes))
     @rule()
     def patience_is_over(self) -> None:
         for pipe in self.pipes:
@@ -275,7 +275,7 @@ class EngineMachine(RuleBasedStateMachine):
                 self.offer(pipe, pipe.held)
             if pipe.held is not None:
                 copies = self.copies_of(pipe.held)
-                self.engine.message_overdue(pipe, pipe.held)
+                self.engine.force_message(pipe, pipe.held)
                 self.copies += copies
                 pipe.held = None
 

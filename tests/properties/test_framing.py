@@ -7,17 +7,17 @@ from itertools import pairwise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sp.engine import Split
 from sp.errors import GreetingError, MalformedMessage, MessageTooLarge, PeerError
-from sp.framing import FrameDecoder, decode_greeting, encode_greeting, frame_prefix
-from sp.protocols.backtrace import split_backtrace, split_reply
+from sp.message import FindBody
+from sp.protocols.backtrace import backtrace_end, request_id_end
+from sp.transports.framing import FrameDecoder, decode_greeting, encode_greeting, frame_prefix
 
 LIMIT = 20_000
 ID = b"\x80\0\0\1"
 
 Decoded = tuple[list[tuple[bytes, bytes]], type[PeerError] | None]
 
-splits = st.sampled_from([None, split_backtrace, split_reply])
+splits = st.sampled_from([None, backtrace_end, request_id_end])
 headers = st.one_of(st.binary(max_size=12), st.sampled_from([0, 1, 5, 255, 256]).map(lambda hops: b"\0\0\0\1" * hops + ID))
 bodies = st.one_of(st.binary(max_size=20), st.sampled_from([0, 4095, 4096, 10_000, LIMIT - 4, LIMIT - 3]).map(bytes))
 messages = st.tuples(headers, bodies).map(b"".join)
@@ -37,8 +37,8 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
     return [stream[start:stop] for start, stop in pairwise(edges)]
 
 
-def decode(chunks: list[bytes], typed: bool, split: Split | None) -> Decoded:
-    decoder = FrameDecoder(split, LIMIT, typed=typed)
+def decode(chunks: list[bytes], typed: bool, find_body: FindBody | None) -> Decoded:
+    decoder = FrameDecoder(find_body, LIMIT, typed=typed)
     decoded = []
     for chunk in chunks:
         decoded += [(m.header, m.body) for m in decoder.receive_data(chunk)]
@@ -47,7 +47,7 @@ def decode(chunks: list[bytes], typed: bool, split: Split | None) -> Decoded:
     return decoded, None if decoder.error is None else type(decoder.error)
 
 
-def model(stream: bytes, typed: bool, split: Split | None) -> Decoded:
+def model(stream: bytes, typed: bool, find_body: FindBody | None) -> Decoded:
     """Do the same, one message at a time and with no thought of speed."""
     decoded: list[tuple[bytes, bytes]] = []
     prefix = 9 if typed else 8
@@ -60,7 +60,7 @@ def model(stream: bytes, typed: bool, split: Split | None) -> Decoded:
         data, stream = stream[prefix : prefix + size], stream[prefix + size :]
         if len(data) < size:
             break
-        body = 0 if split is None else split(data, 0, size)
+        body = 0 if find_body is None else find_body(data, 0, size)
         if body < 0:
             return decoded, MalformedMessage
         decoded.append((data[:body], data[body:]))
@@ -69,24 +69,28 @@ def model(stream: bytes, typed: bool, split: Split | None) -> Decoded:
 
 @settings(deadline=None)
 @given(st.data(), st.booleans(), splits, st.lists(st.integers(0), max_size=20))
-def test_what_is_decoded_does_not_depend_on_the_chunks(data: st.DataObject, typed: bool, split: Split | None, places: list[int]) -> None:
+def test_what_is_decoded_does_not_depend_on_the_chunks(
+    data: st.DataObject, typed: bool, find_body: FindBody | None, places: list[int]
+) -> None:
     stream = data.draw(streams(typed))
-    expected = model(stream, typed, split)
-    assert decode([stream], typed, split) == expected
-    assert decode(cut(stream, places), typed, split) == expected
+    expected = model(stream, typed, find_body)
+    assert decode([stream], typed, find_body) == expected
+    assert decode(cut(stream, places), typed, find_body) == expected
 
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=20), st.booleans(), splits)
-def test_any_bytes_are_messages_or_a_peer_error_and_never_an_exception(chunks: list[bytes], typed: bool, split: Split | None) -> None:
-    assert decode(chunks, typed, split) == model(b"".join(chunks), typed, split)
+def test_any_bytes_are_messages_or_a_peer_error_and_never_an_exception(
+    chunks: list[bytes], typed: bool, find_body: FindBody | None
+) -> None:
+    assert decode(chunks, typed, find_body) == model(b"".join(chunks), typed, find_body)
 
 
 @settings(deadline=None)
 @given(st.lists(bodies, max_size=10), st.booleans(), st.lists(st.integers(0), max_size=20))
 def test_what_is_encoded_is_what_is_decoded(sent: list[bytes], typed: bool, places: list[int]) -> None:
     stream = b"".join(frame_prefix(len(body) + 4, typed) + ID + body for body in sent if len(body) <= LIMIT - 4)
-    decoded, error = decode(cut(stream, places), typed, split_backtrace)
+    decoded, error = decode(cut(stream, places), typed, backtrace_end)
     assert decoded == [(ID, body) for body in sent if len(body) <= LIMIT - 4]
     assert error is None
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sp.engine import Engine
+from sp.core.pipe_task import Pipe
 from sp.message import Message
 from sp.options import SocketOptions
-from sp.pipe import Pipe
-from sp.protocols.backtrace import MAX_WORDS, check_header, split_backtrace, split_reply
-from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine, split_hops
+from sp.protocols.backtrace import MAX_WORDS, backtrace_end, check_header, request_id_end
+from sp.protocols.engine import Engine
+from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine, hops_end
 from sp.protocols.rep import RawRepEngine, RepEngine
 from sp.protocols.req import RawReqEngine, ReqEngine
 from sp.protocols.respondent import RawRespondentEngine, RespondentEngine
@@ -25,7 +25,7 @@ OPTIONS = SocketOptions()
 ID = b"\x80\0\0\1"
 
 garbage = st.binary(max_size=40) | st.lists(st.sampled_from(b"\0\1\x7f\x80\xff"), max_size=40).map(bytes)
-splits = st.sampled_from([split_backtrace, split_reply, split_hops])
+splits = st.sampled_from([backtrace_end, request_id_end, hops_end])
 
 
 # Garbage
@@ -33,19 +33,19 @@ splits = st.sampled_from([split_backtrace, split_reply, split_hops])
 
 @settings(deadline=None, max_examples=300)
 @given(splits, garbage, garbage, garbage)
-def test_any_bytes_have_no_body_or_one_that_begins_within_them(split: Any, before: bytes, data: bytes, after: bytes) -> None:
+def test_any_bytes_have_no_body_or_one_that_begins_within_them(find_body: Any, before: bytes, data: bytes, after: bytes) -> None:
     start, stop = len(before), len(before) + len(data)
-    place = split(before + data + after, start, stop)
+    place = find_body(before + data + after, start, stop)
     assert place == -1 or start + 4 <= place <= stop
     assert (place - start) % 4 == 0 or place == -1
-    assert place == split(before + data, start, stop), "what comes behind makes no difference"
-    assert (place if place == -1 else place - start) == split(data, 0, len(data)), "nor what comes before"
+    assert place == find_body(before + data, start, stop), "what comes behind makes no difference"
+    assert (place if place == -1 else place - start) == find_body(data, 0, len(data)), "nor what comes before"
 
 
 @settings(deadline=None)
 @given(garbage)
 def test_a_header_that_was_split_off_may_be_sent_on(data: bytes) -> None:
-    place = split_backtrace(data, 0, len(data))
+    place = backtrace_end(data, 0, len(data))
     if place >= 0:
         check_header(Message(data[place:], data[:place]))
         with pytest.raises(ValueError, match="must be a backtrace"):
@@ -58,14 +58,14 @@ def test_a_header_that_was_split_off_may_be_sent_on(data: bytes) -> None:
 @given(st.integers(0, MAX_WORDS + 2), garbage)
 def test_a_backtrace_of_up_to_so_many_words_is_found(hops: int, body: bytes) -> None:
     data = b"\x7f\xff\xff\xff" * hops + ID + body
-    assert split_backtrace(data, 0, len(data)) == (4 * hops + 4 if hops < MAX_WORDS else -1)
+    assert backtrace_end(data, 0, len(data)) == (4 * hops + 4 if hops < MAX_WORDS else -1)
 
 
 def test_these_are_all_the_splits_that_there_are() -> None:
     backtrace: list[type[Engine]] = [RepEngine, RawRepEngine, RawReqEngine, RespondentEngine, RawRespondentEngine, RawSurveyorEngine]
-    assert {kind.split for kind in backtrace} == {split_backtrace}
-    assert {kind.split for kind in (ReqEngine, SurveyorEngine)} == {split_reply}
-    assert {kind.split for kind in (Pair1Engine, RawPair1Engine, PolyPair1Engine)} == {split_hops}
+    assert {kind.find_body for kind in backtrace} == {backtrace_end}
+    assert {kind.find_body for kind in (ReqEngine, SurveyorEngine)} == {request_id_end}
+    assert {kind.find_body for kind in (Pair1Engine, RawPair1Engine, PolyPair1Engine)} == {hops_end}
 
 
 # Chains of devices
@@ -75,7 +75,7 @@ def arrive(engine: Any, pipe: FakePipe, sent: FakePipe) -> None:
     """Let the oldest message that *sent* was offered arrive by *pipe*, as bytes."""
     message = sent.taken.pop(0)
     data = message.header + message.body
-    place = engine.split(data, 0, len(data))
+    place = engine.find_body(data, 0, len(data))
     assert place >= 0
     assert engine.message_received(pipe, Message(data[place:], data[:place], cast("Pipe", pipe)))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sp.engine import Inbox
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
+from sp.protocols.engine import Inbox
 from sp.testing import FakePipe
 
 numbers = st.integers(0, 2)
@@ -124,9 +124,9 @@ class InboxMachine(RuleBasedStateMachine):
         self.relax(everybody=True)
 
     @rule()
-    def lose(self) -> None:
+    def start_dropping(self) -> None:
         if self.policy is not None:
-            self.inbox.lose()
+            self.inbox.start_dropping()
             self.losing = True
 
     @rule(number=numbers)

@@ -11,11 +11,11 @@ import trio.testing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sp.core import Core
-from sp.engine import Engine, EnginePipe
+from sp.core.core import Core
+from sp.core.senders import Senders
 from sp.errors import StateError
 from sp.message import Message
-from sp.senders import Senders
+from sp.protocols.engine import Engine, EnginePipe
 from sp.testing import FakePipe
 
 PIPES = 2

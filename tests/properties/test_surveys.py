@@ -145,7 +145,7 @@ class SurveyMachine(RuleBasedStateMachine):
         elif taken or overdue:
             self.lost += 1
         if not taken and overdue:
-            self.engine.message_overdue(pipe, Message(body, header))
+            self.engine.force_message(pipe, Message(body, header))
             asker.losing = True
 
     @rule(header=st.binary(min_size=4, max_size=4), pick=picks)

@@ -49,7 +49,7 @@ def give_room(balancer: Balancer, pipe: FakePipe, room: int | None) -> None:
     balancer.has_room(pipe)
 
 
-# Turns
+# CheckpointBudget
 
 
 def test_without_a_pipe_nobody_takes_a_message() -> None:

@@ -103,13 +103,13 @@ def test_an_overdue_message_is_taken_and_one_is_dropped_and_counted(policy: Drop
     engine, (pipe,) = make_bus(None, policy=policy, limit=2)
     for body in (b"1", b"2"):
         engine.message_received(pipe, Message(body))
-    engine.message_overdue(pipe, Message(b"3"))
+    engine.force_message(pipe, Message(b"3"))
     assert received(engine) == kept
     assert engine.inbox_dropped() == 1
 
 
 def test_it_holds_a_pipe_back_for_a_tenth_of_a_second_before_anything_is_dropped() -> None:
-    assert BusEngine.patience == pytest.approx(0.1)
+    assert BusEngine.hold_time == pytest.approx(0.1)
 
 
 def test_it_is_its_own_counterpart() -> None:

@@ -6,9 +6,9 @@ from time import process_time
 
 import pytest
 
-from sp.engine import Engine, Inbox
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
+from sp.protocols.engine import Engine, Inbox
 from sp.testing import FakePipe
 
 
@@ -243,7 +243,7 @@ def test_a_batch_wakes_who_waits_when_it_is_there_and_what_that_takes_makes_room
 @pytest.mark.parametrize(("policy", "kept"), [("oldest", [b"3", b"4"]), ("newest", [b"0", b"1"])])
 def test_a_batch_is_dropped_like_its_messages(pipe: FakePipe, policy: DropPolicy, kept: list[bytes]) -> None:
     inbox = make_inbox(limit=2, policy=policy)
-    inbox.lose()
+    inbox.start_dropping()
     assert inbox.offer_many(pipe, [Message(b"%d" % number) for number in range(5)]) == 5
     assert inbox.dropped == 3
     assert take_all(inbox) == kept
@@ -377,7 +377,7 @@ def test_with_a_policy_it_still_holds_back_until_it_is_told_to_lose(pipe: FakePi
 
 def test_with_oldest_the_new_message_pushes_out_the_oldest(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=2, policy="oldest")
-    inbox.lose()
+    inbox.start_dropping()
     assert offer(inbox, pipe, b"1", b"2", b"3", b"4") == [True] * 4
     assert inbox.dropped == 2
     assert take_all(inbox) == [b"3", b"4"]
@@ -385,7 +385,7 @@ def test_with_oldest_the_new_message_pushes_out_the_oldest(pipe: FakePipe) -> No
 
 def test_with_newest_the_new_message_is_dropped(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=2, policy="newest")
-    inbox.lose()
+    inbox.start_dropping()
     assert offer(inbox, pipe, b"1", b"2", b"3", b"4") == [True] * 4
     assert inbox.dropped == 2
     assert take_all(inbox) == [b"1", b"2"]
@@ -393,7 +393,7 @@ def test_with_newest_the_new_message_is_dropped(pipe: FakePipe) -> None:
 
 def test_with_oldest_as_many_go_as_the_bytes_of_the_new_one_need(pipe: FakePipe) -> None:
     inbox = make_inbox(size=10, policy="oldest")
-    inbox.lose()
+    inbox.start_dropping()
     offer(inbox, pipe, bytes(3), bytes(3), b"last", bytes(6))
     assert inbox.dropped == 2
     assert take_all(inbox) == [b"last", bytes(6)]
@@ -401,7 +401,7 @@ def test_with_oldest_as_many_go_as_the_bytes_of_the_new_one_need(pipe: FakePipe)
 
 def test_with_oldest_a_message_larger_than_the_bound_pushes_out_all(pipe: FakePipe) -> None:
     inbox = make_inbox(size=10, policy="oldest")
-    inbox.lose()
+    inbox.start_dropping()
     offer(inbox, pipe, b"1", b"2", bytes(50))
     assert inbox.dropped == 2
     assert take_all(inbox) == [bytes(50)]
@@ -410,7 +410,7 @@ def test_with_oldest_a_message_larger_than_the_bound_pushes_out_all(pipe: FakePi
 def test_a_dropped_message_wakes_nobody(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=1, policy="newest")
     offer(inbox, pipe, b"1")
-    inbox.lose()
+    inbox.start_dropping()
     woken: list[None] = []
     inbox.wake = lambda: woken.append(None)
     offer(inbox, pipe, b"2")
@@ -421,7 +421,7 @@ def test_a_dropped_message_wakes_nobody(pipe: FakePipe) -> None:
 def test_it_loses_until_half_of_it_is_free(pipe: FakePipe, policy: DropPolicy) -> None:
     inbox = make_inbox(limit=4, policy=policy)
     offer(inbox, pipe, *[b""] * 4)
-    inbox.lose()
+    inbox.start_dropping()
     inbox.take()
     assert offer(inbox, pipe, b"", b"") == [True, True]
     assert inbox.dropped == 1
@@ -434,7 +434,7 @@ def test_it_loses_until_half_of_it_is_free(pipe: FakePipe, policy: DropPolicy) -
 def test_purging_half_of_it_ends_the_losing(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=2, policy="oldest")
     offer(inbox, pipe, b"a", b"b")
-    inbox.lose()
+    inbox.start_dropping()
     inbox.purge(lambda message: message.body == b"b")
     assert offer(inbox, pipe, b"a", b"a") == [True, False]
 
@@ -444,15 +444,15 @@ def test_purging_half_of_it_ends_the_losing(pipe: FakePipe) -> None:
 
 def test_an_engine_that_overrides_nothing_has_nothing_to_do(pipe: FakePipe) -> None:
     engine = Engine()
-    engine.check_vacancy()
+    engine.check_can_attach()
     engine.pipe_attached(pipe)
     engine.pipe_has_room(pipe)
     engine.pipe_detached(pipe)
     engine.deadline_reached(0.0)
     assert (engine.next_deadline(), engine.queued(), engine.inbox_dropped(), engine.dropped) == (None, 0, 0, {})
     assert not any((engine.timed, engine.deadlines_come_nearer, engine.sends_again, engine.balances, engine.takes_headers))
-    assert not any((engine.takes_batches, engine.exclusive))
-    for method in (engine.message_received, engine.message_overdue):
+    assert not any((engine.takes_batches, engine.single_peer))
+    for method in (engine.message_received, engine.force_message):
         with pytest.raises(NotImplementedError):
             method(pipe, Message(b""))
     with pytest.raises(NotImplementedError):

@@ -23,7 +23,7 @@ def engine() -> Pair0Engine:
 @pytest.fixture
 def pipe(engine: Pair0Engine) -> FakePipe:
     pipe = FakePipe()
-    engine.check_vacancy()
+    engine.check_can_attach()
     engine.pipe_attached(pipe)
     return pipe
 
@@ -40,7 +40,7 @@ def received(engine: Pair0Engine) -> list[bytes]:
 
 def test_a_second_peer_is_refused_before_it_is_greeted(engine: Pair0Engine, pipe: FakePipe) -> None:
     with pytest.raises(PipeRefused, match="this PAIR has its peer already"):
-        engine.check_vacancy()
+        engine.check_can_attach()
 
 
 def test_a_second_peer_is_refused_when_both_were_greeted_at_once(engine: Pair0Engine, pipe: FakePipe) -> None:
@@ -54,20 +54,20 @@ def test_a_second_peer_is_refused_when_both_were_greeted_at_once(engine: Pair0En
 
 def test_a_refused_peer_is_welcome_to_try_again(engine: Pair0Engine, pipe: FakePipe) -> None:
     with pytest.raises(PipeRefused) as refused:
-        engine.check_vacancy()
+        engine.check_can_attach()
     assert not refused.value.permanent
-    assert engine.exclusive, "so a listener greets nobody who has no place"
+    assert engine.single_peer, "so a listener greets nobody who has no place"
 
 
 def test_when_the_peer_is_gone_there_is_a_place_for_another(engine: Pair0Engine, pipe: FakePipe) -> None:
     engine.pipe_detached(pipe)
-    engine.check_vacancy()
+    engine.check_can_attach()
     second = FakePipe()
     engine.pipe_attached(second)
     assert engine.send(Message(b"hello"))
     assert (pipe.bodies, second.bodies) == ([], [b"hello"])
     with pytest.raises(PipeRefused):
-        engine.check_vacancy()
+        engine.check_can_attach()
 
 
 def test_the_end_of_a_refused_peer_does_not_disturb_the_first(engine: Pair0Engine, pipe: FakePipe) -> None:
@@ -76,7 +76,7 @@ def test_the_end_of_a_refused_peer_does_not_disturb_the_first(engine: Pair0Engin
         engine.pipe_attached(second)
     engine.pipe_detached(second)
     with pytest.raises(PipeRefused):
-        engine.check_vacancy()
+        engine.check_can_attach()
     for _ in range(5):
         engine.message_received(pipe, Message(b"in"))
     engine.pipe_detached(second)
@@ -88,7 +88,7 @@ def test_the_end_of_a_refused_peer_does_not_disturb_the_first(engine: Pair0Engin
 
 def test_asking_for_a_place_does_not_take_it(engine: Pair0Engine) -> None:
     for _ in range(3):
-        engine.check_vacancy()
+        engine.check_can_attach()
     engine.pipe_attached(FakePipe())
 
 
@@ -189,7 +189,7 @@ def test_a_peer_that_is_gone_is_not_resumed(engine: Pair0Engine, pipe: FakePipe)
 
 
 def test_no_dropping_is_ever_asked_of_it(engine: Pair0Engine) -> None:
-    assert engine.patience == math.inf
+    assert engine.hold_time == math.inf
 
 
 def test_what_is_put_back_is_received_next(engine: Pair0Engine, pipe: FakePipe) -> None:
@@ -202,7 +202,7 @@ def test_what_is_put_back_is_received_next(engine: Pair0Engine, pipe: FakePipe) 
 
 
 def test_raw_or_not_it_takes_no_headers(engine: Pair0Engine) -> None:
-    assert engine.split is None
+    assert engine.find_body is None
     assert not engine.takes_headers
 
 

@@ -9,11 +9,11 @@ from typing import cast
 
 import pytest
 
+from sp.core.pipe_task import Pipe
 from sp.errors import PipeRefused
 from sp.message import Message
 from sp.options import SocketOptions
-from sp.pipe import Pipe
-from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine, split_hops
+from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine, hops_end
 from sp.testing import FakePipe
 
 OPTIONS = SocketOptions(inbox_limit=4)
@@ -48,16 +48,16 @@ def received(engine: Pair1Engine) -> list[bytes]:
 @pytest.mark.parametrize("before", [b"", b"x", b"\xff\xff\xff\xff", b"before"])
 def test_the_body_begins_behind_the_word_with_the_hops(before: bytes, hops: int) -> None:
     data = before + word(hops) + b"body"
-    assert split_hops(data, len(before), len(data)) == len(before) + 4
-    assert split_hops(data, len(before), len(before) + 4) == len(before) + 4, "an empty body"
+    assert hops_end(data, len(before), len(data)) == len(before) + 4
+    assert hops_end(data, len(before), len(before) + 4) == len(before) + 4, "an empty body"
 
 
 @pytest.mark.parametrize("before", [b"", b"\0", b"before"])
 @pytest.mark.parametrize("size", range(4))
 def test_a_message_shorter_than_a_word_has_no_body(before: bytes, size: int) -> None:
     data = before + word(1)
-    assert split_hops(data, len(before), len(before) + size) == -1, "whatever stands behind it"
-    assert split_hops(data[: len(before) + size], len(before), len(before) + size) == -1
+    assert hops_end(data, len(before), len(before) + size) == -1, "whatever stands behind it"
+    assert hops_end(data[: len(before) + size], len(before), len(before) + size) == -1
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -67,16 +67,16 @@ def test_a_word_that_says_more_than_hops_is_none(place: int, value: int, before:
     broken = bytearray(word(1))
     broken[place] = value
     data = before + bytes(broken) + b"body"
-    assert split_hops(data, len(before), len(data)) == -1
+    assert hops_end(data, len(before), len(data)) == -1
 
 
 @pytest.mark.parametrize("kind", [Pair1Engine, RawPair1Engine, PolyPair1Engine])
 def test_every_kind_splits_there(kind: type[Pair1Engine]) -> None:
-    assert kind.split is not None
-    assert kind.split(b"..\0\0\0\1body", 2, 10) == 6
-    assert kind.split(b"..\0\0\1\1body", 2, 10) == -1
+    assert kind.find_body is not None
+    assert kind.find_body(b"..\0\0\0\1body", 2, 10) == 6
+    assert kind.find_body(b"..\0\0\1\1body", 2, 10) == -1
     assert (kind.number, kind.peer_number) == (0x11, 0x11)
-    assert kind.patience == math.inf
+    assert kind.hold_time == math.inf
 
 
 # One peer, cooked
@@ -128,17 +128,17 @@ def test_the_first_peer_stays(kind: type[Pair1Engine]) -> None:
     engine, first = make_pair(kind)
     second = FakePipe()
     with pytest.raises(PipeRefused):
-        engine.check_vacancy()
+        engine.check_can_attach()
     with pytest.raises(PipeRefused):
         engine.pipe_attached(second)
     engine.pipe_detached(second)
     assert engine.send(Message(b"1", word(1)))
     engine.pipe_detached(first)
-    engine.check_vacancy()
+    engine.check_can_attach()
     engine.pipe_attached(second)
     assert engine.send(Message(b"2", word(1)))
     assert (first.bodies, second.bodies) == ([b"1"], [b"2"])
-    assert engine.exclusive
+    assert engine.single_peer
 
 
 @pytest.mark.parametrize("kind", [Pair1Engine, RawPair1Engine, PolyPair1Engine])
@@ -274,9 +274,9 @@ def make_poly(*rooms: int | None) -> tuple[PolyPair1Engine, list[FakePipe]]:
     engine = PolyPair1Engine(OPTIONS, 8)
     pipes = [FakePipe(room) for room in rooms]
     for pipe in pipes:
-        engine.check_vacancy()
+        engine.check_can_attach()
         engine.pipe_attached(pipe)
-    engine.check_vacancy()
+    engine.check_can_attach()
     return engine, pipes
 
 
@@ -288,7 +288,7 @@ def leave(engine: PolyPair1Engine, pipe: FakePipe) -> None:
 def test_poly_there_is_always_a_place() -> None:
     engine, pipes = make_poly(None, None, None)
     assert all(pipe.error is None for pipe in pipes)
-    assert not engine.exclusive
+    assert not engine.single_peer
 
 
 def test_poly_messages_of_all_peers_are_received_and_tell_whose_they_are() -> None:

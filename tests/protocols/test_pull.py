@@ -80,7 +80,7 @@ def test_a_batch_is_taken_as_far_as_there_is_room() -> None:
 
 def test_no_dropping_is_ever_asked_of_it() -> None:
     engine, _ = make_pull()
-    assert engine.patience == math.inf
+    assert engine.hold_time == math.inf
 
 
 def test_a_pipe_that_is_gone_is_not_resumed_and_the_next_one_is() -> None:
@@ -189,7 +189,7 @@ def test_peers_that_are_held_back_deliver_in_turn(limit: int) -> None:
 
 def test_raw_or_not_it_takes_no_headers() -> None:
     engine, _ = make_pull()
-    assert engine.split is None
+    assert engine.find_body is None
     assert not engine.takes_headers
 
 

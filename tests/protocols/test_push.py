@@ -106,7 +106,7 @@ def test_priorities_count_and_nothing_is_sent_again_or_timed() -> None:
     assert not engine.sends_again
     assert not engine.timed
     assert not engine.takes_headers, "raw or not, there is no header"
-    assert engine.split is None
+    assert engine.find_body is None
 
 
 def test_it_is_the_counterpart_of_pull() -> None:

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
+from sp.core.pipe_task import Pipe
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
-from sp.pipe import Pipe
 from sp.protocols.backtrace import MAX_WORDS, word_of
 from sp.protocols.bus import RawBusEngine
 from sp.protocols.rep import RawRepEngine
@@ -79,7 +79,7 @@ def test_a_full_inbox_holds_the_peer_back_and_drops_nothing(kind: type) -> None:
     assert arrive(engine, pipe, b"4")
     assert [body for _, body in received(engine)] == [b"2", b"3", b"4"]
     assert (engine.inbox_dropped(), engine.dropped) == (0, {})
-    assert engine.patience == math.inf
+    assert engine.hold_time == math.inf
 
 
 @pytest.mark.parametrize("kind", [*ASKING, *ANSWERING, RawBusEngine])
@@ -319,8 +319,8 @@ def test_whatever_answers_come_are_received_with_their_whole_backtrace(kind: typ
 
 @pytest.mark.parametrize("kind", [*ASKING, *ANSWERING])
 def test_the_body_begins_behind_the_first_word_with_its_high_bit_set(kind: Any) -> None:
-    assert kind.split(b".." + HOP + ID + b"body", 2, 14) == 10
-    assert kind.split(b".." + HOP + HOP, 2, 10) == -1
+    assert kind.find_body(b".." + HOP + ID + b"body", 2, 14) == 10
+    assert kind.find_body(b".." + HOP + HOP, 2, 10) == -1
 
 
 # Raw SURVEYOR
@@ -361,7 +361,7 @@ def test_raw_bus_receives_the_id_of_the_pipe_in_the_header() -> None:
     for pipe in pipes:
         assert arrive(engine, pipe, b"hello", b"")
     assert received(engine) == [(word_of(pipe), b"hello") for pipe in pipes]
-    assert engine.split is None, "it was not on the wire"
+    assert engine.find_body is None, "it was not on the wire"
 
 
 def test_raw_bus_sends_to_everybody_but_the_origin_and_never_the_header() -> None:
@@ -407,10 +407,10 @@ def test_raw_bus_counts_what_a_full_peer_misses_and_what_goes_to_nobody() -> Non
 def test_raw_bus_an_overdue_message_has_its_header_as_well_and_one_is_dropped(policy: DropPolicy, kept: list[bytes]) -> None:
     engine, (pipe,) = make(RawBusEngine, None, policy=policy)
     assert [arrive(engine, pipe, b"%d" % number, b"") for number in (1, 2, 3, 4, 5)] == [True] * 4 + [False]
-    engine.message_overdue(pipe, Message(b"5", b"", cast("Pipe", pipe)))
+    engine.force_message(pipe, Message(b"5", b"", cast("Pipe", pipe)))
     assert received(engine) == [(word_of(pipe), body) for body in kept]
     assert engine.inbox_dropped() == 1
-    assert engine.patience == pytest.approx(0.1)
+    assert engine.hold_time == pytest.approx(0.1)
 
 
 def test_raw_bus_has_the_number_of_the_cooked_one() -> None:

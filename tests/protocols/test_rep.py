@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 
+from sp.core.pipe_task import Pipe
 from sp.errors import StateError
 from sp.message import Message
 from sp.options import SocketOptions
-from sp.pipe import Pipe
 from sp.protocols.rep import RepEngine
 from sp.testing import FakePipe
 
@@ -245,7 +245,7 @@ def test_a_request_wakes_who_waits(engine: RepEngine, pipe: FakePipe) -> None:
 
 
 def test_no_dropping_is_ever_asked_of_it(engine: RepEngine) -> None:
-    assert engine.patience == float("inf")
+    assert engine.hold_time == float("inf")
 
 
 def test_it_is_the_counterpart_of_req(engine: RepEngine) -> None:

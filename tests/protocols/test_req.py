@@ -9,9 +9,9 @@ from typing import Protocol
 
 import pytest
 
-from sp.engine import Mailbox
 from sp.errors import RequestLost, RequestReplaced, StateError
 from sp.message import Message
+from sp.protocols.engine import Mailbox
 from sp.protocols.req import ReqContext, ReqEngine
 from sp.testing import FakePipe
 

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
+from sp.core.pipe_task import Pipe
 from sp.errors import StateError
 from sp.message import Message
 from sp.options import SocketOptions
-from sp.pipe import Pipe
 from sp.protocols.respondent import RespondentEngine
 from sp.testing import FakePipe
 
@@ -65,9 +65,9 @@ def test_as_many_words_as_the_ttl_are_accepted_and_not_one_more(ttl: int) -> Non
 
 
 def test_a_survey_without_the_end_of_its_backtrace_has_no_body() -> None:
-    assert RespondentEngine.split is not None
-    assert RespondentEngine.split(HOP + HOP, 0, 8) == -1
-    assert RespondentEngine.split(HOP + ID + b"who?", 0, 12) == 8
+    assert RespondentEngine.find_body is not None
+    assert RespondentEngine.find_body(HOP + HOP, 0, 8) == -1
+    assert RespondentEngine.find_body(HOP + ID + b"who?", 0, 12) == 8
 
 
 def test_answering_without_a_survey_is_a_mistake() -> None:
@@ -145,7 +145,7 @@ def test_a_full_inbox_holds_the_surveyor_back_and_drops_nothing() -> None:
     assert pipe.resumed == 1
     assert engine.message_received(pipe, survey(pipe))
     assert not engine.dropped
-    assert engine.patience == math.inf
+    assert engine.hold_time == math.inf
 
 
 def test_it_is_the_counterpart_of_surveyor() -> None:

@@ -251,7 +251,7 @@ def test_an_overdue_message_is_taken_and_one_is_dropped_and_counted(policy: Drop
     engine = make_engine(policy, limit=3)
     context = open_context(engine, b"")
     assert publish(engine, pipe, b"1", b"2", b"3", b"4") == [True, True, True, False]
-    engine.message_overdue(pipe, Message(b"4"))
+    engine.force_message(pipe, Message(b"4"))
     assert received(context) == kept
     assert engine.inbox_dropped() == 1
 
@@ -260,7 +260,7 @@ def test_after_an_overdue_message_the_inbox_drops_at_once_until_half_of_it_is_fr
     engine = make_engine(limit=4)
     context = open_context(engine, b"")
     publish(engine, pipe, *[b"old"] * 5)
-    engine.message_overdue(pipe, Message(b"new"))
+    engine.force_message(pipe, Message(b"new"))
     assert publish(engine, pipe, b"new", b"new") == [True, True]
     assert engine.inbox_dropped() == 3
     context.receive()
@@ -273,7 +273,7 @@ def test_an_overdue_message_reaches_all_contexts_that_match_and_only_full_ones_d
     engine = make_engine(limit=2)
     full, free = open_context(engine, b""), open_context(engine, b"b")
     publish(engine, pipe, b"a1", b"a2", b"b")
-    engine.message_overdue(pipe, Message(b"b"))
+    engine.force_message(pipe, Message(b"b"))
     assert (received(full), received(free)) == ([b"a2", b"b"], [b"b"])
     assert engine.inbox_dropped() == 1
 
@@ -282,7 +282,7 @@ def test_a_full_context_that_does_not_match_keeps_its_patience_when_another_has_
     engine = make_engine(limit=1)
     impatient, other = open_context(engine, b"a"), open_context(engine, b"b")
     assert publish(engine, pipe, b"b1", b"a1", b"a2") == [True, True, False]
-    engine.message_overdue(pipe, Message(b"a2"))
+    engine.force_message(pipe, Message(b"a2"))
     assert received(impatient) == [b"a2"]
     assert publish(engine, pipe, b"b2") == [False], "held back, as nothing for this context was overdue"
     assert received(other) == [b"b1"]
@@ -292,7 +292,7 @@ def test_a_context_with_room_keeps_its_patience_when_another_has_lost_it(pipe: F
     engine = make_engine(limit=2)
     full, free = open_context(engine, b""), open_context(engine, b"b")
     publish(engine, pipe, b"a1", b"a2", b"b1")
-    engine.message_overdue(pipe, Message(b"b1"))
+    engine.force_message(pipe, Message(b"b1"))
     received(full)
     assert publish(engine, pipe, b"b2", b"b3") == [True, False], "held back, as nothing for this context was overdue"
     assert received(free) == [b"b1", b"b2"]
@@ -303,7 +303,7 @@ def test_what_a_context_dropped_is_still_counted_when_it_is_closed(pipe: FakePip
     context = open_context(engine, b"")
     open_context(engine, b"x")
     publish(engine, pipe, b"1", b"2")
-    engine.message_overdue(pipe, Message(b"2"))
+    engine.force_message(pipe, Message(b"2"))
     context.close()
     assert engine.inbox_dropped() == 1
     assert engine.queued() == 0
@@ -325,7 +325,7 @@ def test_a_message_wakes_who_waits_in_a_context_that_it_matches(engine: SubEngin
 
 
 def test_a_pipe_is_held_back_for_a_tenth_of_a_second_before_anything_is_dropped(engine: SubEngine) -> None:
-    assert engine.patience == pytest.approx(0.1)
+    assert engine.hold_time == pytest.approx(0.1)
 
 
 def test_it_is_the_counterpart_of_pub(engine: SubEngine) -> None:

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import pytest
 
-from sp.engine import Mailbox
 from sp.errors import StateError
 from sp.message import Message
 from sp.options import SocketOptions
+from sp.protocols.engine import Mailbox
 from sp.protocols.surveyor import SurveyorContext, SurveyorEngine
 from sp.testing import FakePipe
 
@@ -621,7 +621,7 @@ def test_an_overdue_answer_is_the_one_that_is_dropped_and_it_is_counted_once(eng
     context = engine.open_context(1.0)
     survey = fill(engine, context, pipe)
     assert answer(engine, pipe, survey, b"5") == [False]
-    engine.message_overdue(pipe, Message(b"5", survey.header))
+    engine.force_message(pipe, Message(b"5", survey.header))
     assert engine.inbox_dropped() == 1
     assert received(context) == [b"1", b"2", b"3", b"4"]
     assert engine.inbox_dropped() == 1
@@ -632,7 +632,7 @@ def test_after_an_overdue_answer_the_inbox_drops_at_once_until_half_of_it_is_fre
     (pipe,) = attach(engine, 1)
     context = engine.open_context(1.0)
     survey = fill(engine, context, pipe)
-    engine.message_overdue(pipe, Message(b"5", survey.header))
+    engine.force_message(pipe, Message(b"5", survey.header))
     assert answer(engine, pipe, survey, b"6", b"7") == [True, True]
     assert engine.inbox_dropped() == 3
     context.receive()
@@ -648,7 +648,7 @@ def test_an_overdue_answer_to_a_survey_that_is_over_is_late(engine: SurveyorEngi
     survey = fill(engine, context, pipe)
     assert answer(engine, pipe, survey, b"5") == [False]
     pass_time(engine, clock, 1.0)
-    engine.message_overdue(pipe, Message(b"5", survey.header))
+    engine.force_message(pipe, Message(b"5", survey.header))
     assert engine.dropped == {"late answer": 1}
     assert engine.inbox_dropped() == 0
     assert left_over(context, 4) == [b"1", b"2", b"3", b"4"]
@@ -658,7 +658,7 @@ def test_an_overdue_answer_costs_no_other_context_anything(engine: SurveyorEngin
     (pipe,) = attach(engine, 1)
     impatient, other = engine.open_context(1.0), engine.open_context(1.0)
     survey, elsewhere = fill(engine, impatient, pipe), fill(engine, other, pipe)
-    engine.message_overdue(pipe, Message(b"5", survey.header))
+    engine.force_message(pipe, Message(b"5", survey.header))
     assert answer(engine, pipe, elsewhere, b"5") == [False], "held back, as nothing for this context was overdue"
     assert (received(impatient), received(other)) == ([b"1", b"2", b"3", b"4"], [b"1", b"2", b"3", b"4"])
 
@@ -687,7 +687,7 @@ def test_what_was_lost_in_one_survey_is_no_reason_to_lose_in_the_next(engine: Su
     (pipe,) = attach(engine, 1)
     context = engine.open_context(1.0)
     survey = fill(engine, context, pipe)
-    engine.message_overdue(pipe, Message(b"5", survey.header))
+    engine.force_message(pipe, Message(b"5", survey.header))
     survey = fill(engine, context, pipe)
     assert answer(engine, pipe, survey, b"5") == [False]
     assert engine.inbox_dropped() == 1
@@ -699,7 +699,7 @@ def test_what_was_dropped_is_still_counted_when_its_context_is_gone(engine: Surv
     for end in ("close", "forget"):
         context = engine.open_context(1.0)
         survey = fill(engine, context, pipe)
-        engine.message_overdue(pipe, Message(b"5", survey.header))
+        engine.force_message(pipe, Message(b"5", survey.header))
         if end == "close":
             context.close()
         del context
@@ -742,12 +742,12 @@ def test_the_queues_of_all_contexts_are_counted(engine: SurveyorEngine, clock: C
 
 
 def test_a_respondent_is_held_back_for_a_tenth_of_a_second_before_anything_is_dropped(engine: SurveyorEngine) -> None:
-    assert engine.patience == pytest.approx(0.1)
+    assert engine.hold_time == pytest.approx(0.1)
 
 
 def test_an_answer_shorter_than_an_id_has_no_body() -> None:
-    assert SurveyorEngine.split is not None
-    assert [SurveyorEngine.split(b"..\x80\0\0\1", 2, stop) for stop in (2, 5, 6)] == [-1, -1, 6]
+    assert SurveyorEngine.find_body is not None
+    assert [SurveyorEngine.find_body(b"..\x80\0\0\1", 2, stop) for stop in (2, 5, 6)] == [-1, -1, 6]
 
 
 def test_it_is_the_counterpart_of_respondent(engine: SurveyorEngine) -> None:

@@ -8,7 +8,7 @@ import outcome
 import pytest
 import trio
 
-from sp.socket_base import Socket
+from sp.sockets.base import Socket
 from tests.transports.ends import dial
 
 _numbers = itertools.count()

@@ -10,7 +10,7 @@ import trio
 import sp
 from sp.message import Message
 from sp.options import SocketOptions
-from sp.transports import Terms
+from sp.transports.contract import EndpointConfig
 from sp.transports.stream import StreamConnection
 from tests.transports.ends import network_only, server_tls
 from tests.transports.wire import BUS, connect_as
@@ -41,7 +41,7 @@ class StubbornLink:
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_a_write_that_was_refused_is_kept_and_tried_again(size: int) -> None:
     link = StubbornLink()
-    terms = Terms(number=0x20, peer_number=0x21, split=None, options=SocketOptions())
+    terms = EndpointConfig(number=0x20, peer_number=0x21, find_body=None, options=SocketOptions())
     connection = StreamConnection(link, terms)  # type: ignore[arg-type]
     outbox = deque(Message(bytes([number]) * size) for number in range(10))
     rounds = 0

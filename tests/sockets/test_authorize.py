@@ -82,7 +82,7 @@ async def test_one_that_never_decides_ends_at_the_greeting_deadline(name: str, a
         await trio.sleep_forever()
         return True
 
-    async with sp.Rep0(listen=name, authorize=ponder, greeting_timeout=3) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=name, authorize=ponder, handshake_timeout=3) as rep, sp.Req0() as req:
         events = rep.events()
         await req.dial(name)
         began = trio.current_time()

@@ -305,9 +305,9 @@ async def test_a_health_check_may_close_a_socket_of_its_port(leads: bool) -> Non
         await (first if leads else second).aclose()
         return True
 
-    http = sp.HTTPServerConfig(health_path="/health", health=health)
+    http = sp.WSServerConfig(health_path="/health", health=health)
     with trio.fail_after(10):
-        async with sp.Bus0(http=http, listen="ws://127.0.0.1:0/first") as first, sp.Bus0(http=http) as second:
+        async with sp.Bus0(ws=http, listen="ws://127.0.0.1:0/first") as first, sp.Bus0(ws=http) as second:
             port = Address.parse(first.listeners[0].url).port
             await second.listen(f"ws://127.0.0.1:{port}/second")
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:

@@ -135,10 +135,10 @@ async def test_several_tasks_share_a_stream_and_none_is_left_behind(name: str) -
 
 
 async def test_a_redial_that_raises_ends_its_dialer_and_nothing_else(name: str, autojump_clock: trio.testing.MockClock) -> None:
-    def redial(error: Exception) -> bool:
+    def should_redial(error: Exception) -> bool:
         raise ZeroDivisionError("oops")
 
-    async with sp.Req0(redial=redial) as req:
+    async with sp.Req0(should_redial=should_redial) as req:
         events = req.events()
         await req.dial(name, wait=False)
         stopped = (await take(events, 3))[2]
@@ -152,10 +152,10 @@ async def test_a_redial_whose_answer_has_to_be_awaited_ends_its_dialer(name: str
     async def answer() -> bool:
         raise AssertionError("awaited")
 
-    def redial(error: Exception) -> bool:
+    def should_redial(error: Exception) -> bool:
         return answer()  # type: ignore[return-value]
 
-    async with sp.Req0(redial=redial) as req:
+    async with sp.Req0(should_redial=should_redial) as req:
         events = req.events()
         await req.dial(name, wait=False)
         stopped = (await take(events, 3))[2]

@@ -616,7 +616,7 @@ async def test_a_peer_that_authorize_refuses_is_told_of_a_place_only_where_that_
 @pytest.mark.parametrize("resets", [False, True], ids=["an end", "a reset"])
 async def test_a_hang_up_that_no_pair_makes_is_not_explained_by_one(kind: Kind, family: str, begun: bytes, *, resets: bool) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with kind(redial=lambda _: False) as pair, listener:
+    async with kind(should_redial=lambda _: False) as pair, listener:
         with trio.fail_after(10):
             heard = pair.events()
             await dial(pair, f"{family}://127.0.0.1:{listener.socket.getsockname()[1]}", wait=False)

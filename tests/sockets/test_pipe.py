@@ -13,14 +13,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
+from sp.core.pipe_task import Pipe
 from sp.message import Message
 from sp.options import SocketOptions
-from sp.pipe import Pipe
 from tests.transports.wire import connect_as, frame, socket_of, until
 
 if TYPE_CHECKING:
-    from sp.core import Core
-    from sp.transports import Connection
+    from sp.core.core import Core
+    from sp.transports.contract import Connection
 
 
 PAIR0 = 0x10

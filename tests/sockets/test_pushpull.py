@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
 from sp.protocol_numbers import PULL, PUSH
-from sp.socket_base import Socket
+from sp.sockets.base import Socket
 from tests.transports.ends import client_tls, dial, listen, network_only, server_tls
 from tests.transports.wire import connect_as, frame, receive_frame, until
 

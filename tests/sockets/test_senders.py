@@ -14,9 +14,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
-from sp.engine import Sender
+from sp.core.senders import STALLED_AFTER
 from sp.message import Message
-from sp.senders import STALLED_AFTER
+from sp.protocols.engine import Sender
 from tests.transports.ends import network_only, server_tls
 from tests.transports.wire import REQ, frame, greet, receive_exactly, socket_of, until
 from tests.transports.wire import connect as connect_to

@@ -10,9 +10,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
+from sp.core.receivers import Receivers
 from sp.protocol_numbers import RESPONDENT, SURVEYOR
 from sp.protocols.surveyor import SurveyorContext
-from sp.receivers import Receivers
 from tests.transports.ends import dial, network_only, server_tls
 from tests.transports.wire import connect_as, frame, receive_frame, until
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from OpenSSL import SSL, crypto
 
 import sp
-from sp.certificate_names import alternative_names, wrong_name
+from sp.tls.certificate_names import alternative_names, wrong_name
 from tests.tls.authority import Authority
 
 URL = "tls+tcp://127.0.0.1:0"

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 import sp
-from sp.transports.tls_session import TLSSession
+from sp.tls.session import TLSSession
 from tests.tls.authority import Authority
 from tests.tls.test_session import End, Foreign, shake_hands
 from tests.transports.wire import REP, REQ

@@ -140,8 +140,8 @@ def test_a_reload_that_has_failed_is_tried_again_although_no_file_has_changed(
     path.write_bytes(authority.issue("127.0.0.1"))
     tls = sp.TLSServerConfig(certificate=path)
     path.write_bytes(authority.issue_flawed("127.0.0.1", begins=NOW + DAY / 2))
-    tls.contexts.look()
-    assert "is not valid before" in tls.contexts.news[1]
+    tls.contexts.check_files()
+    assert "is not valid before" in tls.contexts.status[1]
     old = tls.contexts.current
 
     class Tomorrow(datetime.datetime):
@@ -150,8 +150,8 @@ def test_a_reload_that_has_failed_is_tried_again_although_no_file_has_changed(
             return cls.fromtimestamp((NOW + DAY * 0.75).timestamp(), tz)
 
     monkeypatch.setattr(datetime, "datetime", Tomorrow)
-    tls.contexts.look()
-    assert tls.contexts.news == (2, "")
+    tls.contexts.check_files()
+    assert tls.contexts.status == (2, "")
     assert tls.contexts.current is not old
 
 
@@ -184,11 +184,11 @@ def test_a_file_of_the_same_size_and_a_revocation_list_are_seen_to_change(author
     ca.write_bytes(authority.pem)
     revoked.write_bytes(authority.revoke())
     tls = sp.TLSServerConfig(certificate=authority.issue("localhost"), client_ca=ca, revoked=revoked)
-    tls.contexts.look()
-    assert tls.contexts.news == (1, "")
+    tls.contexts.check_files()
+    assert tls.contexts.status == (1, "")
     os.utime(ca, ns=(0, ca.stat().st_mtime_ns + 1))
-    tls.contexts.look()
-    assert tls.contexts.news == (2, "")
+    tls.contexts.check_files()
+    assert tls.contexts.status == (2, "")
     revoked.write_bytes(authority.revoke(authority.issue("somebody")))
-    tls.contexts.look()
-    assert tls.contexts.news == (3, "")
+    tls.contexts.check_files()
+    assert tls.contexts.status == (3, "")

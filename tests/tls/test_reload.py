@@ -92,10 +92,10 @@ async def test_a_relative_path_is_the_same_file_at_each_reload(
         picky.reload()
         second, _ = await served(listener.url, rep, client)
         assert first != second
-        before = server.contexts.news
+        before = server.contexts.status
         replace(path, issue())
-        server.contexts.look()
-        assert server.contexts.news == (before[0] + 1, "")
+        server.contexts.check_files()
+        assert server.contexts.status == (before[0] + 1, "")
         assert (await served(listener.url, rep, client))[0] not in (first, second)
     assert list(elsewhere.iterdir()) == []
     assert f"{path}" in repr(server)

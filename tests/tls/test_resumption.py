@@ -17,9 +17,9 @@ import trio
 from OpenSSL import SSL
 
 import sp
-from sp import openssl
-from sp.tls_context import SessionCache
-from sp.transports.tls_session import TLSSession
+from sp.tls import openssl
+from sp.tls.context import SessionCache
+from sp.tls.session import TLSSession
 from tests.faults.scripts import start_script
 from tests.tls.authority import Authority
 from tests.tls.test_session import End, converse, end_all, records

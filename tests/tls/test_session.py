@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 
 import sp
-from sp import openssl
-from sp.openssl import EarlyGreeting
-from sp.transports import tls_session
-from sp.transports.tls_session import TLSSession
+from sp.tls import openssl
+from sp.tls import session as tls_session
+from sp.tls.openssl import EarlyGreeting
+from sp.tls.session import TLSSession
 from tests.tls.authority import Authority
 from tests.transports.wire import REP, REQ, greeting
 

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
 import sp
-from sp import tls_context
-from sp.transports import tls_session
-from sp.transports.tls_session import TLSSession
+from sp.tls import context as tls_context
+from sp.tls import session as tls_session
+from sp.tls.session import TLSSession
 from tests.tls.authority import CLIENT, DAY, NOW, SERVER, Authority
 from tests.tls.test_session import End, converse, end_all
 from tests.transports.wire import REP, REQ, expect, until

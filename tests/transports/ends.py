@@ -11,9 +11,9 @@ import sp
 from tests.tls.authority import Authority
 
 if TYPE_CHECKING:
-    from sp.dialer import Dialer
-    from sp.listener import Listener
-    from sp.socket_base import Socket
+    from sp.core.accepting import Listener
+    from sp.core.dialing import Dialer
+    from sp.sockets.base import Socket
 
 network_only = pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "tls+tcp://127.0.0.1:0"], ids=["tcp", "tls+tcp"])
 """For tests whose peer speaks the format of tcp by hand, or looks at the network."""

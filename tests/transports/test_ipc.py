@@ -313,7 +313,7 @@ async def test_a_backlog_is_as_long_as_the_system_lets_it_be(local_url: str) -> 
 @pytest.mark.parametrize("backlog", [0, BACKLOG], ids=["of one", "as large as can be"])
 async def test_400_who_dial_at_once_all_get_through(local_url: str, backlog: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sp.transports.ipc.BACKLOG", backlog)
-    async with sp.Bus0(listen=local_url) as hub, sp.Bus0(greeting_timeout=60) as dialers:
+    async with sp.Bus0(listen=local_url) as hub, sp.Bus0(handshake_timeout=60) as dialers:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for _ in range(400):
@@ -331,7 +331,7 @@ async def test_a_backlog_that_stays_full_is_waited_for_until_the_greeting_timeou
         busy.bind(address)
         busy.listen(0)
         first.connect(address)
-        async with sp.Bus0(greeting_timeout=7) as bus:
+        async with sp.Bus0(handshake_timeout=7) as bus:
             began = trio.current_time()
             with pytest.raises(sp.DialError, match="no connection within 7 s"):
                 await bus.dial(local_url)

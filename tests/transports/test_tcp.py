@@ -303,7 +303,7 @@ async def test_a_name_with_a_dead_first_address_and_a_live_second_connects() -> 
 @linux_only
 async def test_a_name_whose_first_address_never_answers_connects_by_the_second() -> None:
     use_resolver(["127.0.0.2", "127.0.0.1"])
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(greeting_timeout=5) as req:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(handshake_timeout=5) as req:
         port = port_of(rep.listeners[0].url)
         with deaf("127.0.0.2", port), trio.fail_after(4):
             await req.dial(f"tcp://peer.test:{port}")
@@ -486,7 +486,7 @@ async def test_an_address_needs_no_thread_while_all_lookups_hang(hanging: Hangin
 
 
 async def test_a_lookup_that_hangs_is_named_in_the_error(hanging: Hanging, autojump_clock: trio.testing.MockClock) -> None:
-    async with sp.Bus0(greeting_timeout=5) as bus:
+    async with sp.Bus0(handshake_timeout=5) as bus:
         for number in range(64):
             others = "$" if number < 63 else ": 64 lookups hang, and there are no more at a time"
             with pytest.raises(sp.DialError, match=f"the name 'peer.test' was not looked up within 4.5 s{others}"):
@@ -531,7 +531,7 @@ def kernel_socket(pipe: sp.Pipe) -> Iterator[socket.socket]:
 @linux_only
 @network_only
 async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_asked_for(url: str) -> None:
-    async with sp.Rep0(listen=url, tls=server_tls(url), keepalive=20) as rep, sp.Req0() as req:
+    async with sp.Rep0(listen=url, tls=server_tls(url), tcp_keepalive=20) as rep, sp.Req0() as req:
         with trio.fail_after(5):
             await dial(req, rep.listeners[0].url)
             await rep.wait_for_peers()
@@ -550,7 +550,7 @@ async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_aske
 
 @linux_only
 async def test_keepalive_can_be_left_to_the_kernel() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(keepalive=None) as req:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(tcp_keepalive=None) as req:
         with trio.fail_after(5):
             await req.dial(rep.listeners[0].url)
         with kernel_socket(req.pipes[0]) as sock:
@@ -572,8 +572,8 @@ def go_deaf(sock: trio.socket.SocketType | socket.socket) -> None:
 @linux_only
 async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -> None:
     async with (
-        sp.Bus0(listen="tcp://127.0.0.1:0", keepalive=2) as idle,
-        sp.Bus0(listen="tcp://127.0.0.1:0", keepalive=2) as patient,
+        sp.Bus0(listen="tcp://127.0.0.1:0", tcp_keepalive=2) as idle,
+        sp.Bus0(listen="tcp://127.0.0.1:0", tcp_keepalive=2) as patient,
     ):
         buses = (idle, patient)
         events = [bus.events() for bus in buses]
@@ -599,7 +599,7 @@ async def test_a_peer_that_vanishes_with_data_on_its_way_is_noticed_in_the_keepa
     url: str,
 ) -> None:
     """Keepalive rests while there is data in flight; the kernel repeats it for a quarter of an hour."""
-    options: dict[str, Any] = {"listen": url, "tls": server_tls(url), "keepalive": 2, "linger": 0}
+    options: dict[str, Any] = {"listen": url, "tls": server_tls(url), "tcp_keepalive": 2, "linger": 0}
     async with sp.Bus0(**options) as bus, sp.Push0(**options) as patient, sp.Bus0() as gone, sp.Pull0(inbox_limit=1) as busy:
         events = bus.events()
         with trio.fail_after(20):
@@ -630,7 +630,7 @@ async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, 
         return tcp_info.TCPInfo(in_flight=len(looks) < 3, repeated=0, heard=0)
 
     monkeypatch.setattr(tcp_info, "decode", decode)
-    async with sp.Bus0(listen="tcp://127.0.0.1:0", keepalive=80) as bus, sp.Bus0(keepalive=None) as other:
+    async with sp.Bus0(listen="tcp://127.0.0.1:0", tcp_keepalive=80) as bus, sp.Bus0(tcp_keepalive=None) as other:
         await other.dial(bus.listeners[0].url)
         await bus.wait_for_peers()
         for _ in range(2):
@@ -671,7 +671,7 @@ async def test_no_message_is_forgotten_because_it_is_time_to_look(mock_clock: Mo
 @pytest.mark.slow
 @linux_only
 async def test_a_peer_that_is_gone_without_a_fin_is_noticed_within_the_keepalive_time() -> None:
-    async with sp.Rep0(listen="tcp://127.0.0.1:0", keepalive=2) as rep:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0", tcp_keepalive=2) as rep:
         events = rep.events()
         with trio.fail_after(10):
             stream = await connect_as(rep.listeners[0].url, REQ)

@@ -67,7 +67,7 @@ async def test_idle_pipes_of_ours_ping_each_other_and_live(url: str, mock_clock:
 
 
 async def test_pings_come_every_interval_whatever_else_is_sent(mock_clock: MockClock) -> None:
-    async with sp.Bus0(listen="ws://127.0.0.1:0", http=sp.HTTPServerConfig(ping_interval=7)) as bus:
+    async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_interval=7)) as bus:
         stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
         await bus.wait_for_peers()
         for _ in range(5):
@@ -84,8 +84,8 @@ async def test_pings_come_every_interval_whatever_else_is_sent(mock_clock: MockC
 @pytest.mark.slow
 @pytest.mark.parametrize("timeout", [3.0, 20.0, 45.0])
 async def test_a_peer_that_says_nothing_after_a_ping_is_given_up_with_that_reason(url: str, timeout: float, mock_clock: MockClock) -> None:
-    http = sp.HTTPServerConfig(ping_timeout=timeout)
-    async with sp.Bus0(listen=url, tls=server_tls(url), http=http) as bus, sp.Bus0() as other:
+    http = sp.WSServerConfig(ping_timeout=timeout)
+    async with sp.Bus0(listen=url, tls=server_tls(url), ws=http) as bus, sp.Bus0() as other:
         events = bus.events()
         address = bus.listeners[0].url
         await dial(other, address)
@@ -133,7 +133,7 @@ async def test_an_application_that_does_not_receive_for_long_loses_no_pipe(url: 
 
 @pytest.mark.parametrize("everyone", [False, True])
 async def test_who_may_be_libnanomsg_is_pinged_only_when_all_are_to_be(everyone: bool, mock_clock: MockClock) -> None:
-    async with sp.Bus0(listen="ws://127.0.0.1:0", http=sp.HTTPServerConfig(ping_everyone=everyone, ping_timeout=1000)) as bus:
+    async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_everyone=everyone, ping_timeout=1000)) as bus:
         stream = await upgrade(bus.listeners[0].url, BUS)
         await bus.wait_for_peers()
         for _ in range(3):
@@ -180,7 +180,7 @@ async def test_a_mangos_that_does_not_even_acknowledge_a_ping_is_given_up(mock_c
     def nothing(_: bytes) -> tcp_info.TCPInfo:
         return tcp_info.TCPInfo(in_flight=True, repeated=next(repeated), heard=1000)
 
-    async with sp.Bus0(listen="ws://127.0.0.1:0", keepalive=60) as bus:
+    async with sp.Bus0(listen="ws://127.0.0.1:0", tcp_keepalive=60) as bus:
         events = bus.events()
         stream = await upgrade(bus.listeners[0].url, BUS, "User-Agent: Go-http-client/1.1")
         await bus.wait_for_peers()
@@ -197,8 +197,8 @@ async def test_a_mangos_that_does_not_even_acknowledge_a_ping_is_given_up(mock_c
 
 
 async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
-    never = sp.HTTPServerConfig(ping_interval=None)
-    async with sp.Bus0(listen="ws://127.0.0.1:0", http=never) as bus, sp.Bus0() as other:
+    never = sp.WSServerConfig(ping_interval=None)
+    async with sp.Bus0(listen="ws://127.0.0.1:0", ws=never) as bus, sp.Bus0() as other:
         await other.dial(bus.listeners[0].url)
         await bus.wait_for_peers()
         (pipe,) = bus.pipes
@@ -219,7 +219,7 @@ async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
 
 
 async def test_without_an_interval_nobody_is_pinged(mock_clock: MockClock) -> None:
-    async with sp.Bus0(listen="ws://127.0.0.1:0", http=sp.HTTPServerConfig(ping_interval=None)) as bus:
+    async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_interval=None)) as bus:
         stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
         await bus.wait_for_peers()
         for _ in range(10):
@@ -235,8 +235,8 @@ async def test_pings_that_are_due_while_closing_harm_nobody(url: str) -> None:
     with trio.fail_after(20):
         for _ in range(30):
             async with (
-                sp.Bus0(listen=url, tls=server_tls(url), http=sp.HTTPServerConfig(ping_interval=often)) as bus,
-                sp.Bus0(http=sp.HTTPClientConfig(ping_interval=often)) as other,
+                sp.Bus0(listen=url, tls=server_tls(url), ws=sp.WSServerConfig(ping_interval=often)) as bus,
+                sp.Bus0(ws=sp.WSClientConfig(ping_interval=often)) as other,
             ):
                 await dial(other, bus.listeners[0].url)
                 await other.send(b"x" * 70_000)
@@ -269,9 +269,9 @@ async def test_the_answer_to_a_ping_breaks_no_frame_while_much_waits_to_be_writt
 
 
 async def test_both_sides_see_the_handshake(url: str) -> None:
-    server = sp.HTTPServerConfig(response_headers={"X-Served-By": "backend 7"})
-    client = sp.HTTPClientConfig(headers=[("Authorization", "Bearer secret"), ("Cookie", "a=1"), ("X-Twice", "1"), ("X-Twice", "2")])
-    async with sp.Rep0(listen=url, tls=server_tls(url), http=server) as rep, sp.Req0(tls=client_tls(url), http=client) as req:
+    server = sp.WSServerConfig(response_headers={"X-Served-By": "backend 7"})
+    client = sp.WSClientConfig(headers=[("Authorization", "Bearer secret"), ("Cookie", "a=1"), ("X-Twice", "1"), ("X-Twice", "2")])
+    async with sp.Rep0(listen=url, tls=server_tls(url), ws=server) as rep, sp.Req0(tls=client_tls(url), ws=client) as req:
         address = rep.listeners[0].url
         await req.dial(f"{address}?token=7&x=%20")
         await rep.wait_for_peers()
@@ -306,7 +306,7 @@ async def test_authorize_may_answer_before_there_is_a_websocket(url: str) -> Non
         with pytest.raises(sp.DialError, match="401 Unauthorized: 'who are you"):
             await req.dial(address)
         with pytest.raises(sp.DialError) as caught:
-            await req.dial(address, http=sp.HTTPClientConfig(headers={"Authorization": "Bearer bad"}))
+            await req.dial(address, ws=sp.WSClientConfig(headers={"Authorization": "Bearer bad"}))
         refused = caught.value.__cause__
         assert isinstance(refused, sp.UpgradeRefused)
         assert refused.permanent
@@ -316,7 +316,7 @@ async def test_authorize_may_answer_before_there_is_a_websocket(url: str) -> Non
         event = await expect(events, K.REFUSED)
         assert isinstance(event.error, sp.PipeRefused)
         assert "authorize said 401" in event.reason
-        await req.dial(address, http=sp.HTTPClientConfig(headers={"Authorization": "Bearer good"}))
+        await req.dial(address, ws=sp.WSClientConfig(headers={"Authorization": "Bearer good"}))
         assert rep.statistics().listeners[0].failures == {"PipeRefused": 2}
 
 
@@ -416,7 +416,7 @@ async def test_where_tls_is_asked_for_a_proxys_refusal_in_plain_text_is_not_perm
     async with answering(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status) as (place, _), sp.Req0() as req:
         url = f"{scheme}://service.example.org/s"
         with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
-            await req.dial(url, tls=client_tls(url), http=sp.HTTPClientConfig(proxy=f"http://{place}"))
+            await req.dial(url, tls=client_tls(url), ws=sp.WSClientConfig(proxy=f"http://{place}"))
         cause = caught.value.__cause__
         assert isinstance(cause, sp.UpgradeRefused)
         assert cause.permanent is (scheme == "ws")
@@ -473,8 +473,8 @@ async def test_a_refusal_is_told_soon_whatever_its_body_does(
         await behave(stream)
 
     async with answering(refuse) as (place, _), sp.Req0(redial_max=20) as req:
-        http = sp.HTTPClientConfig(proxy=f"http://{place}") if by_proxy else None
-        dialer = await req.dial("ws://far.invalid/" if by_proxy else f"ws://{place}/", wait=False, http=http)
+        http = sp.WSClientConfig(proxy=f"http://{place}") if by_proxy else None
+        dialer = await req.dial("ws://far.invalid/" if by_proxy else f"ws://{place}/", wait=False, ws=http)
         for _ in range(12):
             await jump(mock_clock, 0.1)
         await until(lambda: dialer.error)
@@ -527,7 +527,7 @@ async def test_a_refusal_is_told_to_who_is_not_done_with_asking() -> None:
         await stream.aclose()  # with a reset, since much is unread
 
     cookies = [("Cookie", "x" * 100_000)] * 100
-    async with sp.Req0(http=sp.HTTPClientConfig(headers=cookies)) as req, trio.open_nursery() as nursery:
+    async with sp.Req0(ws=sp.WSClientConfig(headers=cookies)) as req, trio.open_nursery() as nursery:
         (listener,) = await nursery.start(functools.partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
         with trio.fail_after(5), pytest.raises(sp.DialError, match="431 Too Large: 'less'"):
             await req.dial(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/")
@@ -553,7 +553,7 @@ async def test_a_refusal_is_told_within_a_short_greeting_timeout(mock_clock: Moc
         await stream.send_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\n")
         await trio.sleep_forever()
 
-    async with answering(refuse) as (place, heads), sp.Req0(greeting_timeout=0.5) as req:
+    async with answering(refuse) as (place, heads), sp.Req0(handshake_timeout=0.5) as req:
         dialer = await req.dial(f"ws://{place}/", wait=False)
         await until(lambda: heads)
         await jump(mock_clock, 0.25)
@@ -608,7 +608,7 @@ async def test_where_tls_is_asked_for_a_proxy_does_not_say_in_plain_text_when_to
     answer = b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
     async with answering(answer) as (place, _), sp.Req0(redial_max=20) as req:
         url = f"{scheme}://service.example.org/s"
-        dialer = await req.dial(url, wait=False, tls=client_tls(url), http=sp.HTTPClientConfig(proxy=f"http://{place}"))
+        dialer = await req.dial(url, wait=False, tls=client_tls(url), ws=sp.WSClientConfig(proxy=f"http://{place}"))
         await until(lambda: dialer.error)
         assert isinstance(dialer.error, sp.UpgradeRefused)
         assert dialer.error.retry_after == (7 if scheme == "ws" else 0)
@@ -668,7 +668,7 @@ async def test_a_server_that_agrees_to_no_sub_protocol_is_not_believed() -> None
 async def test_a_host_of_ones_own_takes_the_place_of_the_urls() -> None:
     async with answering(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n") as (place, heads), sp.Req0() as req:
         with trio.fail_after(5), pytest.raises(sp.DialError):
-            await req.dial(f"ws://{place}/s", http=sp.HTTPClientConfig(headers={"Host": "inner.example", "User-Agent": "mine"}))
+            await req.dial(f"ws://{place}/s", ws=sp.WSClientConfig(headers={"Host": "inner.example", "User-Agent": "mine"}))
         lines = heads[0].decode().split("\r\n")
         assert lines[:2] == ["GET /s HTTP/1.1", "Host: inner.example"]
         assert "User-Agent: mine" in lines
@@ -711,7 +711,7 @@ async def test_a_proxy_is_asked_to_connect_with_its_credentials(url: str) -> Non
     async with proxying() as (place, heads), sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=client_tls(url)) as req:
         address = rep.listeners[0].url
         with trio.fail_after(10):
-            await req.dial(address, http=sp.HTTPClientConfig(proxy=f"http://me:p%40ss@{place}"))
+            await req.dial(address, ws=sp.WSClientConfig(proxy=f"http://me:p%40ss@{place}"))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(req.send, b"question")
                 assert await rep.receive() == b"question"
@@ -733,7 +733,7 @@ async def test_a_proxy_is_asked_to_connect_with_its_credentials(url: str) -> Non
 async def test_a_proxy_that_does_not_do_it_is_named(status: str, extra: bytes, words: str) -> None:
     async with proxying(status, extra) as (place, _), sp.Req0() as req:
         with trio.fail_after(5), pytest.raises(sp.DialError, match=words) as caught:
-            await req.dial("ws://far.invalid/", http=sp.HTTPClientConfig(proxy=f"http://me:secret@{place}"))
+            await req.dial("ws://far.invalid/", ws=sp.WSClientConfig(proxy=f"http://me:secret@{place}"))
         assert place in str(caught.value)
         assert "secret" not in str(caught.value)
 
@@ -758,7 +758,7 @@ async def test_the_environment_names_a_proxy_unless_it_excepts_the_host(
             await req.dial(here)  # what is on this machine no proxy could reach
             assert len(heads) == 1
             with pytest.raises(sp.DialError):
-                await req.dial(far, http=sp.HTTPClientConfig(proxy=None))
+                await req.dial(far, ws=sp.WSClientConfig(proxy=None))
             monkeypatch.setenv("NO_PROXY", "example,.invalid")
             with pytest.raises(sp.DialError):
                 await req.dial(far)
@@ -774,7 +774,7 @@ async def test_a_proxy_is_not_told_of_a_zone(monkeypatch: pytest.MonkeyPatch) ->
     async with proxying("502 Bad Gateway") as (place, heads), sp.Req0() as req:
         with trio.fail_after(10):
             with pytest.raises(sp.DialError, match="502"):
-                await req.dial("ws://[fe80::1%25lo]:81/", http=sp.HTTPClientConfig(proxy=f"http://{place}"))
+                await req.dial("ws://[fe80::1%25lo]:81/", ws=sp.WSClientConfig(proxy=f"http://{place}"))
             assert heads == [b"CONNECT [fe80::1]:81 HTTP/1.1\r\nHost: [fe80::1]:81\r\n\r\n"]
             monkeypatch.setenv("http_proxy", f"http://{place}")
             with pytest.raises(sp.DialError):
@@ -785,7 +785,7 @@ async def test_a_proxy_is_not_told_of_a_zone(monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_proxy_may_have_a_zone() -> None:
     async with sp.Req0() as req:
         with trio.fail_after(5), pytest.raises(sp.DialError, match="no network interface 'no-such-1'"):
-            await req.dial("ws://far.invalid/", http=sp.HTTPClientConfig(proxy="http://[fe80::1%25no-such-1]:3128"))
+            await req.dial("ws://far.invalid/", ws=sp.WSClientConfig(proxy="http://[fe80::1%25no-such-1]:3128"))
 
 
 # Draining.
@@ -847,8 +847,8 @@ async def test_who_may_be_libnanomsg_is_left_without_a_close_since_it_would_neve
 
 @pytest.mark.slow
 async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -> None:
-    http = sp.HTTPServerConfig(health_path="/healthz")
-    async with sp.Rep0(listen=url, tls=server_tls(url), http=http) as rep, trio.open_nursery() as nursery:
+    http = sp.WSServerConfig(health_path="/healthz")
+    async with sp.Rep0(listen=url, tls=server_tls(url), ws=http) as rep, trio.open_nursery() as nursery:
         listener = rep.listeners[0]
         peer = await upgrade(listener.url, REP, *BROWSER)
         await rep.wait_for_peers()
@@ -1019,12 +1019,12 @@ async def test_a_malformed_backtrace_ends_the_websocket_with_a_protocol_error(ur
 @pytest.mark.slow
 async def test_thousands_of_handshakes_leave_nothing_behind() -> None:
     # trio forgets the deadlines of tasks that are gone a thousand at a time, so without pings.
-    async with sp.Rep0(listen="ws://127.0.0.1:0", http=sp.HTTPServerConfig(ping_interval=None)) as rep:
+    async with sp.Rep0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_interval=None)) as rep:
         with trio.fail_after(30):
             counts = []
             for _ in range(3):
                 for _ in range(100):
-                    async with sp.Req0(http=sp.HTTPClientConfig(ping_interval=None)) as req:
+                    async with sp.Req0(ws=sp.WSClientConfig(ping_interval=None)) as req:
                         await req.dial(rep.listeners[0].url)
                 await until(lambda: not rep.pipes)
                 gc.collect()
@@ -1095,8 +1095,8 @@ async def test_a_server_with_one_configuration_agrees_with_who_offers_more(url: 
 
 async def test_no_payload_and_no_header_value_is_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    client = sp.HTTPClientConfig(headers={"Authorization": "Bearer s3cret"})
-    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, sp.Bus0(tls=client_tls(url), http=client) as other:
+    client = sp.WSClientConfig(headers={"Authorization": "Bearer s3cret"})
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, sp.Bus0(tls=client_tls(url), ws=client) as other:
         await other.dial(bus.listeners[0].url)
         await other.send(b"pay1oad")
         assert await bus.receive() == b"pay1oad"

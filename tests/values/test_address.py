@@ -366,7 +366,7 @@ def test_credentials_in_a_ws_url_are_refused_and_not_shown(scheme: str, rest: st
 
 
 def test_credentials_are_refused_with_a_word_on_where_they_belong() -> None:
-    with pytest.raises(AddressError, match="takes no credentials: give them as a header in http=") as caught:
+    with pytest.raises(AddressError, match="takes no credentials: give them as a header in ws=") as caught:
         Address.parse("wss://user:s3cret@h:80/a")
     assert "'wss://...@h:80/a'" in str(caught.value)
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from sp.dialer import BackOff
+from sp.core.dialing import BackOff
 
 
 class Highest(Random):

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from sp.forwarding import Client, client_of
-from sp.http import HTTPClientConfig, HTTPHeaders, HTTPInfo, HTTPProxy, HTTPResponse, HTTPServerConfig, retry_after
+from sp.http.forwarding import Client, client_of
+from sp.http.message import ConnectProxy, HTTPHeaders, HTTPInfo, HTTPResponse, WSClientConfig, WSServerConfig, retry_after
 
-Config = Callable[..., HTTPServerConfig | HTTPClientConfig]
+Config = Callable[..., WSServerConfig | WSClientConfig]
 
 SECRET = "s3cret"
 
-both = pytest.mark.parametrize("config", [HTTPServerConfig, HTTPClientConfig])
+both = pytest.mark.parametrize("config", [WSServerConfig, WSClientConfig])
 
 
 # Pings.
@@ -78,7 +78,7 @@ def test_a_configuration_is_made_by_keywords_and_cannot_be_changed(config: Confi
 
 # Headers that are added.
 
-headers_of = pytest.mark.parametrize(("config", "name"), [(HTTPServerConfig, "response_headers"), (HTTPClientConfig, "headers")])
+headers_of = pytest.mark.parametrize(("config", "name"), [(WSServerConfig, "response_headers"), (WSClientConfig, "headers")])
 
 
 @headers_of
@@ -150,11 +150,11 @@ def test_a_value_may_have_blanks_inside_and_latin_letters(config: Config, name: 
 @pytest.mark.parametrize("headers", [[("Host", "a.example"), ("host", "b.example")], {"Host": ""}, {"Host": "a b"}])
 def test_there_is_one_host_and_it_is_a_name(headers: Any) -> None:
     with pytest.raises(ValueError, match="headers: there is one Host, a name or address and perhaps a port, not "):
-        HTTPClientConfig(headers=headers)
+        WSClientConfig(headers=headers)
 
 
 def test_a_client_may_set_host_origin_and_user_agent() -> None:
-    HTTPClientConfig(headers={"Host": "other.example", "Origin": "https://app.example", "User-Agent": "mine", "Cookie": "a=b"})
+    WSClientConfig(headers={"Host": "other.example", "Origin": "https://app.example", "User-Agent": "mine", "Cookie": "a=b"})
 
 
 # Origins.
@@ -180,8 +180,8 @@ def test_a_client_may_set_host_origin_and_user_agent() -> None:
     ],
 )
 def test_an_origin_is_recognized_as_browsers_send_it(listed: str, sent: str) -> None:
-    assert HTTPServerConfig(origins=listed).allows_origin(sent)
-    assert HTTPServerConfig(origins=["https://other.example", listed]).allows_origin(sent)
+    assert WSServerConfig(origins=listed).allows_origin(sent)
+    assert WSServerConfig(origins=["https://other.example", listed]).allows_origin(sent)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_an_origin_is_recognized_as_browsers_send_it(listed: str, sent: str) -> 
     ["", "null", "*", "https://app.example.evil", "http://app.example", "https://app.example:1", "https://app.example/", "https://evil"],
 )
 def test_an_origin_that_is_not_listed_is_not_allowed(sent: str) -> None:
-    assert not HTTPServerConfig(origins="https://app.example").allows_origin(sent)
-    assert not HTTPServerConfig().allows_origin(sent)
+    assert not WSServerConfig(origins="https://app.example").allows_origin(sent)
+    assert not WSServerConfig().allows_origin(sent)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_an_origin_that_is_not_listed_is_not_allowed(sent: str) -> None:
 )
 def test_what_is_no_origin_is_refused_with_what_was_expected(value: str) -> None:
     with pytest.raises(ValueError, match='expected SCHEME://HOST or SCHEME://HOST:PORT, "null", or "\\*" for all') as caught:
-        HTTPServerConfig(origins=[value])
+        WSServerConfig(origins=[value])
     assert repr(value) in str(caught.value)
 
 
@@ -224,7 +224,7 @@ def test_what_is_no_origin_is_refused_with_what_was_expected(value: str) -> None
 )
 def test_a_list_of_names_is_a_str_or_several(name: str, value: object, given: str) -> None:
     with pytest.raises(TypeError, match=f"expected str, or several, not ({given}|bytes)"):
-        HTTPServerConfig(**{name: value})  # type: ignore[arg-type]
+        WSServerConfig(**{name: value})  # type: ignore[arg-type]
 
 
 # Health.
@@ -232,28 +232,28 @@ def test_a_list_of_names_is_a_str_or_several(name: str, value: object, given: st
 
 @pytest.mark.parametrize("value", ["/", "/healthz", "/a/b.c~d", "/%20", "/a:b@c"])
 def test_a_health_path_is_a_path(value: str) -> None:
-    assert HTTPServerConfig(health_path=value).health_path == value
+    assert WSServerConfig(health_path=value).health_path == value
 
 
 @pytest.mark.parametrize("value", ["", "healthz", "/a b", "/ü", "/a?b", "/a#b", "/%2", "/a\n", "http://h/a"])
 def test_what_is_no_path_is_refused_with_what_was_expected(value: str) -> None:
     with pytest.raises(ValueError, match="health_path must be a path, as /healthz, not ") as caught:
-        HTTPServerConfig(health_path=value)
+        WSServerConfig(health_path=value)
     assert repr(value) in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [5, b"/healthz", True])
 def test_a_health_path_of_another_type_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match=f"health_path must be a str, not {type(value).__name__}"):
-        HTTPServerConfig(health_path=value)  # type: ignore[arg-type]
+        WSServerConfig(health_path=value)  # type: ignore[arg-type]
 
 
 def test_health_is_callable_and_needs_a_path() -> None:
-    HTTPServerConfig(health_path="/healthz", health=lambda: True)
+    WSServerConfig(health_path="/healthz", health=lambda: True)
     with pytest.raises(TypeError, match="health must be callable, not 'ok'"):
-        HTTPServerConfig(health_path="/healthz", health="ok")  # type: ignore[arg-type]
+        WSServerConfig(health_path="/healthz", health="ok")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="health says nothing without health_path"):
-        HTTPServerConfig(health=lambda: True)
+        WSServerConfig(health=lambda: True)
 
 
 # Proxies in front of a listener.
@@ -261,20 +261,20 @@ def test_health_is_callable_and_needs_a_path() -> None:
 
 @pytest.mark.parametrize("value", ["10.0.0.0/8", "10.1.2.3", "2001:db8::/32", "::1", "unix", ["unix", "10.0.0.0/8"], []])
 def test_a_proxy_is_trusted_by_network_address_or_unix(value: str | list[str]) -> None:
-    assert len(HTTPServerConfig(trusted_proxies=value).trusted_proxies) == (1 if isinstance(value, str) else len(value))
+    assert len(WSServerConfig(trusted_proxies=value).trusted_proxies) == (1 if isinstance(value, str) else len(value))
 
 
 @pytest.mark.parametrize("value", ["", "proxy.example", "10.0.0.0/33", "10.0.0.1/8", "10.0.0", "UNIX", "10.0.0.1:80", "*"])
 def test_what_is_no_network_is_refused_with_what_was_expected(value: str) -> None:
     with pytest.raises(ValueError, match='is no network, as 10.0.0.0/8 or 2001:db8::7, nor "unix"') as caught:
-        HTTPServerConfig(trusted_proxies=value)
+        WSServerConfig(trusted_proxies=value)
     assert f"trusted_proxies: {value!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["x-forwarded-for", "X-Real-IP", "", None, 5, ["Forwarded"]])
 def test_there_are_two_headers_that_name_a_client(value: object) -> None:
     with pytest.raises(ValueError) as caught:
-        HTTPServerConfig(forwarded_header=value)  # type: ignore[arg-type]
+        WSServerConfig(forwarded_header=value)  # type: ignore[arg-type]
     assert str(caught.value) == f'forwarded_header must be "X-Forwarded-For" or "Forwarded", not {value!r}'
 
 
@@ -304,7 +304,7 @@ def test_there_are_two_headers_that_name_a_client(value: object) -> None:
 def test_the_url_of_a_proxy_has_a_host_and_perhaps_a_port_and_credentials(
     url: str, address: str, username: str | None, password: str
 ) -> None:
-    proxy = HTTPProxy.parse(url)
+    proxy = ConnectProxy.parse(url)
     assert (proxy.address, proxy.username, proxy.password) == (address, username, password)
     assert SECRET not in repr(proxy)
 
@@ -341,27 +341,27 @@ def test_the_url_of_a_proxy_has_a_host_and_perhaps_a_port_and_credentials(
 )
 def test_what_is_no_url_of_a_proxy_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ValueError, match="^proxy: ") as caught:
-        HTTPProxy.parse(url)
+        ConnectProxy.parse(url)
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
     with pytest.raises(ValueError, match="^proxy: ") as caught:
-        HTTPClientConfig(proxy=url)
+        WSClientConfig(proxy=url)
     assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [False, 1, 0, b"http://proxy:1", ["http://proxy:1"]])
 def test_a_proxy_is_a_url_or_true_or_none(value: object) -> None:
     with pytest.raises(TypeError, match=f"proxy must be a URL, True or None, not {type(value).__name__}"):
-        HTTPClientConfig(proxy=value)  # type: ignore[arg-type]
+        WSClientConfig(proxy=value)  # type: ignore[arg-type]
 
 
 def test_the_credentials_of_a_proxy_are_not_shown() -> None:
-    shown = repr(HTTPClientConfig(proxy=f"http://user:{SECRET}@proxy:3128"))
+    shown = repr(WSClientConfig(proxy=f"http://user:{SECRET}@proxy:3128"))
     assert SECRET not in shown
     assert "user" not in shown
     assert "http://proxy:3128" in shown
-    assert "proxy=True" in repr(HTTPClientConfig())
-    assert "proxy=None" in repr(HTTPClientConfig(proxy=None))
+    assert "proxy=True" in repr(WSClientConfig())
+    assert "proxy=None" in repr(WSClientConfig(proxy=None))
 
 
 # Headers as they came.
@@ -583,7 +583,7 @@ def behind(
     scheme: str = "http",
 ) -> Client:
     """Return who is behind *peer* when that passes *header* on."""
-    config = HTTPServerConfig(trusted_proxies=trusted, forwarded_header=header)  # type: ignore[arg-type]
+    config = WSServerConfig(trusted_proxies=trusted, forwarded_header=header)  # type: ignore[arg-type]
     headers = HTTPHeaders([*(() if value is None else ((header, value),)), *more])
     return client_of(config, headers, peer, scheme, unix=unix)
 

@@ -9,10 +9,10 @@ import attrs
 import pytest
 
 from sp.options import SocketKeywords, SocketOptions, check_policy, check_seconds, check_ttl
-from sp.socket_base import options_from
+from sp.sockets.base import options_from
 
-COUNTS = ["inbox_limit", "inbox_bytes", "outbox_limit", "outbox_bytes", "reply_limit", "reply_bytes", "max_greetings"]
-SECONDS = ["greeting_timeout", "redial_min", "redial_max", "keepalive"]
+COUNTS = ["inbox_limit", "inbox_bytes", "outbox_limit", "outbox_bytes", "reply_limit", "reply_bytes", "max_handshakes"]
+SECONDS = ["handshake_timeout", "redial_min", "redial_max", "tcp_keepalive"]
 
 
 def make(**keywords: Any) -> SocketOptions:
@@ -108,21 +108,21 @@ def test_a_time_is_a_number(name: str, value: object) -> None:
         make(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["greeting_timeout", "redial_min", "redial_max", "linger"])
+@pytest.mark.parametrize("name", ["handshake_timeout", "redial_min", "redial_max", "linger"])
 def test_a_time_has_no_off_switch(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name} must be a number of seconds, not None"):
         make(**{name: None})
 
 
 def test_keepalive_can_be_left_to_the_kernel() -> None:
-    assert SocketOptions(keepalive=None).keepalive is None
-    assert SocketOptions(keepalive=1).keepalive == 1
+    assert SocketOptions(tcp_keepalive=None).tcp_keepalive is None
+    assert SocketOptions(tcp_keepalive=1).tcp_keepalive == 1
 
 
 def test_keepalive_is_a_day_at_most() -> None:
-    assert SocketOptions(keepalive=86_400).keepalive == 86_400
+    assert SocketOptions(tcp_keepalive=86_400).tcp_keepalive == 86_400
     with pytest.raises(ValueError, match="keepalive must be a positive number of seconds of at most 86400, not 86401"):
-        SocketOptions(keepalive=86_401)
+        SocketOptions(tcp_keepalive=86_401)
 
 
 def test_linger_may_be_zero() -> None:
@@ -138,7 +138,7 @@ def test_the_longest_redial_wait_may_equal_the_shortest_and_not_be_below() -> No
         SocketOptions(redial_min=2, redial_max=1.9)
 
 
-@pytest.mark.parametrize("name", ["authorize", "redial"])
+@pytest.mark.parametrize("name", ["authorize", "should_redial"])
 def test_a_hook_is_callable_or_none(name: str) -> None:
     assert getattr(make(**{name: print}), name) is print
     assert getattr(make(**{name: None}), name) is None
@@ -147,11 +147,11 @@ def test_a_hook_is_callable_or_none(name: str) -> None:
 
 
 def test_redial_is_a_plain_function() -> None:
-    async def redial(_: Exception) -> bool:
+    async def should_redial(_: Exception) -> bool:
         return True
 
     with pytest.raises(TypeError, match="redial must be a plain function, not an async one"):
-        make(redial=redial)
+        make(should_redial=should_redial)
 
 
 @pytest.mark.parametrize("value", [1, 8, 255])

@@ -1,0 +1,222 @@
+"""Listener: a bound URL.  Newcomers are greeted each in a task of its own, so that a silent one holds up nobody."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sp.core.pipe_task import Pipe
+from sp.errors import Error, StateError
+from sp.events import Event, EventKind
+from sp.interrupts import uninterrupted
+from sp.options import check_time
+from sp.statistics import ListenerStatistics
+from sp.transports.contract import AnsweredByHTTP, HandedOver
+
+if TYPE_CHECKING:
+    from sp.core.core import Core
+    from sp.tls.config import TLSServerConfig
+    from sp.transports.contract import Acceptor, Connection
+
+log = logging.getLogger("sp")
+
+_ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next try when accepting failed, for example because no descriptor was free."""
+
+
+@uninterrupted
+class Listener:
+    """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
+
+    def __init__(self, core: Core, acceptors: list[Acceptor], tls: TLSServerConfig | None, priority: int) -> None:
+        self.url = acceptors[0].url
+        """The URL as it was given, with the port or the abstract name that was really bound."""
+        self._core = core
+        self._tls = tls
+        self._priority = priority
+        self._reported = (0, "") if tls is None else tls.contexts.status  # of reloads
+        self._acceptors = acceptors
+        self._greeting: dict[Connection, None] = {}  # the oldest first
+        self._pipes: set[Pipe] = set()
+        self._stopped = False
+        self._draining = False
+        self._accepted = 0
+        self._attached = 0
+        self._failures: Counter[str] = Counter()
+        self._handshakes: Counter[str] = Counter()
+
+    def close(self) -> None:
+        """Free the address, and end the pipes that were made here."""
+        if self._core.may_end():
+            self._close()
+
+    def _close(self) -> None:
+        self.stop()
+        for pipe in list(self._pipes):
+            pipe.drop()
+
+    def stop(self) -> None:
+        """Free the address; the pipes live on."""
+        if not self._stopped:
+            self._stopped = True
+            for acceptor in self._acceptors:
+                acceptor.close()
+            for connection in self._greeting:
+                connection.close()
+            if self in self._core.listeners:
+                self._core.listeners.remove(self)
+            self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
+
+    async def drain(self, timeout: float = 30.0) -> None:
+        """Let the peers go elsewhere, then close: for a restart that loses no request.
+
+        No newcomer is taken from now on: at ``ws`` and ``wss`` they, and health checks, get a 503 that says so; elsewhere the address is
+        freed.  What waits for a peer is still written, then it is told (a WebSocket by 1001, "going away"), and what it had sent before
+        is delivered.  A REQ at the other end asks somebody else then, also what is being answered here: that reply is dropped.
+        Returns when all are gone, or after *timeout* seconds at the most.  Cancelled, it closes at once.  Raises StateError or
+        ClosedResourceError when the socket is not open, TypeError or ValueError for a *timeout* that is no positive number.
+        """
+        self._core.check_open()
+        check_time("timeout", timeout)  # not None: who never leaves would never let it end
+        self._draining = True
+        try:
+            for acceptor in self._acceptors:
+                acceptor.drain()
+            for pipe in list(self._pipes):
+                pipe.leave()
+            with trio.move_on_after(timeout):
+                while not self._core.pipes.keys().isdisjoint(pipe.id for pipe in self._pipes):
+                    await self._core.changed()
+        finally:
+            self._close()
+        await trio.lowlevel.checkpoint()
+
+    def reload(self) -> None:
+        """Read certificate, key and all other files of the TLS configuration again, for all listeners that share it.
+
+        New connections get what is there now, pipes live on.  Raises TLSConfigError when something is wrong; then what was in
+        use stays in use.  Raises StateError for a listener without TLS.
+        """
+        self._core.check_caller()
+        if self._tls is None:
+            raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
+        try:
+            self._tls.reload()
+        finally:
+            self._reported = self._core.tell_reload(self._tls.contexts, self.url, self._reported)
+
+    def statistics(self) -> ListenerStatistics:
+        """Return what the listener has been through."""
+        return ListenerStatistics(
+            url=self.url,
+            accepted=self._accepted,
+            attached=self._attached,
+            greeting=len(self._greeting),
+            failures=dict(self._failures),
+            handshakes=dict(self._handshakes),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.url} {'stopped' if self._stopped else f'{len(self._pipes)} pipes'}>"
+
+    async def run(self) -> None:
+        """Accept until stopped."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for acceptor in self._acceptors:
+                    nursery.start_soon(self._accept, acceptor)
+                if self._tls is not None and self._tls.watch_files is not None:
+                    nursery.start_soon(self._watch, self._tls, self._tls.watch_files)
+        finally:
+            self.stop()
+
+    async def _watch(self, tls: TLSServerConfig, interval: float) -> None:
+        while not self._stopped:
+            await trio.sleep(interval)
+            if not self._stopped:
+                tls.contexts.check_files()
+                self._reported = self._core.tell_reload(tls.contexts, self.url, self._reported)
+
+    async def _accept(self, acceptor: Acceptor) -> None:
+        troubled = False
+        while not self._stopped:
+            try:
+                newcomers = await acceptor.accept()
+            except trio.ClosedResourceError:
+                return
+            except OSError as error:
+                if self._stopped:
+                    return
+                if not troubled:
+                    log.warning("%s cannot accept: %s; trying again every %g s", self.url, error, _ACCEPT_PAUSE)
+                troubled = True
+                await trio.sleep(_ACCEPT_PAUSE)
+                continue
+            troubled = False
+            for connection in newcomers:
+                self._accepted += 1
+                self._greeting[connection] = None
+                self._core.spawn(self.serve, connection)
+            while len(self._greeting) > self._core.options.max_handshakes:
+                oldest = next(iter(self._greeting))
+                del self._greeting[oldest]
+                oldest.close()
+
+    async def serve(self, connection: Connection) -> None:
+        """Make a pipe of *connection* and keep it."""
+        try:
+            pipe = await self._greet(connection)
+        finally:
+            self._greeting.pop(connection, None)
+        if pipe is None:
+            return
+        self._attached += 1
+        if pipe.tls is not None:
+            self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
+        self._pipes.add(pipe)
+        if self._draining:
+            pipe.leave()  # it was let in while the draining had begun
+        del connection
+        try:
+            await pipe.run()
+        finally:
+            self._pipes.discard(pipe)
+
+    async def _greet(self, connection: Connection) -> Pipe | None:
+        """Make a pipe of *connection*; None: it has become none, and that is settled."""
+        reason: Exception | None = None
+        try:
+            try:
+                return await self._core.welcome(connection, self.url, self._priority, dialed=False)
+            except HandedOver:
+                self._accepted -= 1
+                return None
+            except AnsweredByHTTP:
+                self._accepted -= 1
+            except Exception as error:
+                if not isinstance(error, (Error, OSError, trio.ClosedResourceError)):
+                    log.exception("%s: a newcomer was refused, since this has failed", self.url)  # a fault of ours is one newcomer's
+                self._refused(connection, error)
+                reason = error
+            await connection.linger_close(reason)
+        except BaseException:
+            connection.close()
+            raise
+        connection.close(reason)
+        return None
+
+    def _refused(self, connection: Connection, error: Exception) -> None:
+        if self._stopped:
+            return
+        self._failures[type(error).__name__] += 1
+        if isinstance(error, trio.ClosedResourceError) and self._draining:
+            reason = "the listener is going away"
+        elif isinstance(error, trio.ClosedResourceError):
+            reason = f"more than {self._core.options.max_handshakes} connections were greeting"
+        else:
+            reason = str(error)
+        peer = connection.remote_address
+        self._core.emit(Event(kind=EventKind.REFUSED, url=self.url, reason=f"{peer}: {reason}" if peer else reason, error=error))

@@ -1,0 +1,665 @@
+"""Core: what a socket consists of, below its public verbs: an engine, pipes, and the tasks that serve them.
+
+One task a socket writes (so that a message to a hundred peers wakes one task, not a hundred), one task a pipe reads, one task a
+dialer or listener makes new pipes; a task that waits for a full kernel buffer exists only as long as that is so.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import logging
+import math
+import os
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from threading import get_ident
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVarTuple, Unpack
+
+import trio
+
+from sp.core.pipe_task import Pipe
+from sp.core.receivers import Receivers
+from sp.core.senders import Senders
+from sp.errors import (
+    GreetingError,
+    MalformedMessage,
+    MessageTooLarge,
+    PeerClosed,
+    PipeRefused,
+    StateError,
+    TLSConfigError,
+    WrongProtocol,
+)
+from sp.events import Event, EventKind, EventStream
+from sp.http.message import HTTPResponse, refusal
+from sp.interrupts import uninterrupted
+from sp.protocol_numbers import protocol_name
+from sp.statistics import SocketStatistics
+from sp.transports.contract import SHORTEST_KEEPALIVE, EndpointConfig
+
+if TYPE_CHECKING:
+    from sp.core.accepting import Listener
+    from sp.core.dialing import Dialer
+    from sp.options import Authorize, SocketOptions
+    from sp.protocols.engine import Engine, Mailbox
+    from sp.tls.context import ContextSource
+    from sp.transports.contract import Connection
+
+log = logging.getLogger("sp")
+
+_Arguments = TypeVarTuple("_Arguments")
+
+_WRITES_A_TURN: Final = 64
+"""Pipes that are written to before other tasks get their turn."""
+_PLACE_KEPT: Final = 1.0
+"""Seconds for which a PAIR keeps its place for whom it has greeted: a silent one would keep away all others."""
+_LOOKS: Final = 8
+"""Within the keepalive time, at a pipe with data in flight."""
+_GRANT_LASTS: Final = 0.02
+"""Seconds after which a pipe reads for itself again when the task that read it last has not come back."""
+_OTHER_THREAD: Final = (
+    "a socket is used by tasks of the trio run that has entered it, and this call comes from another thread: "
+    "use trio.from_thread.run_sync(...), or trio.from_thread.run(...) for what is awaited, "
+    "with trio_token= of that run in a thread that trio.to_thread has not started"
+)
+_NO_TASK: Final = (
+    "a socket is used by trio tasks, and this call comes from none, but from a callback, an instrument or the like: "
+    "use trio_token.run_sync_soon(...), or do it in a task"
+)
+
+
+class _State(enum.Enum):
+    NEW = "not entered"
+    ENTERED = "being entered"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FORKED = "inherited through a fork"
+
+
+@uninterrupted
+class Core:
+    """The state of one socket and its tasks."""
+
+    def __init__(self, engine: Engine, options: SocketOptions) -> None:
+        self.engine = engine
+        self.options = options
+        self.terms = EndpointConfig(number=engine.number, peer_number=engine.peer_number, find_body=engine.find_body, options=options)
+        self.pipes: dict[int, Pipe] = {}
+        self.dialers: list[Dialer] = []
+        self.listeners: list[Listener] = []
+        self.dropped: Counter[str] = Counter()
+        self.open = False
+        """Whether calls are accepted."""
+        self.open_in = 0
+        """The thread whose calls are accepted, that of the trio run; 0: nobody's are."""
+        self.closed_in_order = False
+        """Whether what ended, or ends, the socket is ``aclose``."""
+        self.direct_reader: Pipe | None = None
+        """A pipe that a waiting task may read itself, or does."""
+        self.granted = 0
+        """How often one has."""
+        self.in_device = False
+        """Whether a device passes on what the socket receives."""
+        self.parked = 0
+        """Tasks that wait for messages and do not read."""
+        self.timer_idle = False
+        """Whether an engine's new deadline must wake the timer task."""
+        self.senders = Senders(self)
+        """The tasks that wait to send."""
+        self._state = _State.NEW
+        self._thread = 0  # of the trio run, as long as there may be tasks of the socket
+        self._nursery: trio.Nursery | None = None
+        self._ended = trio.Event()
+        self._changed = trio.Event()
+        self._events: weakref.WeakSet[EventStream] | None = None  # it takes 1 kB: made when needed
+        self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
+        self._due: list[Pipe] = []
+        self._writer: trio.lowlevel.Task | None = None
+        self._watched: dict[Pipe, None] = {}  # with data in flight, or written since the last look
+        self._until_look = trio.CancelScope()
+        self._look_every = max(SHORTEST_KEEPALIVE, options.tcp_keepalive or 0) / _LOOKS
+        self._greeted: _Greeted | None = None  # of an exclusive socket: who may be about to become its pipe
+        self._timer_wanted = trio.Event()
+        self._timer_until = math.inf
+        self._watching = False
+        self._past = Counter[str]()  # what the pipes moved that are gone
+        _cores.add(self)
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return protocol_name(self.engine.number)
+
+    @property
+    def state(self) -> str:
+        """The state in words, for ``repr``."""
+        return self._state.value
+
+    def check_caller(self) -> None:
+        """Raise RuntimeError unless a task of the socket's trio run calls.
+
+        Before the socket is entered and after its end it is nobody's: then anybody may call.  In a
+        forked child nobody may: StateError.
+        """
+        if get_ident() != self._thread:
+            if self._thread:
+                raise RuntimeError(_OTHER_THREAD)
+            if self._state is _State.FORKED:
+                raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
+            return
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            raise RuntimeError(_NO_TASK) from None
+
+    def may_end(self) -> bool:
+        """Do as ``check_caller``, for what ends something of the socket.
+
+        False: we are in a forked child, where there is nothing to do.
+        """
+        if self._state is _State.FORKED:
+            return False
+        self.check_caller()
+        return True
+
+    def check_open(self) -> None:
+        """Raise unless the socket can be used, and by this caller."""
+        self.check_caller()
+        if self._state is _State.OPEN:
+            return
+        if self._state in (_State.NEW, _State.ENTERED):
+            raise StateError("the socket is not open: enter it with 'async with' first")
+        raise trio.ClosedResourceError("the socket is closed")
+
+    # Life and death.
+
+    def enter(self) -> None:
+        """Claim the socket for one block.  Raises StateError when there was one already, RuntimeError outside of trio."""
+        self.check_caller()
+        if self._state is not _State.NEW:
+            raise StateError("a socket can be entered once")
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            raise RuntimeError("this library runs on trio: start your program with trio.run") from None
+        self._state = _State.ENTERED
+        self._thread = get_ident()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve the socket until it is closed."""
+        try:
+            if self._state is not _State.ENTERED:
+                raise trio.ClosedResourceError("the socket was closed before it was open")
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._state = _State.OPEN
+                self.open = True
+                self.open_in = self._thread
+                if self.engine.timed:
+                    nursery.start_soon(self._time)
+                task_status.started()
+                await self._write()
+        finally:
+            self.close()
+            self._end()
+
+    def _end(self) -> None:
+        """There are no tasks any more, and there will be none."""
+        self._thread = 0
+        self._ended.set()
+
+    def spawn(self, function: Callable[[Unpack[_Arguments]], Awaitable[None]], *arguments: *_Arguments) -> None:
+        """Run *function* in a task of the socket."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *arguments)
+
+    async def aclose(self) -> None:
+        """Close in order: stop dialing and listening, deliver what was accepted, then close."""
+        if not self.may_end():
+            return
+        ours = self._serves(trio.lowlevel.current_task())
+        if self._state in (_State.NEW, _State.ENTERED):
+            self.close()
+        elif self._state is _State.OPEN:
+            self.closed_in_order = True
+            self._refuse_calls(_State.CLOSING)
+            for listener in list(self.listeners):
+                listener.stop()
+            for dialer in list(self.dialers):
+                dialer.stop()
+            for pipe in list(self.pipes.values()):
+                pipe.finish()
+            if ours:
+                self.spawn(self._deliver)
+            else:
+                await self._deliver()
+        if ours:  # called in ``authorize`` or ``health``: we would wait for ourselves
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        await self._ended.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def _deliver(self) -> None:
+        """Let the pipes deliver what was accepted, then close."""
+        try:
+            with trio.move_on_after(self.options.linger):
+                while self.pipes:
+                    await self.changed()
+        finally:
+            self.close()
+
+    def _serves(self, task: trio.lowlevel.Task | None) -> bool:
+        """Whether *task* is one of the socket's, or was started by one that waits for it."""
+        while task is not None and task.parent_nursery is not None:
+            if task.parent_nursery is self._nursery:
+                return True
+            task = task.parent_nursery.parent_task
+        return False
+
+    def close(self) -> None:
+        """Close now.  What was accepted and not written is dropped and counted."""
+        if self._state in (_State.CLOSED, _State.FORKED):
+            return
+        if self._nursery is None:
+            self._end()
+        self._refuse_calls(_State.CLOSED)
+        try:
+            unsent = sum(pipe.unsent for pipe in self.pipes.values())
+            if unsent:
+                log.warning("%s socket closed with %d messages unsent", self.name, unsent)
+            for listener in list(self.listeners):
+                listener.stop()
+            pipes = list(self.pipes.values())
+            for pipe in pipes:
+                pipe.end(trio.ClosedResourceError("the socket was closed"))
+            for pipe in pipes:  # now that a REQ finds no pipe to send its request again
+                self.detach(pipe)
+        finally:  # also when a handler of the log has raised
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
+            for stream in list(self._events or ()):
+                stream.end()
+            self.engine.socket_closed()
+            self._change()
+
+    def _refuse_calls(self, state: _State) -> None:
+        """Enter *state*, in which no call is accepted, and wake those that wait."""
+        self._state = state
+        self.open = False
+        self.open_in = 0
+        self.senders.fail_all(lambda: trio.ClosedResourceError("the socket is closed"))
+        for receivers in list(self._receivers):
+            receivers.fail(lambda: trio.ClosedResourceError("the socket is closed"))
+        self._change()
+
+    def disown(self) -> None:
+        """We are in a forked child: descriptors and event loop are the parent's, so nothing is touched, and no call accepted."""
+        self._state = _State.FORKED
+        self.open = False
+        self.open_in = self._thread = 0
+
+    # Pipes.
+
+    async def welcome(self, connection: Connection, url: str, priority: int, *, dialed: bool) -> Pipe:
+        """Greet and attach *connection*, within the greeting time.  Raises PeerError, PipeRefused, OSError, ClosedResourceError."""
+        if not self.engine.single_peer or (connection.asks and not dialed):
+            return await self._welcome(connection, url, priority)
+        if dialed:
+            self._check_place(connection)
+        elif self.options.authorize is not None or self._greeted is not None or not self._has_place:
+            connection.defer_greeting()  # which would make the peer believe that it has a pipe
+            return await self._welcome(connection, url, priority)
+        # Our greeting makes the peer attach us, so nobody else may take the place meanwhile, unless the peer takes its time.
+        self._greeted = greeted = _Greeted(connection, dialed=dialed, until=trio.current_time() + _PLACE_KEPT)
+        try:
+            return await self._welcome(connection, url, priority)
+        finally:
+            if self._greeted is greeted:
+                self._greeted = None
+                self._change()
+
+    async def _welcome(self, connection: Connection, url: str, priority: int) -> Pipe:
+        seconds = self.options.handshake_timeout
+        is_greeted = False
+        with trio.move_on_after(seconds):
+            number = await connection.greet()
+            log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
+            if number != self.engine.peer_number:
+                with suppress(OSError):
+                    connection.admit()  # so that it sees what we are
+                expected = protocol_name(self.engine.peer_number)
+                raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
+            pipe = Pipe(self, connection, url, number, priority)
+            is_greeted = True
+            try:
+                await self._until_decided(connection)
+                self._check_place(connection)
+                await self._authorize(pipe)
+                self._check_place(connection)
+                if pipe.error is not None:
+                    raise PipeRefused("refused: authorize closed the pipe")
+            except PipeRefused as refused:
+                await connection.refuse(refused.response or refusal(403, "refused"))
+                raise
+            if connection.closed:
+                raise trio.ClosedResourceError("the connection was closed while it was greeting")
+            if not self.open:
+                raise trio.ClosedResourceError("the socket is closed")
+            connection.admit()
+            self._attach(pipe)
+            keep_alive = connection.keep_alive
+            if keep_alive is not None:
+                self.spawn(keep_alive)
+            return pipe
+        late = "authorize has not decided" if is_greeted else f"the {connection.stage} was not complete"
+        error = GreetingError(f"{late} within {seconds:g} s")
+        connection.close(error)
+        raise error
+
+    async def _until_decided(self, connection: Connection) -> None:
+        """Wait until a newcomer that was greeted before *connection* has become a pipe, or not, or has taken too long."""
+        while (greeted := self._greeted) is not None and greeted.connection is not connection and not greeted.dialed and greeted.is_kept:
+            with trio.move_on_at(greeted.until):
+                await self.changed()
+
+    @property
+    def _has_place(self) -> bool:
+        try:
+            self.engine.check_can_attach()
+        except PipeRefused:
+            return False
+        return True
+
+    def _check_place(self, connection: Connection) -> None:
+        """Raise PipeRefused when there is no place for *connection*."""
+        greeted = self._greeted
+        try:
+            self.engine.check_can_attach()
+            if greeted is not None and greeted.connection is not connection and greeted.is_kept:
+                raise PipeRefused("refused: this PAIR has its peer already, or is about to", permanent=False)
+        except PipeRefused as refused:
+            refused.response = refusal(503, str(refused))
+            raise
+
+    async def _authorize(self, pipe: Pipe) -> None:
+        if self.options.authorize is None:
+            return
+        try:
+            answer = await _ask(self.options.authorize, pipe)
+        except PipeRefused:
+            raise
+        except Exception as error:
+            raise PipeRefused(f"refused: authorize raised {error!r}") from error
+        if isinstance(answer, HTTPResponse):
+            raise PipeRefused(f"refused: authorize said {answer.status}", answer)
+        if not answer:
+            raise PipeRefused("refused: authorize said no")
+        if answer is not True:  # a tuple, a text or an exception that is returned is true as well, and means anything but yes
+            raise PipeRefused(f"refused: authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse")
+
+    def _attach(self, pipe: Pipe) -> None:
+        if self.direct_reader is not None:
+            self.direct_reader.revoke()  # from now on messages may come by any pipe
+        self.pipes[pipe.id] = pipe
+        pipe.attach()
+        try:
+            self.engine.pipe_attached(pipe)
+        except PipeRefused:
+            del self.pipes[pipe.id]
+            raise
+        self.emit(Event(kind=EventKind.ATTACHED, url=pipe.url, pipe=pipe))
+        self.senders.serve(pipe)
+
+    def detach(self, pipe: Pipe) -> None:
+        """*pipe* has ended."""
+        if self.pipes.pop(pipe.id, None) is None:
+            return
+        self._watched.pop(pipe, None)
+        pipe.settle()
+        if not (self.open and self.engine.sends_again):
+            self.dropped["pipe closed" if self.open else "socket closed"] += pipe.unsent
+        self._past.update(_moved(pipe))
+        if isinstance(pipe.error, MessageTooLarge):
+            self.dropped["too large"] += 1
+        self.engine.pipe_detached(pipe)
+        self.emit(Event(kind=EventKind.DETACHED, url=pipe.url, pipe=pipe, reason=pipe.reason, error=pipe.error))
+        self.senders.serve(pipe)
+
+    def lone(self, pipe: Pipe) -> bool:
+        """Whether *pipe* is the only one, so that a message can come by no other."""
+        return self.open and len(self.pipes) == 1 and pipe.id in self.pipes
+
+    def watch_direct_reader(self) -> None:
+        """A task has read *lender* in its stead: see to it that somebody reads if it does not come again."""
+        if not self._watching:
+            self._watching = True
+            self.spawn(self._watch_direct_reader)
+
+    async def _watch_direct_reader(self) -> None:
+        granted = -1
+        while granted != self.granted:
+            granted = self.granted
+            await trio.sleep(_GRANT_LASTS)
+        self._watching = False
+        if self.direct_reader is not None and self.direct_reader.on_offer:
+            self.direct_reader.resume()
+
+    async def changed(self) -> None:
+        """Wait for the next change of the pipes, or of the socket's state."""
+        await self._changed.wait()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # Events.
+
+    def emit(self, event: Event) -> None:
+        """Give *event* to those who listen, wake those who wait for a change, and log it."""
+        for stream in list(self._events or ()):
+            stream.put(event)
+        self._change()
+        level = logging.INFO
+        if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)):
+            level = logging.WARNING  # a message that one side sent and the other does not accept would come again and again without a word
+        elif event.kind is EventKind.REFUSED and isinstance(event.error, PeerClosed) and event.error.silent:
+            level = logging.DEBUG  # balancers do that every few seconds
+        if log.isEnabledFor(level):
+            pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
+            log.log(level, "%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
+
+    def events(self) -> EventStream:
+        """Return a stream of the events from now on."""
+        self.check_caller()
+        stream = EventStream(self.check_caller)
+        if self._state is _State.CLOSED:
+            stream.end()
+        if self._events is None:
+            self._events = weakref.WeakSet()
+        self._events.add(stream)
+        return stream
+
+    def tell_reload(self, contexts: ContextSource, url: str, reported: tuple[int, str]) -> tuple[int, str]:
+        """Tell what has become of the contexts of the endpoint *url* since it *told* last, whoever has reloaded them; return the news."""
+        status = generation, failure = contexts.status
+        if failure and status != reported:
+            self.emit(Event(kind=EventKind.RELOAD_FAILED, url=url, reason=failure, error=contexts.failure))
+        elif generation != reported[0]:
+            self.emit(Event(kind=EventKind.RELOADED, url=url))
+        return status
+
+    # Writing.
+
+    def write_soon(self, pipe: Pipe) -> None:
+        """Let the writer task write what *pipe* has gathered by its next turn."""
+        self._due.append(pipe)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            trio.lowlevel.reschedule(writer)
+
+    async def _write(self) -> None:
+        while True:
+            with trio.CancelScope() as self._until_look:
+                self._plan_look()
+                await self._write_due()
+            self._look()
+
+    def watch(self, pipe: Pipe) -> None:
+        """Look from time to time whether the peer of *pipe* acknowledges what was written.
+
+        Until ``look`` of the pipe has said that nothing is in flight any more.
+        """
+        self._watched[pipe] = None
+        if len(self._watched) == 1:
+            self._plan_look()
+
+    def _plan_look(self) -> None:
+        if self._watched:
+            self._until_look.deadline = trio.current_time() + self._look_every
+
+    def _look(self) -> None:
+        now = trio.current_time()
+        self._watched = {pipe: None for pipe in list(self._watched) if pipe.look(now)}
+
+    async def _write_due(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            if not self._due:
+                self._writer = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            due, self._due = self._due, []
+            for count, pipe in enumerate(due, 1):
+                pipe.write_due()
+                if count % _WRITES_A_TURN == 0:
+                    with trio.CancelScope(shield=True):  # a look must not make us forget the rest
+                        await trio.lowlevel.checkpoint()
+
+    def room(self, pipe: Pipe) -> None:
+        """*pipe* can take messages again."""
+        self.engine.pipe_has_room(pipe)
+        self.senders.serve(pipe)
+
+    # Calls that wait to receive.
+
+    def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
+        """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
+        return Receivers(self, mailbox, exclusive=exclusive)
+
+    def receivers_wait(self, receivers: Receivers) -> None:
+        """Somebody waits in *receivers*, and is to be told when the socket is closed."""
+        self._receivers[receivers] = None
+
+    def receivers_rest(self, receivers: Receivers) -> None:
+        """Nobody waits there any more."""
+        self._receivers.pop(receivers, None)
+
+    # Time.
+
+    def wake_timer(self) -> None:
+        """Tell the timer task that the engine has a deadline before the one that it waits for."""
+        deadline = self.engine.next_deadline()
+        if deadline is not None and deadline < self._timer_until:
+            self.timer_idle = False
+            self._timer_wanted.set()
+
+    async def _time(self) -> None:
+        # Where deadlines only move away, a task that sleeps until the first of them is never too late.
+        engine = self.engine
+        while True:
+            deadline = engine.next_deadline()
+            self._timer_until = math.inf if deadline is None else deadline
+            self.timer_idle = deadline is None or engine.deadlines_come_nearer
+            self._timer_wanted = trio.Event()
+            with trio.move_on_at(self._timer_until):
+                await self._timer_wanted.wait()
+                continue
+            engine.deadline_reached(trio.current_time())
+
+    # Statistics.
+
+    def statistics(self) -> SocketStatistics:
+        """Return a snapshot of all counters."""
+        totals = self._past.copy()
+        pipes = tuple(self.pipes.values())  # at once: the caller may be another thread
+        for pipe in pipes:
+            totals.update(_moved(pipe))
+        dropped = self.dropped.copy() + self.engine.dropped.copy() + Counter({"inbox full": self.engine.inbox_dropped()})
+        return SocketStatistics(
+            protocol=self.name,
+            messages_sent=totals["messages_sent"],
+            bytes_sent=totals["bytes_sent"],
+            messages_received=totals["messages_received"],
+            bytes_received=totals["bytes_received"],
+            dropped=dict(+dropped),
+            inbox=self.engine.queued(),
+            pipes=tuple(pipe.statistics() for pipe in pipes),
+            dialers=tuple(dialer.statistics() for dialer in tuple(self.dialers)),
+            listeners=tuple(listener.statistics() for listener in tuple(self.listeners)),
+        )
+
+
+class _Greeted:
+    __slots__ = ("connection", "dialed", "until")
+
+    def __init__(self, connection: Connection, *, dialed: bool, until: float) -> None:
+        self.connection = connection
+        self.dialed = dialed
+        self.until = until  # the place is kept for it
+
+    @property
+    def is_kept(self) -> bool:
+        return trio.current_time() < self.until
+
+
+@trio.lowlevel.disable_ki_protection
+async def _ask(authorize: Authorize, pipe: Pipe) -> object:
+    answer = authorize(pipe)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _moved(pipe: Pipe) -> dict[str, int]:
+    return {
+        "messages_sent": pipe.messages_sent,
+        "bytes_sent": pipe.bytes_sent,
+        "messages_received": pipe.messages_received,
+        "bytes_received": pipe.bytes_received,
+    }
+
+
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for core in list(_cores):
+        core.disown()
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """End this process, a forked child that leaves a block of its parent.
+
+    Going on would take events from the parent and unregister what it waits for: trio's event loop
+    is that of both.
+    """
+    status: object = 1
+    if isinstance(error, SystemExit):
+        status = error.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+    else:
+        log.critical("a forked child leaves the block of a socket of its parent, and ends here: end it by os._exit", exc_info=error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            stream.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)

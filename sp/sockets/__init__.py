@@ -1,0 +1,1 @@
+"""The public sockets: one class for each protocol."""

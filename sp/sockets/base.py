@@ -1,0 +1,355 @@
+"""Socket: what all sockets have in common, whatever their protocol."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Final, NamedTuple, NoReturn, Self, cast
+
+import attrs
+import trio
+
+from sp.address import Address
+from sp.core.accepting import Listener
+from sp.core.budget import CheckpointBudget
+from sp.core.core import Core, end_child
+from sp.core.dialing import Dialer
+from sp.core.pipe_task import Pipe
+from sp.core.receivers import Receivers
+from sp.errors import AddressError, DialError, StateError, TLSConfigError
+from sp.events import Event, EventKind, EventStream
+from sp.http.message import WSClientConfig, WSServerConfig
+from sp.interrupts import uninterrupted
+from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions, check_priority
+from sp.protocols.engine import Engine, RawReceiver, Sender
+from sp.sockets.verbs import Verbs
+from sp.statistics import SocketStatistics
+from sp.tls.config import TLSClientConfig, TLSServerConfig, default_client_config
+from sp.transports import transport_for
+from sp.transports.contract import EndpointConfig
+
+
+class Wiring(NamedTuple):
+    """What a device works on, below the verbs; the halves that the protocol does not have are None."""
+
+    core: Core
+    receiver: RawReceiver | None
+    receivers: Receivers | None
+    sender: Sender | None
+
+
+@uninterrupted
+class Socket(Verbs, trio.abc.AsyncResource):
+    """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
+
+    A socket lives in an ``async with`` block of one task; any task may use it meanwhile.  Left normally, the block closes the socket as
+    ``aclose`` does, and loops over it in other tasks end; left by an exception or a cancellation,
+    it closes it at once, and they get ClosedResourceError.
+    """
+
+    def __init__(self, engine: Engine, options: SocketOptions, *, raw: bool = False) -> None:
+        self.raw: Final = raw
+        """Whether headers are the application's business: nothing is matched, timed or filtered, and a device can use the socket."""
+        self._options = options
+        self._core = Core(engine, options)
+        self._budget = CheckpointBudget()
+        self._manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the socket, listen on ``listen=`` and start to dial ``dial=``."""
+        self._core.enter()
+        manager = trio.open_nursery()
+        nursery = await manager.__aenter__()
+        self._manager = manager
+        try:
+            await nursery.start(self._core.run)
+            for url in self._options.listen:
+                await self.listen(url)
+            for url in self._options.dial:
+                await self.dial(url, wait=False)
+        except BaseException as error:
+            if not await self._leave(error):
+                raise
+        return self
+
+    async def __aexit__(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # trio types its own as None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Close the socket: in order, or at once when there is an exception."""
+        # With GeneratorExit it may be the garbage collector that ends the block, from no task.
+        if not isinstance(error, GeneratorExit) and not self._core.may_end():
+            end_child(error)
+        if self._manager is None:
+            raise StateError("the socket is in no block: its 'async with' has not begun, or has ended already")
+        if error is not None:
+            return await self._leave(error)
+        try:
+            await self.aclose()
+        except BaseException as raised:
+            if not await self._leave(raised):
+                raise
+        else:
+            await self._leave(None)
+        return None
+
+    async def _leave(self, error: BaseException | None) -> bool:
+        """Close now and end the nursery.  True: *error* was the nursery's own cancellation."""
+        try:
+            self._core.close()
+        finally:  # also when a handler of the log has raised: a nursery that is left behind is the end of trio
+            swallowed = await self._end_nursery(error)
+        return swallowed
+
+    async def _end_nursery(self, error: BaseException | None) -> bool:
+        manager, self._manager = self._manager, None
+        assert manager is not None
+        # The nursery has to see a cancellation, which may be its own; anything else it would only wrap.
+        seen = error if _has_cancelled(error) else None
+        try:
+            swallowed = await manager.__aexit__(type(seen) if seen else None, seen, seen.__traceback__ if seen else None)
+        except BaseExceptionGroup as group:
+            rest = plain(group)
+            if rest is None:
+                return False  # cancelled from further out
+            raise rest from error
+        return bool(swallowed) and seen is not None
+
+    async def aclose(self) -> None:
+        """Close the socket: stop dialing and listening, deliver what was accepted within ``linger`` seconds, end the pipes.
+
+        What could not be delivered is dropped: ``statistics().dropped["socket closed"]`` and a warning in the log say how much.
+        Cancelled, it still closes, at once.  A second time does nothing.
+        Called in ``authorize`` or ``health``, it returns while the socket is still delivering:
+        those run in tasks of the socket, which have to end first.
+        """
+        await self._core.aclose()
+
+    def close(self) -> None:
+        """Close the socket at once; what was accepted but not written is dropped and counted."""
+        if self._core.may_end():
+            self._core.close()
+
+    async def dial(
+        self,
+        url: str,
+        *,
+        wait: bool = True,
+        priority: int | None = None,
+        tls: TLSClientConfig | None = None,
+        ws: WSClientConfig | None = None,
+    ) -> Dialer:
+        """Connect to *url*, and again whenever the connection is lost.
+
+        With *wait*, returns once a pipe is attached; when the first attempt fails, raises DialError with the reason as its cause,
+        and nothing goes on.  Without it, keeps trying in the background; events and ``dialer.error`` tell how it goes.
+        *priority*, for PUSH and REQ, is that of the peer: 1 (the best) to 16, None: 8.  A peer gets messages only while nobody with a
+        better priority has room for them.
+        *tls* is for URLs with TLS; None: that of the socket, or else one that trusts whom the system trusts.  *http* is for ``ws`` and
+        ``wss``; None: that of the socket, or else the defaults.
+        Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError for one that *tls*
+        does not fit.
+        """
+        address = Address.parse(url).settled()
+        address.check_dialable()
+        rank = self._rank(priority)
+        terms = self._terms(address, tls, TLSClientConfig, ws, WSClientConfig)
+        self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
+        await trio.lowlevel.checkpoint()
+        self._core.check_open()
+        dialer = Dialer(self._core, address, terms, rank, once=wait)
+        self._core.dialers.append(dialer)
+        self._core.spawn(dialer.run)
+        if wait:
+            try:
+                error = await dialer.decided()
+            except BaseException:
+                dialer.drop()
+                raise
+            self._core.check_open()
+            if error is not None:
+                raise DialError(f"cannot dial {url!r}: {error}") from error
+        return dialer
+
+    async def listen(
+        self,
+        url: str,
+        *,
+        priority: int | None = None,
+        tls: TLSServerConfig | None = None,
+        ws: WSServerConfig | None = None,
+        proxy_protocol: bool | None = None,
+    ) -> Listener:
+        """Bind *url* and accept whoever comes.
+
+        ``listener.url`` has the port, or the abstract name, that was really bound.
+
+        *priority* is that of all who come this way, as with ``dial``.
+        *tls* is for URLs with TLS, *http* for ``ws`` and ``wss``; *proxy_protocol* says whether connections begin with a PROXY protocol
+        header, at any URL but ``ipc``, ``abstract`` and ``inproc``.  None: as the socket has it.
+        Several sockets of a trio run may share a host and port by different paths of ``ws`` or ``wss``.
+        Cancelled, nothing is bound.  Raises AddressError for a URL that cannot be listened on, TLSConfigError for one that *tls*
+        does not fit, and OSError when the system refuses, for example because the address is in use.
+        """
+        address = Address.parse(url).settled()
+        address.check_listenable()
+        rank = self._rank(priority)
+        terms = self._terms(address, tls, TLSServerConfig, ws, WSServerConfig)
+        terms = attrs.evolve(terms, proxy_protocol=self._proxied(address, proxy_protocol))
+        self._core.check_open()
+        acceptors = await transport_for(address).listen(address, terms)
+        if not self._core.open:
+            for acceptor in acceptors:
+                acceptor.close()
+            self._core.check_open()
+        listener = Listener(self._core, acceptors, cast("TLSServerConfig | None", terms.tls), rank)
+        self._core.listeners.append(listener)
+        self._core.spawn(listener.run)
+        self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
+        return listener
+
+    def _rank(self, priority: int | None) -> int:
+        if priority is None:
+            return DEFAULT_PRIORITY
+        if not self._core.engine.balances:
+            raise ValueError(f"priority is for sockets that pick a peer for each message, PUSH and REQ, not for {self._core.name}")
+        return check_priority(priority)
+
+    def _terms(
+        self,
+        address: Address,
+        tls: object,
+        tls_kind: type[TLSServerConfig | TLSClientConfig],
+        ws: object,
+        http_kind: type[WSServerConfig | WSClientConfig],
+    ) -> EndpointConfig:
+        """Return the terms for *address*, with the configurations of the call or else of the socket.
+
+        A TLS configuration that would go unused is refused: who gives it means to be encrypted.
+        """
+        verb = "listen on" if tls_kind is TLSServerConfig else "dial"
+        return attrs.evolve(self._core.terms, tls=self._tls(address, verb, tls, tls_kind), ws=self._ws(address, verb, ws, http_kind))
+
+    def _tls(
+        self, address: Address, verb: str, tls: object, kind: type[TLSServerConfig | TLSClientConfig]
+    ) -> TLSServerConfig | TLSClientConfig | None:
+        if not address.is_encrypted:
+            expected = "expected wss://" if address.is_http else "expected tls+tcp://"
+            if tls is not None:
+                raise TLSConfigError(f"tls= was given to {verb} {address.url!r}, which is not encrypted: {expected}")
+            if self._options.tls is not None and address.is_network:
+                raise TLSConfigError(f"the socket has tls=, but {address.url!r}, which it is to {verb}, is not encrypted: {expected}")
+            return None
+        config = self._options.tls if tls is None else tls
+        if config is None:
+            if kind is TLSServerConfig:
+                raise TLSConfigError(f"{address.url!r} cannot be listened on without a certificate: give tls=sp.TLSServerConfig(...)")
+            config = default_client_config()
+        if not isinstance(config, kind):
+            raise TLSConfigError(f"to {verb} {address.url!r} takes a {kind.__name__}, not a {type(config).__name__}")
+        return config
+
+    def _ws(
+        self, address: Address, verb: str, ws: object, kind: type[WSServerConfig | WSClientConfig]
+    ) -> WSServerConfig | WSClientConfig | None:
+        if ws is not None and not isinstance(ws, kind):
+            raise TypeError(f"to {verb} {address.url!r} takes ws=sp.{kind.__name__}(...), not {type(ws).__name__}")
+        if not address.is_http:
+            if ws is not None:
+                raise AddressError(f"ws= was given to {verb} {address.url!r}, which has no HTTP: expected ws:// or wss://")
+            return None
+        if ws is not None:
+            return ws
+        config = self._options.ws
+        if config is not None and not isinstance(config, kind):
+            raise TypeError(f"to {verb} {address.url!r} takes ws=sp.{kind.__name__}(...), and the socket has {type(config).__name__}")
+        return kind() if config is None else config
+
+    def _proxied(self, address: Address, proxied: object) -> bool:
+        """Return whether a listener at *address* is behind a proxy that says so.  Where no proxy is, the socket's option does not count."""
+        if proxied is not None and not isinstance(proxied, bool):
+            raise TypeError(f"proxy_protocol must be True, False or None, not {proxied!r}")
+        possible = address.is_network or address.is_http
+        if proxied and not possible:
+            raise AddressError(f"proxy_protocol was given to listen on {address.url!r}, which no proxy forwards to")
+        return possible and (self._options.proxy_protocol if proxied is None else proxied)
+
+    @property
+    def wiring(self) -> Wiring:
+        """What a device works on, of a raw socket; not for applications."""
+        receiver = cast("RawReceiver | None", getattr(self, "_receiver", None))
+        return Wiring(self._core, receiver, getattr(self, "_receivers", None), getattr(self, "_sender", None))
+
+    async def wait_for_peers(self, n: int = 1) -> None:
+        """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
+        if isinstance(n, bool) or not isinstance(n, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"wait_for_peers takes a whole number of pipes, not {n!r}")
+        self._core.check_open()
+        await trio.lowlevel.checkpoint()
+        self._core.check_open()
+        while len(self._core.pipes) < n:
+            await self._core.changed()
+            self._core.check_open()
+
+    @property
+    def pipes(self) -> Sequence[Pipe]:
+        """The pipes that are attached now."""
+        return tuple(self._core.pipes.values())
+
+    @property
+    def dialers(self) -> Sequence[Dialer]:
+        """The dialers that have not stopped."""
+        return tuple(self._core.dialers)
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """The listeners that have not stopped."""
+        return tuple(self._core.listeners)
+
+    def events(self) -> EventStream:
+        """Return an async iterator over what happens to pipes, dialers and listeners from now on."""
+        return self._core.events()
+
+    def statistics(self) -> SocketStatistics:
+        """Return a snapshot of the counters, also after the socket is closed."""
+        return self._core.statistics()
+
+    def __reduce__(self) -> NoReturn:
+        """Raise TypeError: neither another process nor a copy can have the connections."""
+        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: pass on its URL, and make a socket with that")
+
+    def __repr__(self) -> str:
+        core = self._core
+        return f"<{type(self).__name__}{' raw' if self.raw else ''} {core.state} pipes={len(core.pipes)} inbox={core.engine.queued()}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_manager", None) is not None:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+
+
+def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
+    """Turn a socket's keyword arguments into its options.  An unknown one is a TypeError that lists the known ones, *own* among them."""
+    unknown = keywords.keys() - SocketKeywords.__annotations__.keys()
+    if unknown:
+        known = ", ".join(sorted([*own, *SocketKeywords.__annotations__]))
+        raise TypeError(f"unknown option {', '.join(map(repr, sorted(unknown)))}, expected some of {known}")
+    return SocketOptions(**keywords)
+
+
+def plain(error: BaseException) -> BaseException | None:
+    """Return what *error* is about, without trio.Cancelled and without groups of one; None: nothing but Cancelled."""
+    if isinstance(error, trio.Cancelled):
+        return None
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    rest = [inner for inner in map(plain, cast("BaseExceptionGroup[BaseException]", error).exceptions) if inner is not None]
+    if not rest:
+        return None
+    return rest[0] if len(rest) == 1 else BaseExceptionGroup("several tasks of the socket failed", rest)
+
+
+def _has_cancelled(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_has_cancelled, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, trio.Cancelled)

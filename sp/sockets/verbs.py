@@ -1,0 +1,264 @@
+"""The verbs: what sockets and contexts can be told to do with messages.
+
+Every call here is a cancel point, and cancelled it did not happen.  It is a schedule point when it blocks, and every 16th time when it
+does not (``sp.core.budget``).  Any number of tasks may call at once, except for REQ's ``receive``; each gets messages of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from threading import get_ident
+from typing import Final
+
+import trio
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled, current_task
+
+from sp.core.budget import EVERY, CheckpointBudget
+from sp.core.core import Core
+from sp.core.pipe_task import Pipe
+from sp.core.receivers import Receivers
+from sp.interrupts import uninterrupted
+from sp.message import BytesLike, Message, to_body
+from sp.protocols.engine import BatchReceiver, BatchSender, Receiver, Sender
+
+_MANY: Final = 64
+"""Messages of one ``send_many`` after which other tasks get their turn."""
+
+
+@uninterrupted
+class Verbs:
+    """What the verbs work on."""
+
+    _core: Core
+    _budget: CheckpointBudget
+    _closed = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the context is closed")
+        self._core.check_open()
+
+    async def _begin(self) -> None:
+        """Be a cancel point, and raise unless the call is accepted.
+
+        ``send`` and ``receive`` have it written out, which saves a call for every message.
+        """
+        core = self._core
+        try:
+            await checkpoint_if_cancelled()
+        except RuntimeError:  # there is no task
+            core.check_caller()
+            raise
+        if core.open_in != get_ident() or self._closed:
+            self._check_open()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether loops end: the application has closed this, or the socket in order."""
+        return self._closed or self._core.closed_in_order
+
+
+@uninterrupted
+class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
+    """Sending, one message a call."""
+
+    _sender: Sender
+
+    async def send(self, value: BytesLike) -> None:
+        """Send *value*, a body of bytes, bytearray or memoryview; wait while the protocol has no place for it.
+
+        Returns when the message is queued or written.  Cancelled, it was not sent and never will be.
+        Raises TypeError for anything but bytes, ClosedResourceError, and StateError where the protocol's order forbids sending now.
+        """
+        core = self._core
+        try:
+            await checkpoint_if_cancelled()
+        except RuntimeError:
+            core.check_caller()
+            raise
+        if core.open_in != get_ident() or self._closed:
+            self._check_open()
+        message = Message(value if type(value) is bytes else to_body(value))
+        sender, senders = self._sender, core.senders
+        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
+            await senders.wait(sender, message)
+            return
+        if core.timer_idle:
+            core.wake_timer()
+        budget = self._budget  # CheckpointBudget.due, written out
+        budget.left -= 1
+        if not budget.left:
+            budget.left = EVERY
+            await cancel_shielded_checkpoint()
+
+    async def send_message(self, message: Message) -> None:
+        """Send the body of *message*, as ``send`` does: on a raw socket with its header, with PAIR1's *poly* to its pipe.
+
+        Other sockets make their headers and choose pipes themselves, so that a message which was received can be sent on.
+        Raises ValueError for a header that the protocol cannot have, and with *poly* for a pipe of another socket; what is meant for a
+        pipe that has ended is dropped and counted (``peer gone``).  Otherwise as ``send``.
+        """
+        await self._begin()
+        if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"send_message takes an sp.Message, not {type(message).__name__}: send takes a body")
+        core = self._core
+        header = to_body(message.header, "a message header")
+        if message.pipe is not None and not isinstance(message.pipe, Pipe):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"the pipe of a message must be an sp.Pipe or None, not {type(message.pipe).__name__}")
+        sender = self._sender_for(message)
+        message = Message(to_body(message.body), header if core.engine.takes_headers else b"")
+        senders = core.senders
+        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
+            await senders.wait(sender, message)
+            return
+        if core.timer_idle:
+            core.wake_timer()
+        if self._budget.due():
+            await cancel_shielded_checkpoint()
+
+    def _sender_for(self, _message: Message) -> Sender:
+        return self._sender
+
+    def send_nowait(self, value: BytesLike) -> None:
+        """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""
+        core, sender = self._core, self._sender
+        senders = core.senders
+        if core.open_in != get_ident() or self._closed:
+            self._check_open()
+        try:
+            current_task()
+        except RuntimeError:
+            core.check_caller()
+        message = Message(to_body(value))
+        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
+            raise trio.WouldBlock("no peer has room for the message" if core.pipes else "no peer is attached")
+        if core.timer_idle:
+            core.wake_timer()
+
+
+@uninterrupted
+class SendManyVerbs(SendVerbs):
+    """Sending in batches, for protocols without an order of turns."""
+
+    _batch_sender: BatchSender
+
+    async def send_many(self, values: Iterable[BytesLike]) -> None:
+        """Send each of *values* in order, as ``send`` does, at a fraction of its cost.
+
+        Cancelled or failed, the messages before some point were sent and those after it were not; of an iterator, the last one that was
+        taken out of it was not sent.
+        """
+        await self._begin()
+        if isinstance(values, bytes | bytearray | memoryview | str):
+            raise TypeError("send_many takes bodies, not one body: use send, or put it into a list")
+        sender, senders = self._batch_sender, self._core.senders
+        is_list = isinstance(values, list | tuple)
+        rest = iter(values)
+        count = 0
+        # What is taken out of an iterator and not sent would be lost: so one at a time.
+        while messages := [Message(value if type(value) is bytes else to_body(value)) for value in islice(rest, _MANY if is_list else 1)]:
+            if count and count % _MANY == 0:
+                await checkpoint()
+                self._check_open()
+            taken = 0
+            while taken < len(messages):
+                if not (senders.lines and senders.must_wait(sender, messages[taken])):
+                    taken += sender.send_batch(messages[taken:] if taken else messages)
+                if taken < len(messages):
+                    await senders.wait(sender, messages[taken])
+                    taken += 1
+            count += len(messages)
+        if self._budget.due():
+            await cancel_shielded_checkpoint()
+
+
+@uninterrupted
+class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
+    """Receiving, one message a call."""
+
+    _receiver: Receiver
+    _receivers: Receivers
+
+    async def receive(self) -> bytes:
+        """Return the body of the next message; wait for one.
+
+        Cancelled, no message is lost: the next call gets it.
+        Raises ClosedResourceError, and StateError where the protocol's order forbids receiving now.
+        """
+        # The same as receive_message, written out: three calls less on the way of every message.
+        core = self._core
+        try:
+            await checkpoint_if_cancelled()
+        except RuntimeError:
+            core.check_caller()
+            raise
+        if core.open_in != get_ident() or self._closed:
+            self._check_open()
+        message = self._receiver.receive()
+        if message is None:
+            message = await self._receivers.wait(self._receiver)
+        else:
+            budget = self._budget
+            budget.left -= 1
+            if not budget.left:
+                budget.left = EVERY
+                await cancel_shielded_checkpoint()
+        return message.body
+
+    async def __anext__(self) -> bytes:
+        """Do as ``receive``.
+
+        The iteration ends where the socket is closed in order, by ``aclose`` or at the end of its
+        block.  It raises ClosedResourceError where the socket is closed at once, since then
+        something may be missing.
+        """
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        except trio.ClosedResourceError:
+            if not self._is_over:
+                raise
+            raise StopAsyncIteration from None
+
+    async def receive_message(self) -> Message:
+        """Return the next message with the pipe that it came by; otherwise as ``receive``."""
+        await self._begin()
+        message = self._receiver.receive()
+        if message is None:
+            return await self._receivers.wait(self._receiver)
+        if self._budget.due():
+            await cancel_shielded_checkpoint()
+        return message
+
+    def receive_nowait(self) -> bytes:
+        """Return the body of a message that is here already, or raise trio.WouldBlock."""
+        if self._core.open_in != get_ident() or self._closed:
+            self._check_open()
+        try:
+            current_task()
+        except RuntimeError:
+            self._core.check_caller()
+        message = self._receiver.receive()
+        if message is None:
+            raise trio.WouldBlock("no message is here")
+        return message.body
+
+
+@uninterrupted
+class ReceiveManyVerbs(ReceiveVerbs):
+    """Receiving in batches, for protocols without an order of turns."""
+
+    _batches: BatchReceiver
+
+    async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
+        """Return the bodies of all messages that are here, at least one and at most *max_messages* (None: no limit).
+
+        Waits for the first; otherwise as ``receive``.
+        """
+        if max_messages is not None and (not isinstance(max_messages, int) or max_messages < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"max_messages must be a whole number of at least 1, or None, not {max_messages!r}")
+        bodies = [(await self.receive_message()).body]
+        bodies += self._batches.receive_more(None if max_messages is None else max_messages - 1)
+        return bodies

@@ -1,0 +1,1 @@
+"""TLS by pyOpenSSL: configuration, contexts, and sessions without I/O."""

@@ -1,0 +1,289 @@
+"""One WebSocket of ws, wss or ws+unix, whichever side it is: frames, pings, and how it ends."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, cast
+
+import trio
+
+from sp.errors import PeerClosed, PeerError, PeerSilent, PipeRefused
+from sp.http.message import HTTPInfo, WSClientConfig, WSServerConfig
+from sp.message import Message
+from sp.transports.contract import EndpointConfig
+from sp.transports.stream import LARGE_READ_SIZE, MAX_PARTS, READ_SIZE, WRITE_SIZE, Link, LinkConnection, wait_for_either
+from sp.transports.ws.frames import ENDED, WebSocket
+from sp.transports.ws.handshake import Pings
+
+_LAST_WORDS: Final = 1.0
+"""Seconds that a peer has to read why it is sent away: closing at once could take the words back (RST)."""
+_NORMAL, GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _GONE = 1000, 1001, 1002, 1008, 1011
+"""Codes of Close (RFC 6455, 7.4.1)."""
+
+
+class WSConnection(LinkConnection):
+    """A connection that carries WebSocket frames, once it is a WebSocket."""
+
+    __slots__ = (
+        "_config",
+        "_control",
+        "_heard",
+        "_keeping",
+        "_more",
+        "_parted",
+        "_pings",
+        "_waiting",
+        "_websocket",
+        "http",
+    )
+
+    _code = _NORMAL
+    """Of Close, when nothing is wrong."""
+
+    def __init__(self, link: Link, terms: EndpointConfig) -> None:
+        super().__init__(link, terms)
+        self._config = cast("WSServerConfig | WSClientConfig", terms.ws)
+        self.http: HTTPInfo | None = None
+        self._websocket: WebSocket | None = None
+        self._control = b""  # frames that stand between messages: the answer to a ping, a ping, Close
+        self._heard = False  # anything since the last ping
+        self._waiting = False  # for the peer, so that all it has sent was read
+        self._pings = Pings.NONE
+        self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
+        self._parted = False  # the peer has had its time for our last words
+        self._keeping: trio.CancelScope | None = None
+
+    def defer_greeting(self) -> None:
+        pass  # the server's is always an answer
+
+    # Writing.
+
+    def send_nowait(self, outbox: deque[Message]) -> bool:
+        if not super().send_nowait(outbox):
+            return False
+        return not self._take_control() or super().send_nowait(outbox)
+
+    def _take_control(self) -> bool:
+        """Have control frames written next.  False: there are none."""
+        if not self._control:
+            return False
+        self._unwritten, self._sizes = [self._control], []
+        self._control = b""
+        return True
+
+    def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
+        websocket = self._websocket
+        assert websocket is not None
+        if self._take_control():
+            return self._unwritten
+        parts: list[bytes | memoryview] = []
+        sizes: list[int] = []
+        size = 0
+        while outbox and size < WRITE_SIZE and len(parts) < MAX_PARTS:
+            frames = websocket.encode(outbox[0])
+            outbox.popleft()
+            length = sum(map(len, frames))
+            parts += frames
+            sizes.append(length)
+            size += length
+        self._sizes = sizes
+        return parts if size >= WRITE_SIZE else [b"".join(parts)]
+
+    def _say(self, data: bytes) -> None:
+        """Write *data* between messages, soon.  What could not be written before is replaced: of pings, only the last needs an answer."""
+        if data:
+            self._control = data
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self.send_nowait(deque())
+        except OSError:
+            pass  # reading finds out
+
+    # Reading.
+
+    async def receive_batch(self) -> list[Message]:
+        websocket = self._websocket
+        assert websocket is not None
+        self._interrupted = False
+        while websocket.error is None:
+            self._check_open()
+            if self._interrupted:
+                raise trio.ClosedResourceError
+            if websocket.has_more:
+                await trio.lowlevel.checkpoint()
+                data = b""
+            elif websocket.ended:
+                await trio.lowlevel.checkpoint()
+                raise PeerClosed(websocket.ended, silent=websocket.ended == ENDED)
+            else:
+                if self._more:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._wait_readable()
+                size = LARGE_READ_SIZE if self._more else READ_SIZE
+                try:
+                    data = self._link.recv(size)
+                except BlockingIOError:
+                    self._more = False
+                    continue
+                self._heard = True
+                if not data:
+                    # Without a Close, as nanomsg and mangos do it.
+                    if websocket.in_message:
+                        raise PeerClosed("the peer closed the connection in the middle of a message")
+                    return []
+                self._more = len(data) == size
+            messages = websocket.receive_data(data)
+            self._say(websocket.data_to_send())
+            if messages:
+                return messages
+        await self.linger_close(websocket.error)
+        raise websocket.error
+
+    async def _wait_readable(self) -> None:
+        link = self._link
+        self._waiting = True
+        try:
+            if (self._unwritten or self._control) and link.writer is None:
+                await wait_for_either(link, link.wait_readable)
+                self._flush()
+            else:
+                await link.wait_readable()
+        except trio.ClosedResourceError:
+            if self.closed or self._websocket is None or self._websocket.error is None:
+                raise
+        finally:
+            self._waiting = False
+
+    async def _send_all(self, data: bytes) -> None:
+        """Send *data*, of a handshake."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._link.send(rest) :]
+            except BlockingIOError:
+                await self._link.wait_writable()
+                self._check_open()
+
+    async def linger_close(self, error: Exception | None = None) -> None:
+        if self._parted or self.closed:
+            return
+        self._parted = True
+        link = self._link
+        try:
+            if self._websocket is not None:
+                self._say_goodbye(self._websocket, error)
+            self._flush()
+            link.finish()
+            with trio.move_on_after(_LAST_WORDS):
+                while not self.closed:
+                    await link.wait_readable()
+                    try:
+                        if not link.recv(READ_SIZE):
+                            return
+                    except BlockingIOError:
+                        pass
+        except (OSError, PeerError, trio.ClosedResourceError):
+            pass
+
+    # Keeping alive.
+
+    @property
+    def keep_alive(self) -> Callable[[], Awaitable[None]] | None:
+        config = self._config
+        return None if config.ping_interval is None or (self._pings is Pings.NONE and not config.ping_everyone) else self._keep_alive
+
+    @trio.lowlevel.enable_ki_protection
+    async def _keep_alive(self) -> None:
+        """Ping the peer in time; end the connection when nothing comes any more."""
+        interval, timeout = self._config.ping_interval, self._config.ping_timeout
+        assert interval is not None
+        is_judged = self._pings is Pings.ANSWERED or self._config.ping_everyone
+        due = trio.current_time() + interval
+        deadline = math.inf
+        with trio.CancelScope() as self._keeping:
+            while not self.closed:
+                await self._write_until(min(due, deadline))
+                now = trio.current_time()
+                if now >= deadline:
+                    for _ in range(2):  # if it was we who paused, what has come meanwhile is about to be read
+                        await trio.lowlevel.checkpoint()
+                try:
+                    # A ping on its way is data in flight, also to a peer that need not answer it.
+                    self.look(now)
+                    if self._heard:
+                        deadline = math.inf
+                    elif now >= deadline:
+                        if self._waiting:
+                            raise PeerSilent(f"the peer has not answered a ping within {timeout:g} s, nor sent anything else")
+                        # We are the ones that do not read: the application holds the pipe back.
+                        deadline = now + timeout
+                except PeerSilent as error:
+                    self._give_up(error)
+                    return
+                if now >= due:
+                    due = now + interval
+                    ping = b"" if self._control or self._websocket is None else self._websocket.ping()
+                    if ping and deadline == math.inf and is_judged:
+                        self._heard, deadline = False, now + timeout
+                    self._say(ping)
+
+    async def _write_until(self, time: float) -> None:
+        """Wait for *time*; write meanwhile what the kernel did not take at once."""
+        with trio.move_on_at(time):
+            while (self._unwritten or self._control) and not self.closed:
+                try:
+                    await self._link.wait_writable()
+                except trio.ClosedResourceError:
+                    await trio.lowlevel.checkpoint()  # closed, or a reader was interrupted
+                else:
+                    self._flush()
+            await trio.sleep_forever()
+
+    def _give_up(self, error: PeerSilent) -> None:
+        websocket = self._websocket
+        assert websocket is not None
+        websocket.error = error
+        self._say(websocket.close(_GONE, "no answer to a ping"))
+        self._parted = True
+        self._link.interrupt()
+
+    # The end.
+
+    @property
+    def _says_close(self) -> bool:
+        """Whether the peer is told by a Close when nothing is wrong."""
+        return True
+
+    def finish(self) -> bool:
+        assert self._websocket is not None
+        if self._says_close:
+            self._say(self._websocket.close(self._code))
+        if self._unwritten or self._control:
+            return False
+        if not self._says_close:
+            self._link.finish()
+        return True
+
+    def close(self, error: Exception | None = None) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._keeping is not None:
+            self._keeping.cancel()
+        if self._websocket is not None:
+            self._say_goodbye(self._websocket, error)
+            self._websocket.forget()
+        self._link.close()
+
+    def _say_goodbye(self, websocket: WebSocket, error: Exception | None) -> None:
+        if isinstance(error, PeerError) and not isinstance(error, PeerClosed):
+            self._say(websocket.close(_PROTOCOL_ERROR, str(error)))
+        elif isinstance(error, PipeRefused):
+            self._say(websocket.close(_POLICY, str(error)))
+        elif not isinstance(error, OSError) and self._says_close:
+            self._say(websocket.close(self._code))

@@ -1,0 +1,331 @@
+"""The handshake of SP over WebSocket without I/O, either side, by the ``websockets`` package's protocol classes.
+
+The sub-protocol names who listens.  No extension is agreed on.  What the handshake tells of who the peer may be decides on pings.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import (
+    HeaderLineTooLong,
+    InvalidHandshake,
+    NegotiationError,
+    RequestLineTooLong,
+    TooManyHeaders,
+)
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from sp.errors import GreetingError, PeerError, UpgradeRefused, WrongProtocol, printable
+from sp.guess import guess_protocol
+from sp.http.message import HTTPHeaders, HTTPResponse, refusal
+from sp.protocol_numbers import BUS, COUNTERPARTS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR, protocol_name
+from sp.transports.framing import encode_greeting
+from sp.transports.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
+from sp.transports.ws.answer import MAX_HEAD, SHOWN, SWITCHING, TOLD, Answer, without_query, without_quotation
+from sp.transports.ws.frames import quiet
+
+_TARGET: Final = re.compile(r"[\x21-\x7e]*")
+_HOST: Final = re.compile(r"[A-Za-z0-9._~\-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
+_END: Final = b"\r\n\r\n"
+
+SUBPROTOCOLS: Final = {
+    number: f"{name}.sp.nanomsg.org"
+    for number, name in {
+        PAIR0: "pair",
+        PAIR1: "pair1",  # nng and mangos; the draft does not know it
+        PUB: "pub",
+        SUB: "sub",
+        REQ: "req",
+        REP: "rep",
+        PUSH: "push",
+        PULL: "pull",
+        SURVEYOR: "surveyor",
+        RESPONDENT: "respondent",
+        BUS: "bus",
+    }.items()
+}
+"""By the protocol number of who listens, whoever sends it (websocket mapping draft, 2)."""
+_NUMBERS: Final = {name: number for number, name in SUBPROTOCOLS.items()}
+
+_MARK: Final = "SP-Implementation"
+_EXPECTED: Final = "SP-Expected-Protocol"
+"""In a 400: the sub-protocol that would have been right, so that both sides can name the mistake."""
+_NAME: Final = "trio-sp"
+_NOT_NANOMSG: Final = ("user-agent", "origin", "sec-websocket-extensions")
+"""Headers that libnanomsg does not send when it dials.  libnng does not either: the two send the same."""
+_MANGOS: Final = "Go-http-client"
+_NNG_ANSWER: Final = ("Connection", "Upgrade", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol")
+"""What libnng answers, in this order and spelling, and nothing else; libnanomsg has the first two the other way round."""
+
+
+_NAMED: Final = (PROXY_SIGNATURE, encode_greeting(0)[:4])
+
+
+class _Head:
+    """Finds where the head of an HTTP message ends.  What follows must not reach the parser early: it would take it for frames."""
+
+    def __init__(self) -> None:
+        self.begun = b""
+        """The first bytes, to name it by."""
+        self.complete = False
+        self.size = 0
+        self._last = b""
+
+    def split(self, received: bytes) -> tuple[bytes, bytes]:
+        """Return what of *received* belongs to the head, and what follows it."""
+        if len(self.begun) < SHOWN:
+            self.begun += received[: SHOWN - len(self.begun)]
+        before = len(self._last)
+        end = (self._last + received).find(_END)
+        if end >= 0:
+            self.complete = True
+            size = end + len(_END) - before
+            self.size += size
+            return received[:size], received[size:]
+        self.size += len(received)
+        self._last = (self._last + received)[-len(_END) + 1 :]
+        return received, b""
+
+    @property
+    def first_line(self) -> bytes:
+        """As much as is there of the first line, and as much as should be shown."""
+        return self.begun.partition(b"\n")[0].rstrip(b"\r")
+
+
+class ServerHandshake:
+    """Reads a request, then accepts it or says why not."""
+
+    def __init__(self, *, over_tls: bool = False) -> None:
+        """*over_tls* is for words: what else a peer may have meant to speak."""
+        self._over_tls = over_tls
+        self.protocol = ServerProtocol(select_subprotocol=lambda _, offered: self._select(offered), logger=quiet)
+        self._expected = self._wrong = ""  # sub-protocols
+        self.request: Request | None = None
+        self.problem: tuple[HTTPResponse, str] | None = None
+        """What is wrong with the request, as an answer and in our words; there is no request then."""
+        self.rest = b""
+        """What came behind the request."""
+        self._head = _Head()
+
+    def receive_data(self, data: bytes) -> bool:
+        """Take what came.  True: there is a request or a problem."""
+        head, self.rest = self._head.split(data)
+        begun = self._head.begun
+        if not begun[:1].isalpha():
+            # It will never be a request, and there may be no end of a line to wait for.  What may get a name is waited for.
+            if any(len(begun) < len(one) and one.startswith(begun) for one in _NAMED):
+                return False
+            self.problem = self._explain(ValueError("no method"))
+            return True
+        self.protocol.receive_data(head)
+        events = self.protocol.events_received()
+        self.protocol.data_to_send()  # its answers to what it cannot read; ours say more
+        if events and self._head.size <= MAX_HEAD:
+            assert isinstance(events[0], Request)
+            if _TARGET.fullmatch(events[0].path):
+                self.request = events[0]
+            else:
+                self.problem = self._explain(ValueError("a target with control characters"))
+        elif self.protocol.handshake_exc is not None:
+            self.problem = self._explain(self.protocol.handshake_exc)
+        elif self._head.size > MAX_HEAD:
+            self.problem = refusal(431, f"more than {MAX_HEAD} bytes of headers"), f"the request has more than {MAX_HEAD} bytes of headers"
+        return self.request is not None or self.problem is not None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has come."""
+        return bool(self._head.begun)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it asks for no body."""
+        return self._head.begun.startswith(b"HEAD ")
+
+    def accept(self, number: int) -> tuple[HTTPResponse | None, PeerError | None]:
+        """Look at the request as a WebSocket's to who speaks protocol *number*; return a refusal and the error, or two times None."""
+        assert self.request is not None
+        expected = SUBPROTOCOLS[number]
+
+        protocol = self.protocol
+        self._expected = expected
+        hosts = self.request.headers.get_all("Host")
+        if (len(hosts) != 1 and self.request.protocol == "HTTP/1.1") or not all(map(_HOST.fullmatch, hosts)):
+            error: PeerError = GreetingError("the request has not exactly one Host header, a name or address")
+            return refusal(400, "expected one Host header"), error
+        response = protocol.accept(_without_alternatives(self.request))
+        if response.status_code == SWITCHING:
+            self.response = response
+            return None, None
+        if self._wrong:
+            asked = _NUMBERS.get(self._wrong.lower())
+            peer = f"one that asks for {self._wrong[:SHOWN]!r}" if asked is None else protocol_name(COUNTERPARTS[asked])
+            error = _wrong_protocol(peer, COUNTERPARTS[number])
+            return HTTPResponse(400, f"expected sub-protocol {expected}\n", {_EXPECTED: expected}), error
+        reason = f"no WebSocket request: {printable(str(protocol.handshake_exc)[:TOLD])}"
+        headers = [(name, value) for name, value in response.headers.raw_items() if name in ("Allow", "Upgrade")]
+        if self.request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
+            headers.append(("Sec-WebSocket-Version", "13"))  # so that the client can come again (RFC 6455, 4.2.2)
+        answer = HTTPResponse.received(response.status_code, f"{reason}\n".encode(), headers)
+        return answer, GreetingError(f"HTTP {response.status_code}: {reason}")
+
+    def _select(self, offered: Sequence[Subprotocol]) -> Subprotocol:
+        for name in offered:
+            if name.lower() == self._expected:  # nanomsg and nng take any case
+                return name
+        self._wrong = offered[0] if offered else "nothing"
+        raise NegotiationError(f"expected sub-protocol {self._expected}")
+
+    def admit(self, headers: Sequence[tuple[str, str]]) -> tuple[bytes, HTTPHeaders]:
+        """Return the answer that makes it a WebSocket, and its headers."""
+        response = self.response
+        response.headers[_MARK] = _NAME
+        for name, value in headers:
+            response.headers[name] = value
+        self.protocol.send_response(response)
+        return b"".join(self.protocol.data_to_send()), HTTPHeaders(response.headers.raw_items())
+
+    def _explain(self, error: Exception) -> tuple[HTTPResponse, str]:
+        reason = printable(without_quotation(error.__cause__ or error))
+        line = self._head.first_line
+        if isinstance(error, RequestLineTooLong):
+            return refusal(414, "the request line is too long"), f"the request line is too long: {error}"
+        if isinstance(error, (HeaderLineTooLong, TooManyHeaders)):
+            return refusal(431, f"too many or too long headers: {error}"), f"the request's headers are too many or too long: {error}"
+        method = line.partition(b" ")[0]
+        if method.isalpha() and method not in (b"GET", b"HEAD") and line.endswith((b" HTTP/1.1", b" HTTP/1.0")):
+            return refusal(405, "expected GET", {"Allow": "GET"}), f"the request's method is {method!r}, expected GET"
+        hint = guess_protocol(self._head.begun, "ws", over_tls=self._over_tls)
+        return refusal(
+            400, f"no HTTP request: {reason}{hint}"
+        ), f"the peer does not speak HTTP: it began with {without_query(line)!r} ({reason}{hint})"
+
+
+class ClientHandshake:
+    """Makes a request and reads the answer."""
+
+    def __init__(
+        self,
+        protocol: ClientProtocol,
+        number: int,
+        target: str,
+        host: str,
+        headers: Sequence[tuple[str, str]],
+        *,
+        over_tls: bool = False,
+    ) -> None:
+        """*protocol* is fresh, *number* that of who listens; *over_tls* is for words."""
+        self.protocol = protocol
+        self._number = number
+        request = protocol.connect()
+        request.path = target
+        del request.headers["Host"]
+        own = {name.lower() for name, _ in headers}
+        defaults = [("Host", host), ("User-Agent", _NAME)]
+        items = [item for item in defaults if item[0].lower() not in own]
+        items += [*(item for item in headers if item[0].lower() == "host"), *request.headers.raw_items()]
+        items += [item for item in headers if item[0].lower() != "host"]
+        request.headers.clear()
+        for name, value in items:
+            request.headers[name] = value
+        protocol.send_request(request)
+        self.request_headers = HTTPHeaders(items)
+        self.request = b"".join(protocol.data_to_send())
+        self.response: HTTPHeaders | None = None
+        self.rest = b""
+        """What came behind the answer."""
+        self._answer = Answer("the server", range(SWITCHING, SWITCHING + 1), scheme="ws", over_tls=over_tls)
+
+    @property
+    def first_line(self) -> bytes:
+        """What the server has begun its answer with."""
+        return self._answer.first_line
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server has said no, so that only words are missing."""
+        return self._answer.is_refusal
+
+    def receive_data(self, data: bytes) -> bool:
+        """Take what came, nothing at the end of the stream.  True: the server has agreed.  Raises PeerError."""
+        try:
+            if not self._answer.receive_data(data):
+                return False
+        except UpgradeRefused as refused:
+            listening = _NUMBERS.get(refused.response.headers.get(_EXPECTED, "").lower())
+            if listening is None:
+                raise
+            raise _wrong_protocol(protocol_name(listening), self._number) from refused
+        response = self._answer.response
+        assert response is not None
+        try:
+            self.protocol.process_response(response)
+        except NegotiationError as error:
+            reason = printable(str(error)[:TOLD])
+            raise WrongProtocol(f"the server does not agree to speak {SUBPROTOCOLS[self._number]}: {reason}") from error
+        except InvalidHandshake as error:
+            reason = printable(str(error)[:TOLD])
+            raise GreetingError(f"the server's answer is no WebSocket's: {reason} ({self.first_line!r})") from error
+        if self.protocol.subprotocol is None:
+            raise WrongProtocol(f"the server has not agreed to speak {SUBPROTOCOLS[self._number]}: it named no sub-protocol")
+        self.rest = self._answer.rest
+        self.response = HTTPHeaders(response.headers.raw_items())
+        return True
+
+
+def _without_alternatives(request: Request) -> Request:
+    """Return *request* without the other protocols that its client would take (RFC 9110, 7.8).
+
+    The package wants "websocket" alone.
+    """
+    offered = ",".join(request.headers.get_all("Upgrade")).split(",")
+    if len(offered) == 1 or all(name.strip().lower() != "websocket" for name in offered):
+        return request
+    headers = request.headers.copy()
+    del headers["Upgrade"]
+    headers["Upgrade"] = "websocket"
+    return Request(request.path, headers, request.method, request.protocol)
+
+
+def _wrong_protocol(peer: str, expected: int) -> WrongProtocol:
+    return WrongProtocol(f"wrong protocol: the peer is {peer}, expected {protocol_name(expected)}")
+
+
+def client_protocol(number: int) -> ClientProtocol:
+    """Return a protocol for a dialer to who speaks protocol *number*."""
+    from websockets.uri import WebSocketURI  # noqa: PLC0415
+
+    uri = WebSocketURI(secure=False, host="localhost", port=80, path="/", query="")  # the request's own is ours
+    return ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOLS[number])], logger=quiet)
+
+
+class Pings(enum.Enum):
+    """What pings are good for with a peer."""
+
+    NONE = "none"
+    """It may be libnanomsg, which hands them to its application."""
+    SENT = "sent"
+    """They keep proxies awake.  One that is not answered says nothing: libnng and mangos do not read while their application does not."""
+    ANSWERED = "answered"
+    """Who does not answer, and says nothing else, is gone."""
+
+
+def pings_for_client(headers: HTTPHeaders) -> Pings:
+    """Return what is good for who has sent a request with *headers*."""
+    if not any(name in headers for name in _NOT_NANOMSG):
+        return Pings.NONE
+    return Pings.SENT if headers.get("User-Agent", "").startswith(_MANGOS) else Pings.ANSWERED
+
+
+def pings_for_server(headers: HTTPHeaders) -> Pings:
+    """Return what is good for who has answered with *headers*: one of ours, or libnng with nobody in between, or somebody else."""
+    if _MARK in headers:
+        return Pings.ANSWERED
+    return Pings.SENT if tuple(name for name, _ in headers.raw) == _NNG_ANSWER else Pings.NONE

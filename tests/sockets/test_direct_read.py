@@ -1,0 +1,241 @@
+"""A task that waits for a message may read the only pipe itself: nothing may get lost or stuck between it and the pipe's own task."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+
+import sp
+from tests.transports.ends import dial, server_tls
+from tests.transports.wire import REQ, connect_as, frame, receive_frame
+
+from .conftest import Background, connect
+
+
+@pytest.fixture(params=["tcp", "tls+tcp", "ws", "wss"])
+def url(request: pytest.FixtureRequest) -> str:
+    return f"{request.param}://127.0.0.1:0"
+
+
+async def talk(one: sp.Bus0, two: sp.Bus0, rounds: int = 50) -> None:
+    """Exchange messages until the receivers read for themselves."""
+    async with trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            for _ in range(rounds):
+                await two.send(await two.receive())
+
+        nursery.start_soon(answer)
+        for number in range(rounds):
+            await one.send(b"%d" % number)
+            assert await one.receive() == b"%d" % number
+
+
+async def test_a_read_larger_than_the_inbox_loses_nothing(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), inbox_limit=3) as one, sp.Bus0(outbox_limit=10_000) as two:
+        await connect(one, two)
+        await talk(one, two)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(two.send_many, [b"%d" % number for number in range(3000)])
+            received: list[bytes] = []
+            while len(received) < 3000:
+                received += await one.receive_many()
+        assert received == [b"%d" % number for number in range(3000)]
+
+
+async def test_a_second_pipe_is_heard_while_a_task_reads_the_first(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await dial(three, one.listeners[0].url)
+        await three.send(b"hello")
+        assert await waiting.done() == b"hello"
+        await two.send(b"still there")
+        assert await one.receive() == b"still there"
+
+
+async def test_a_cancelled_reader_hands_back(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two:
+        await connect(one, two)
+        for _ in range(20):
+            await talk(one, two, 3)
+            async with trio.open_nursery() as nursery:
+                waiting = Background(nursery, one.receive)
+                await trio.testing.wait_all_tasks_blocked()
+                waiting.scope.cancel()
+            await two.send(b"kept")
+            await one.wait_for_peers()
+            while not one.statistics().inbox:
+                await trio.lowlevel.checkpoint()
+            assert one.receive_nowait() == b"kept"
+
+
+async def test_the_end_of_the_peer_is_noticed_while_a_task_reads(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, trio.open_nursery() as nursery:
+        async with sp.Bus0() as two:
+            await connect(one, two)
+            await talk(one, two)
+            waiting = Background(nursery, one.receive)
+            await trio.testing.wait_all_tasks_blocked()
+        while one.pipes:
+            await trio.lowlevel.checkpoint()
+        async with sp.Bus0() as three:
+            await connect(one, three)
+            await three.send(b"another one")
+            assert await waiting.done() == b"another one"
+
+
+async def test_the_end_of_the_peer_is_noticed_when_nobody_comes_back_to_read(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one:
+        async with sp.Bus0() as two:
+            await connect(one, two)
+            await talk(one, two)
+        while one.pipes:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_malformed_message_ends_the_pipe_while_a_task_reads(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url), max_message_size=10) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        pipe = one.pipes[0]
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await two.send(b"the last")
+        await two.send(b"longer than ten")
+        assert await waiting.done() == b"the last"
+        while pipe in one.pipes:
+            await trio.lowlevel.checkpoint()
+        assert isinstance(pipe.error, sp.MessageTooLarge)
+
+
+async def test_other_waiters_are_served_by_who_reads(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+        await connect(rep, req)
+        for _ in range(20):
+            await req.send(b"x")
+            await rep.send(await rep.receive())
+            assert await req.receive() == b"x"
+        await req.send(b"slow")
+        slow = await anext(rep.requests())
+        first = Background(nursery, req.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        others = [Background(nursery, lambda: req.request(b"quick")) for _ in range(5)]
+        for _ in others:
+            request = await anext(rep.requests())
+            await request.reply(request.body)
+        for other in others:
+            assert await other.done() == b"quick"
+        await slow.reply(b"slow")
+        assert await first.done() == b"slow"
+
+
+async def test_a_reader_that_is_interrupted_for_nothing_keeps_its_place_before_those_who_came_later(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two, 20)
+        calls = []
+        for _ in range(3):
+            calls.append(Background(nursery, one.receive))
+            await trio.testing.wait_all_tasks_blocked()
+        await dial(three, one.listeners[0].url)  # from now on the first of them reads no more
+        await one.wait_for_peers(2)
+        await trio.testing.wait_all_tasks_blocked()
+        for number, call in enumerate(calls):
+            await three.send(b"%d" % number)
+            assert await call.done() == b"%d" % number
+
+
+async def test_two_tasks_that_receive_share_the_messages(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            while True:
+                received.append(await one.receive())
+
+        nursery.start_soon(receive)
+        nursery.start_soon(receive)
+        for number in range(1000):
+            await two.send(b"%d" % number)
+        while len(received) < 1000:
+            await trio.lowlevel.checkpoint()
+        assert sorted(received) == sorted(b"%d" % number for number in range(1000))
+        nursery.cancel_scope.cancel()
+
+
+async def test_blocked_writing_goes_on_when_a_reader_is_interrupted(url: str) -> None:
+    async with (
+        sp.Bus0(listen=url, tls=server_tls(url), outbox_limit=1000) as one,
+        sp.Bus0(inbox_limit=1) as two,
+        sp.Bus0() as three,
+        trio.open_nursery() as nursery,
+    ):
+        await connect(one, two)
+        await talk(one, two, 20)
+        for _ in range(60):
+            await one.send(bytes(200_000))  # more than the kernel takes at once
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await dial(three, one.listeners[0].url)  # interrupts the reader of the first pipe, whose writer waits as well
+        for _ in range(60 - one.statistics().dropped.get("peer full", 0)):
+            assert len(await two.receive()) == 200_000
+        await three.send(b"done")
+        assert await waiting.done() == b"done"
+
+
+async def test_a_message_for_a_task_that_waits_beside_the_reader_is_not_left_to_a_reader_that_does_not_come_back(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sp.core.core._GRANT_LASTS", 3600)  # until then nobody would read
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        await talk(one, two)
+        first = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        second = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await two.send(b"first")
+            assert await first.done() == b"first"
+            await two.send(b"second")
+            assert await second.done() == b"second"
+
+
+async def test_a_reader_whose_context_is_closed_while_it_wakes_up_reads_no_more() -> None:
+    async with sp.Rep0(ttl=1, listen="tcp://127.0.0.1:0") as rep, await connect_as(rep.listeners[0].url, REQ) as peer:
+        for _ in range(30):  # one task or the other comes first
+            context = rep.context()
+            ours, theirs = socket.socketpair()
+            async with trio.open_nursery() as nursery:
+
+                async def converse(context: sp.Rep0Context = context) -> None:
+                    for _ in range(5):
+                        await context.receive()
+                        await context.send(b"")
+                    with pytest.raises(trio.ClosedResourceError):
+                        await context.receive()
+
+                async def close(context: sp.Rep0Context = context, sock: socket.socket = ours) -> None:
+                    await trio.lowlevel.wait_readable(sock)
+                    context.close()
+
+                nursery.start_soon(converse)
+                nursery.start_soon(close)
+                with trio.fail_after(10):
+                    for _ in range(5):
+                        await peer.send_all(frame(b"\x80\0\0\1?"))
+                        await receive_frame(peer)
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                    theirs.send(b"x")
+                    await peer.send_all(frame(b"\0\0\0\1\x80\0\0\1too many hops"))
+                    while nursery.child_tasks:
+                        await trio.lowlevel.checkpoint()
+            ours.close()
+            theirs.close()
