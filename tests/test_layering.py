@@ -95,7 +95,9 @@ def test_values_engines_and_codecs_do_no_input_or_output(name: str) -> None:
 def test_five_modules_alone_import_openssl() -> None:
     for name in MODULES:
         if name not in OPENSSL:
-            assert not {"OpenSSL", "cryptography", "service_identity"} & {imported.split(".")[0] for imported in imports(name, for_types=False)}
+            assert not {"OpenSSL", "cryptography", "service_identity"} & {
+                imported.split(".")[0] for imported in imports(name, for_types=False)
+            }
 
 
 @pytest.mark.slow

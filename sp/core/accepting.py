@@ -190,7 +190,7 @@ class Listener:
         reason: Exception | None = None
         try:
             try:
-                return await self._core.welcome(connection, self.url, self._priority, dialed=False)
+                return await self._core.admission.admit_connection(connection, self.url, self._priority, dialed=False)
             except HandedOver:
                 self._accepted -= 1
                 return None

@@ -7,7 +7,6 @@ dialer or listener makes new pipes; a task that waits for a full kernel buffer e
 from __future__ import annotations
 
 import enum
-import inspect
 import logging
 import math
 import os
@@ -21,21 +20,19 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVarTuple, Unpack
 
 import trio
 
+from sp.core.admission import Admission
 from sp.core.pipe_task import Pipe
 from sp.core.receivers import Receivers
 from sp.core.senders import Senders
 from sp.errors import (
-    GreetingError,
     MalformedMessage,
     MessageTooLarge,
     PeerClosed,
     PipeRefused,
     StateError,
     TLSConfigError,
-    WrongProtocol,
 )
 from sp.events import Event, EventKind, EventStream
-from sp.http.message import HTTPResponse, refusal
 from sp.interrupts import uninterrupted
 from sp.protocol_numbers import protocol_name
 from sp.statistics import SocketStatistics
@@ -44,10 +41,9 @@ from sp.transports.contract import SHORTEST_KEEPALIVE, EndpointConfig
 if TYPE_CHECKING:
     from sp.core.accepting import Listener
     from sp.core.dialing import Dialer
-    from sp.options import Authorize, SocketOptions
+    from sp.options import SocketOptions
     from sp.protocols.engine import Engine, Mailbox
     from sp.tls.context import ContextSource
-    from sp.transports.contract import Connection
 
 log = logging.getLogger("sp")
 
@@ -55,8 +51,6 @@ _Arguments = TypeVarTuple("_Arguments")
 
 _WRITES_A_TURN: Final = 64
 """Pipes that are written to before other tasks get their turn."""
-_PLACE_KEPT: Final = 1.0
-"""Seconds for which a PAIR keeps its place for whom it has greeted: a silent one would keep away all others."""
 _LOOKS: Final = 8
 """Within the keepalive time, at a pipe with data in flight."""
 _GRANT_LASTS: Final = 0.02
@@ -109,6 +103,8 @@ class Core:
         """Tasks that wait for messages and do not read."""
         self.timer_idle = False
         """Whether an engine's new deadline must wake the timer task."""
+        self.admission = Admission(self)
+        """Makes pipes of new connections."""
         self.senders = Senders(self)
         """The tasks that wait to send."""
         self._state = _State.NEW
@@ -123,7 +119,6 @@ class Core:
         self._watched: dict[Pipe, None] = {}  # with data in flight, or written since the last look
         self._until_look = trio.CancelScope()
         self._look_every = max(SHORTEST_KEEPALIVE, options.tcp_keepalive or 0) / _LOOKS
-        self._greeted: _Greeted | None = None  # of an exclusive socket: who may be about to become its pipe
         self._timer_wanted = trio.Event()
         self._timer_until = math.inf
         self._watching = False
@@ -285,7 +280,7 @@ class Core:
             for stream in list(self._events or ()):
                 stream.end()
             self.engine.socket_closed()
-            self._change()
+            self.announce_change()
 
     def _refuse_calls(self, state: _State) -> None:
         """Enter *state*, in which no call is accepted, and wake those that wait."""
@@ -295,7 +290,7 @@ class Core:
         self.senders.fail_all(lambda: trio.ClosedResourceError("the socket is closed"))
         for receivers in list(self._receivers):
             receivers.fail(lambda: trio.ClosedResourceError("the socket is closed"))
-        self._change()
+        self.announce_change()
 
     def disown(self) -> None:
         """We are in a forked child: descriptors and event loop are the parent's, so nothing is touched, and no call accepted."""
@@ -305,104 +300,8 @@ class Core:
 
     # Pipes.
 
-    async def welcome(self, connection: Connection, url: str, priority: int, *, dialed: bool) -> Pipe:
-        """Greet and attach *connection*, within the greeting time.  Raises PeerError, PipeRefused, OSError, ClosedResourceError."""
-        if not self.engine.single_peer or (connection.asks and not dialed):
-            return await self._welcome(connection, url, priority)
-        if dialed:
-            self._check_place(connection)
-        elif self.options.authorize is not None or self._greeted is not None or not self._has_place:
-            connection.defer_greeting()  # which would make the peer believe that it has a pipe
-            return await self._welcome(connection, url, priority)
-        # Our greeting makes the peer attach us, so nobody else may take the place meanwhile, unless the peer takes its time.
-        self._greeted = greeted = _Greeted(connection, dialed=dialed, until=trio.current_time() + _PLACE_KEPT)
-        try:
-            return await self._welcome(connection, url, priority)
-        finally:
-            if self._greeted is greeted:
-                self._greeted = None
-                self._change()
-
-    async def _welcome(self, connection: Connection, url: str, priority: int) -> Pipe:
-        seconds = self.options.handshake_timeout
-        is_greeted = False
-        with trio.move_on_after(seconds):
-            number = await connection.greet()
-            log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
-            if number != self.engine.peer_number:
-                with suppress(OSError):
-                    connection.admit()  # so that it sees what we are
-                expected = protocol_name(self.engine.peer_number)
-                raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
-            pipe = Pipe(self, connection, url, number, priority)
-            is_greeted = True
-            try:
-                await self._until_decided(connection)
-                self._check_place(connection)
-                await self._authorize(pipe)
-                self._check_place(connection)
-                if pipe.error is not None:
-                    raise PipeRefused("refused: authorize closed the pipe")
-            except PipeRefused as refused:
-                await connection.refuse(refused.response or refusal(403, "refused"))
-                raise
-            if connection.closed:
-                raise trio.ClosedResourceError("the connection was closed while it was greeting")
-            if not self.open:
-                raise trio.ClosedResourceError("the socket is closed")
-            connection.admit()
-            self._attach(pipe)
-            keep_alive = connection.keep_alive
-            if keep_alive is not None:
-                self.spawn(keep_alive)
-            return pipe
-        late = "authorize has not decided" if is_greeted else f"the {connection.stage} was not complete"
-        error = GreetingError(f"{late} within {seconds:g} s")
-        connection.close(error)
-        raise error
-
-    async def _until_decided(self, connection: Connection) -> None:
-        """Wait until a newcomer that was greeted before *connection* has become a pipe, or not, or has taken too long."""
-        while (greeted := self._greeted) is not None and greeted.connection is not connection and not greeted.dialed and greeted.is_kept:
-            with trio.move_on_at(greeted.until):
-                await self.changed()
-
-    @property
-    def _has_place(self) -> bool:
-        try:
-            self.engine.check_can_attach()
-        except PipeRefused:
-            return False
-        return True
-
-    def _check_place(self, connection: Connection) -> None:
-        """Raise PipeRefused when there is no place for *connection*."""
-        greeted = self._greeted
-        try:
-            self.engine.check_can_attach()
-            if greeted is not None and greeted.connection is not connection and greeted.is_kept:
-                raise PipeRefused("refused: this PAIR has its peer already, or is about to", permanent=False)
-        except PipeRefused as refused:
-            refused.response = refusal(503, str(refused))
-            raise
-
-    async def _authorize(self, pipe: Pipe) -> None:
-        if self.options.authorize is None:
-            return
-        try:
-            answer = await _ask(self.options.authorize, pipe)
-        except PipeRefused:
-            raise
-        except Exception as error:
-            raise PipeRefused(f"refused: authorize raised {error!r}") from error
-        if isinstance(answer, HTTPResponse):
-            raise PipeRefused(f"refused: authorize said {answer.status}", answer)
-        if not answer:
-            raise PipeRefused("refused: authorize said no")
-        if answer is not True:  # a tuple, a text or an exception that is returned is true as well, and means anything but yes
-            raise PipeRefused(f"refused: authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse")
-
-    def _attach(self, pipe: Pipe) -> None:
+    def attach(self, pipe: Pipe) -> None:
+        """Make *pipe*, which was admitted, one of the socket's.  Raises PipeRefused when the engine does not take it."""
         if self.direct_reader is not None:
             self.direct_reader.revoke()  # from now on messages may come by any pipe
         self.pipes[pipe.id] = pipe
@@ -453,7 +352,8 @@ class Core:
         """Wait for the next change of the pipes, or of the socket's state."""
         await self._changed.wait()
 
-    def _change(self) -> None:
+    def announce_change(self) -> None:
+        """Wake the tasks that wait in ``changed``."""
         self._changed.set()
         self._changed = trio.Event()
 
@@ -463,7 +363,7 @@ class Core:
         """Give *event* to those who listen, wake those who wait for a change, and log it."""
         for stream in list(self._events or ()):
             stream.put(event)
-        self._change()
+        self.announce_change()
         level = logging.INFO
         if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)):
             level = logging.WARNING  # a message that one side sent and the other does not accept would come again and again without a word
@@ -604,25 +504,6 @@ class Core:
             dialers=tuple(dialer.statistics() for dialer in tuple(self.dialers)),
             listeners=tuple(listener.statistics() for listener in tuple(self.listeners)),
         )
-
-
-class _Greeted:
-    __slots__ = ("connection", "dialed", "until")
-
-    def __init__(self, connection: Connection, *, dialed: bool, until: float) -> None:
-        self.connection = connection
-        self.dialed = dialed
-        self.until = until  # the place is kept for it
-
-    @property
-    def is_kept(self) -> bool:
-        return trio.current_time() < self.until
-
-
-@trio.lowlevel.disable_ki_protection
-async def _ask(authorize: Authorize, pipe: Pipe) -> object:
-    answer = authorize(pipe)
-    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _moved(pipe: Pipe) -> dict[str, int]:

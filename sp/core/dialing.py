@@ -172,7 +172,7 @@ class Dialer:
             with trio.fail_after(self._core.options.handshake_timeout):
                 connection = await transport_for(self._address).connect(self._address, self._terms)
             log.debug("%s connected to %s", self.url, connection.remote_address)
-            return await self._welcome(connection)
+            return await self._admit(connection)
         except trio.TooSlowError:
             raise TimeoutError(f"no connection within {self._core.options.handshake_timeout:g} s") from None
         except BaseException as error:
@@ -185,9 +185,9 @@ class Dialer:
                 connection.close(error if isinstance(error, Exception) else None)
             raise
 
-    async def _welcome(self, connection: Connection) -> Pipe:
+    async def _admit(self, connection: Connection) -> Pipe:
         try:
-            return await self._core.welcome(connection, self.url, self._priority, dialed=True)
+            return await self._core.admission.admit_connection(connection, self.url, self._priority, dialed=True)
         except (PeerClosed, ConnectionError) as error:
             told = isinstance(error, PeerClosed) and not error.silent
             if told or not self._core.engine.single_peer or connection.stage != "greeting":

@@ -36,7 +36,7 @@ stream_only = pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc", "abstr
 async def test_who_says_nothing_does_not_keep_the_place_from_who_does(
     scheme: str, new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sp.core.core._PLACE_KEPT", 0.05)
+    monkeypatch.setattr("sp.core.admission._SLOT_RESERVED", 0.05)
     async with sp.Pair0(handshake_timeout=60) as pair, sp.Pair0() as good:
         url = (await listen(pair, new_url())).url
         silent = [await (connect_plainly if scheme.startswith("ws") else connect)(url) for _ in range(20)]

@@ -1,0 +1,165 @@
+"""Admission: how a new connection becomes a pipe of a socket, or is turned away."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sp.core.pipe_task import Pipe
+from sp.errors import GreetingError, PipeRefused, WrongProtocol
+from sp.http.message import HTTPResponse, refusal
+from sp.interrupts import uninterrupted
+from sp.protocol_numbers import protocol_name
+
+if TYPE_CHECKING:
+    from sp.core.core import Core
+    from sp.options import Authorize
+    from sp.transports.contract import Connection
+
+log = logging.getLogger("sp")
+
+_SLOT_RESERVED: Final = 1.0
+"""How long, in seconds, a PAIR reserves its slot for a peer still in its handshake: a silent peer must not keep all others away."""
+
+
+@uninterrupted
+class Admission:
+    """Greets new connections, asks ``authorize``, and attaches them to the socket.
+
+    A socket with a single peer (PAIR) has one slot.  Our greeting makes a peer believe that it has
+    a pipe, so the slot is reserved before we greet.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._reserved: _Reservation | None = None
+
+    async def admit_connection(self, connection: Connection, url: str, priority: int, *, dialed: bool) -> Pipe:
+        """Make a pipe of *connection* within the handshake timeout.
+
+        Raises PeerError, PipeRefused, OSError or ClosedResourceError; the caller then closes the connection.
+        """
+        core = self._core
+        if not core.engine.single_peer or (connection.asks and not dialed):
+            return await self._admit(connection, url, priority)
+        if dialed:
+            self._check_slot(connection)
+        elif core.options.authorize is not None or self._reserved is not None or not self._has_free_slot:
+            connection.defer_greeting()  # until we know that the peer gets a pipe
+            return await self._admit(connection, url, priority)
+        self._reserved = reserved = _Reservation(connection, dialed=dialed)
+        try:
+            return await self._admit(connection, url, priority)
+        finally:
+            if self._reserved is reserved:
+                self._reserved = None
+                core.announce_change()
+
+    async def _admit(self, connection: Connection, url: str, priority: int) -> Pipe:
+        core = self._core
+        seconds = core.options.handshake_timeout
+        is_greeted = False
+        with trio.move_on_after(seconds):
+            number = await connection.greet()
+            log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
+            if number != core.engine.peer_number:
+                with suppress(OSError):
+                    connection.admit()  # so that the peer sees which protocol we speak
+                expected = protocol_name(core.engine.peer_number)
+                raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
+            pipe = Pipe(core, connection, url, number, priority)
+            is_greeted = True
+            try:
+                await self._wait_for_earlier_newcomer(connection)
+                self._check_slot(connection)
+                await self._authorize(pipe)
+                self._check_slot(connection)
+                if pipe.error is not None:
+                    raise PipeRefused("refused: authorize closed the pipe")
+            except PipeRefused as refused:
+                await connection.refuse(refused.response or refusal(403, "refused"))
+                raise
+            if connection.closed:
+                raise trio.ClosedResourceError("the connection was closed while it was greeting")
+            if not core.open:
+                raise trio.ClosedResourceError("the socket is closed")
+            connection.admit()
+            core.attach(pipe)
+            keep_alive = connection.keep_alive
+            if keep_alive is not None:
+                core.spawn(keep_alive)
+            return pipe
+        late = "authorize has not decided" if is_greeted else f"the {connection.stage} was not complete"
+        error = GreetingError(f"{late} within {seconds:g} s")
+        connection.close(error)
+        raise error
+
+    # The slot of a socket with a single peer.
+
+    @property
+    def _has_free_slot(self) -> bool:
+        try:
+            self._core.engine.check_can_attach()
+        except PipeRefused:
+            return False
+        return True
+
+    def _check_slot(self, connection: Connection) -> None:
+        """Raise PipeRefused when there is no slot for *connection*."""
+        reserved = self._reserved
+        try:
+            self._core.engine.check_can_attach()
+            if reserved is not None and reserved.keeps_out(connection):
+                raise PipeRefused("refused: this PAIR has its peer already, or is about to", permanent=False)
+        except PipeRefused as refused:
+            refused.response = refusal(503, str(refused))
+            raise
+
+    async def _wait_for_earlier_newcomer(self, connection: Connection) -> None:
+        """Wait until the peer that the slot is reserved for has become a pipe or not, or its time is up."""
+        while (reserved := self._reserved) is not None and reserved.keeps_out(connection) and not reserved.dialed:
+            with trio.move_on_at(reserved.until):
+                await self._core.changed()
+
+    async def _authorize(self, pipe: Pipe) -> None:
+        """Raise PipeRefused unless the application's ``authorize`` returns True for *pipe*."""
+        authorize = self._core.options.authorize
+        if authorize is None:
+            return
+        try:
+            answer = await _call(authorize, pipe)
+        except PipeRefused:
+            raise
+        except Exception as error:
+            raise PipeRefused(f"refused: authorize raised {error!r}") from error
+        if isinstance(answer, HTTPResponse):
+            raise PipeRefused(f"refused: authorize said {answer.status}", answer)
+        if not answer:
+            raise PipeRefused("refused: authorize said no")
+        if answer is not True:  # a tuple, a text or an exception is truthy too, and was hardly meant as yes
+            raise PipeRefused(f"refused: authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse")
+
+
+class _Reservation:
+    """The slot of a PAIR, kept for a while for one peer that is still in its handshake."""
+
+    __slots__ = ("_connection", "dialed", "until")
+
+    def __init__(self, connection: Connection, *, dialed: bool) -> None:
+        self._connection = connection
+        self.dialed = dialed
+        self.until = trio.current_time() + _SLOT_RESERVED
+
+    def keeps_out(self, connection: Connection) -> bool:
+        """Whether the slot is reserved for another one than *connection* now."""
+        return connection is not self._connection and trio.current_time() < self.until
+
+
+@trio.lowlevel.disable_ki_protection
+async def _call(authorize: Authorize, pipe: Pipe) -> object:
+    answer = authorize(pipe)
+    return await answer if inspect.isawaitable(answer) else answer
