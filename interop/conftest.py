@@ -87,7 +87,7 @@ class _Outcomes:
                 self._deaths += int(str(value))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        self._complaint = matrix.check_readme(self._config)
+        self._complaint = matrix.check_document(self._config)
         if self._complaint is not None and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -1,4 +1,7 @@
-"""Who talks with whom, over what: the table that the tests of test_matrix.py and the one in README.md are made from."""
+"""Which of our sockets talks with which partner over which transport.
+
+test_matrix.py runs each cell, and the table in docs/interop.md shows what came out.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from interop import next_nng
 from interop.partners import OURS, PAIRS, THEIRS, Pair
 
 TRANSPORTS: Final = ("tcp", "ipc", "tls+tcp", "ws", "wss")
-README: Final = Path(__file__).parents[1] / "README.md"
+DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "interop.md"
 BEGIN: Final = "<!-- matrix: begin -->\n"
 END: Final = "<!-- matrix: end -->\n"
 NONE: Final = "\N{EN DASH}"
 LEGEND: Final = (
-    f"{NONE}: the partner has none. nanomsg has neither TLS nor PAIR1, and `nngcat` and nng-ssl no poly. "
-    'Where nng 2.0 dials over TLS, our listener has `maximum_version="TLSv1.2"` ([why](docs/interop.md#take-care)).'
+    f"{NONE}: the partner does not have it. nanomsg has neither TLS nor PAIR1; `nngcat` and nng-ssl have no poly. "
+    'Where nng 2.0 dials over TLS, our listener has `maximum_version="TLSv1.2"` ([why](interop.md#take-care)).'
 )
 
 
@@ -124,10 +127,11 @@ def note(config: pytest.Config, cell: str, report: pytest.TestReport) -> None:
         outcomes.setdefault(cell, True)
 
 
-def check_readme(config: pytest.Config) -> str | None:
-    """Say in words that README.md does not show what the whole matrix has come to.  None: it does, or not all of it has run, or well.
+def check_document(config: pytest.Config) -> str | None:
+    """Return a complaint if docs/interop.md does not show what came out of the whole matrix.
 
-    With SP_WRITE_MATRIX=1 in the environment it does so from now on.
+    None: it does, or some cells did not run or failed.  With SP_WRITE_MATRIX=1 in the environment
+    the table is written first.
     """
     outcomes = config.stash.get(OUTCOMES, {})
     if outcomes.keys() != set(map(str, CELLS)) or not all(outcomes.values()) or any(partner.is_another() for partner in PARTNERS):
@@ -135,11 +139,11 @@ def check_readme(config: pytest.Config) -> str | None:
     block = table(outcomes)
     if os.environ.get("SP_WRITE_MATRIX") == "1":
         show(block)
-    return None if shown() == block else "README.md does not show what the matrix has come to: run it with SP_WRITE_MATRIX=1"
+    return None if shown() == block else "the table in docs/interop.md is out of date: run the matrix with SP_WRITE_MATRIX=1 to write it"
 
 
 def table(passed: Collection[str]) -> str:
-    """Return the table of README.md for the cells of these names."""
+    """Return the table of docs/interop.md for the cells of these names."""
     lines = [f"| | {' | '.join(TRANSPORTS)} |", f"|---|{'---|' * len(TRANSPORTS)}"]
     for pair in PAIRS:
         row = [f"`{pair.ours.__name__}`{', poly' if pair.poly else ''}"]
@@ -157,19 +161,19 @@ def table(passed: Collection[str]) -> str:
 
 
 def _parts() -> tuple[str, str, str]:
-    before, begin, rest = README.read_text().partition(BEGIN)
+    before, begin, rest = DOCUMENT.read_text().partition(BEGIN)
     block, end, after = rest.partition(END)
-    assert begin, f"README.md has no line {BEGIN!r}"
-    assert end, f"README.md has no line {END!r}"
+    assert begin, f"docs/interop.md has no line {BEGIN!r}"
+    assert end, f"docs/interop.md has no line {END!r}"
     return before, block, after
 
 
 def shown() -> str:
-    """Return the table that README.md shows."""
+    """Return the table that docs/interop.md shows."""
     return _parts()[1]
 
 
 def show(block: str) -> None:
-    """Write the table into README.md."""
+    """Write the table into docs/interop.md."""
     before, _, after = _parts()
-    README.write_text(before + BEGIN + block + END + after)
+    DOCUMENT.write_text(before + BEGIN + block + END + after)

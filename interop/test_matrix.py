@@ -1,4 +1,7 @@
-"""Each of our sockets against each partner over each transport, each side listening: the table in README.md is what this finds."""
+"""Each of our sockets against each partner over each transport, each side listening once.
+
+The table in docs/interop.md shows what came out.
+"""
 
 from __future__ import annotations
 

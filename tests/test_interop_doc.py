@@ -74,14 +74,6 @@ def test_every_test_that_is_named_exists() -> None:
     assert not lost
 
 
-def test_every_link_leads_somewhere() -> None:
-    for target, _, heading in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", DOCUMENT.read_text())):
-        file = (DOCUMENT.parent / target).resolve()
-        assert file.is_file(), target
-        headings = {line.lstrip("# ").lower().replace(" ", "-") for line in file.read_text().splitlines() if line.startswith("#")}
-        assert not heading or heading in headings, f"{target}#{heading}"
-
-
 # What no other test holds.
 
 DEFAULTS: list[tuple[type, str, object]] = [
