@@ -18,7 +18,9 @@ import trio
 from sp.address import ANY_NAME, MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
 from sp.transports.contract import Acceptor, Connection, EndpointConfig
-from sp.transports.stream import SocketLink, StreamConnection, not_for_children, stop_listening
+from sp.transports.fork import close_all_copies, close_in_children
+from sp.transports.link import SocketLink
+from sp.transports.stream import StreamConnection
 from sp.transports.tcp import BACKLOG, accept_pending
 
 log = logging.getLogger("sp")
@@ -43,7 +45,7 @@ async def connect_link(address: Address) -> SocketLink:
     """Do so, for ws+unix as well."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
-    sock = not_for_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    sock = close_in_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         sock.setblocking(False)
         pause, longest = _PAUSES
@@ -144,7 +146,7 @@ class IPCAcceptor:
 
     def __init__(self, sock: socket.socket, address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
         self.url = address.url
-        self._socket = not_for_children(sock)
+        self._socket = close_in_children(sock)
         self._proxied = terms.proxy_protocol
         self._make = make
         self._file = address.path if isinstance(address.path, str) else None
@@ -167,7 +169,7 @@ class IPCAcceptor:
                 os.unlink(self._file)
             except OSError as error:
                 log.warning("%s: the socket file stays behind: %s", self.url, error)
-        stop_listening(self._socket)
+        close_all_copies(self._socket)
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:

@@ -16,7 +16,9 @@ import trio
 from sp.address import Address, bracketed, is_host
 from sp.transports import tcp_info
 from sp.transports.contract import SHORTEST_KEEPALIVE, Acceptor, Connection, EndpointConfig
-from sp.transports.stream import SocketLink, StreamConnection, not_for_children, stop_listening
+from sp.transports.fork import close_all_copies, close_in_children
+from sp.transports.link import SocketLink
+from sp.transports.stream import StreamConnection
 
 _ACCEPT_BATCH: Final = 64
 BACKLOG: Final = 65535
@@ -100,7 +102,7 @@ async def _race(targets: list[_Target]) -> socket.socket:
 
 
 async def _open(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
-    sock = not_for_children(socket.socket(family, socket.SOCK_STREAM))
+    sock = close_in_children(socket.socket(family, socket.SOCK_STREAM))
     try:
         sock.setblocking(False)
         await trio.socket.from_stdlib_socket(sock).connect(sockaddr)
@@ -197,7 +199,7 @@ class TCPAcceptor:
 
     def __init__(self, sock: socket.socket, url: str, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
         self.url = url
-        self._socket = not_for_children(sock)
+        self._socket = close_in_children(sock)
         self._terms = terms
         self._make = make
 
@@ -212,7 +214,7 @@ class TCPAcceptor:
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
-            stop_listening(self._socket)
+            close_all_copies(self._socket)
 
 
 def accept_pending(listening: socket.socket) -> list[socket.socket]:

@@ -19,8 +19,9 @@ from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig
 from sp.tls.openssl import BUFFER_SIZE
 from sp.tls.session import TLSSession
 from sp.transports.contract import Acceptor, Connection, EndpointConfig
+from sp.transports.link import READ_SIZE, SocketLink, receive_first, wait_for_either
 from sp.transports.proxy_protocol import ProxyInfo
-from sp.transports.stream import READ_SIZE, SocketLink, StreamConnection, receive_first, wait_for_either
+from sp.transports.stream import StreamConnection
 from sp.transports.tcp import connect_link, listen_link
 
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"

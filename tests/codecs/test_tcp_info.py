@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sp.errors import PeerSilent
 from sp.transports import tcp_info
-from sp.transports.stream import SocketLink
+from sp.transports.link import SocketLink
 from sp.transports.tcp_info import Silence, TCPInfo
 
 LIMIT = 60.0

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from trio.testing import wait_all_tasks_blocked
 
 import sp
-from sp.transports.stream import SocketLink
+from sp.transports.link import SocketLink
 from sp.transports.tls import TLSLink
 from tests.tls.authority import Authority
 from tests.transports.wire import BUS, REP, REQ, SUB, expect, greeting, until

@@ -11,9 +11,10 @@ import trio.testing
 from trio.testing import check_half_closeable_stream, check_two_way_stream
 
 import sp
-from sp.transports.stream import Link, LinkStream, SocketLink
+from sp.transports.link import Link, SocketLink
 from sp.transports.tls import TLSLink
 from tests.tls.authority import Authority
+from tests.tls.link_stream import LinkStream
 
 SMALL = 4096
 """Bytes of kernel buffer, so that a stream is soon clogged."""

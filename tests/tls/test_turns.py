@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from sp.transports.stream import SocketLink
+from sp.transports.link import SocketLink
 from sp.transports.tls import TLSLink
 from tests.tls.authority import Authority
 from tests.tls.test_stream import encrypted, links

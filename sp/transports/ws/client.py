@@ -18,7 +18,7 @@ from sp.http.message import ConnectProxy, HTTPInfo, HTTPResponse, WSClientConfig
 from sp.tls.config import TLSClientConfig
 from sp.transports import ipc, tcp
 from sp.transports.contract import Connection, EndpointConfig
-from sp.transports.stream import READ_SIZE, Link, SocketLink
+from sp.transports.link import READ_SIZE, Link, SocketLink
 from sp.transports.tls import TLSLink
 from sp.transports.ws.answer import Answer
 from sp.transports.ws.connection import WSConnection

@@ -13,7 +13,8 @@ from sp.errors import PeerClosed, PeerError, PeerSilent, PipeRefused
 from sp.http.message import HTTPInfo, WSClientConfig, WSServerConfig
 from sp.message import Message
 from sp.transports.contract import EndpointConfig
-from sp.transports.stream import LARGE_READ_SIZE, MAX_PARTS, READ_SIZE, WRITE_SIZE, Link, LinkConnection, wait_for_either
+from sp.transports.link import READ_SIZE, Link, wait_for_either
+from sp.transports.stream import LARGE_READ_SIZE, MAX_PARTS, WRITE_SIZE, LinkConnection
 from sp.transports.ws.frames import ENDED, WebSocket
 from sp.transports.ws.handshake import Pings
 

@@ -25,7 +25,7 @@ from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, WSServerConfig,
 from sp.tls.config import TLSServerConfig
 from sp.transports import ipc, tcp
 from sp.transports.contract import Acceptor, AnsweredByHTTP, Connection, EndpointConfig, HandedOver
-from sp.transports.stream import READ_SIZE, Link, SocketLink, receive_first
+from sp.transports.link import READ_SIZE, Link, SocketLink, receive_first
 from sp.transports.tls import TLSLink
 from sp.transports.ws.connection import GOING_AWAY, WSConnection
 from sp.transports.ws.frames import WebSocket
