@@ -99,7 +99,7 @@ async def test_a_push_drops_what_a_pull_sends_and_goes_on(end: Any, tmp_path: Pa
         nursery.start_soon(send)
         await talk_back(url)
         if isinstance(push, OurEnd):
-            assert push.socket.statistics().dropped["unexpected"] == 3
+            assert push.socket.statistics().dropped[sp.DropReason.UNEXPECTED] == 3
         nursery.cancel_scope.cancel()
 
 

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+import enum
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
 import attrs
+
+
+class DropReason(enum.StrEnum):
+    """Why a message was dropped.  A member is equal to the text that is its value."""
+
+    NO_PEER = "no peer"
+    """PUB, BUS and SURVEYOR sent it while no peer was attached."""
+    PEER_FULL = "peer full"
+    """The outbox of a peer was full; counted once for each peer that missed the message."""
+    PEER_GONE = "peer gone"
+    """PAIR1 with ``poly`` had it for a peer that has left."""
+    REQUESTER_GONE = "requester gone"
+    """REP or RESPONDENT had a reply for a peer that has left."""
+    INBOX_FULL = "inbox full"
+    """The application did not receive fast enough: SUB, BUS and SURVEYOR drop then."""
+    UNREAD = "unread"
+    """A reply or an answer came in time, but a new request or survey, or ``close``, came before it was received."""
+    STALE_REPLY = "stale reply"
+    """REQ got a reply to no request of its own, or to one that is over."""
+    LATE_ANSWER = "late answer"
+    """SURVEYOR got an answer to no survey of its own, or to one that is over."""
+    UNEXPECTED = "unexpected"
+    """PUSH received a message; its peers are not supposed to send any."""
+    TTL = "ttl"
+    """REP, RESPONDENT or PAIR1 received it through more devices than ``ttl`` allows."""
+    TOO_LARGE = "too large"
+    """It was larger than ``max_message_size``; the pipe that it came by was closed."""
+    UNDELIVERED = "undelivered"
+    """It was read from a pipe that ended, or while the socket was closing, before the inbox had room for it."""
+    PIPE_CLOSED = "pipe closed"
+    """It was accepted for a pipe that ended before it was written.  (A REQ sends it again instead.)"""
+    SOCKET_CLOSED = "socket closed"
+    """It was accepted, and the socket was closed before it was written."""
 
 
 @attrs.frozen(kw_only=True)
@@ -60,8 +95,8 @@ class SocketStatistics:
     bytes_sent: int
     messages_received: int
     bytes_received: int
-    dropped: Mapping[str, int]
-    """Messages that were lost, by reason; each one is counted once, where it was lost."""
+    dropped: Counter[DropReason]
+    """Messages that were lost, by reason; 0 for a reason that did not occur.  Each message is counted once, where it was lost."""
     inbox: int
     """Messages that wait for ``receive``."""
     pipes: tuple[PipeStatistics, ...]
@@ -74,4 +109,4 @@ class SocketStatistics:
 
 
 def _plain(_: object, __: object, value: Any) -> Any:
-    return dict(cast("Mapping[str, int]", value)) if isinstance(value, Mapping) else value
+    return {str(key): count for key, count in cast("Mapping[str, int]", value).items()} if isinstance(value, Mapping) else value

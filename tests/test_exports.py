@@ -49,7 +49,7 @@ def test_every_public_name_has_a_docstring_of_its_own_and_so_has_every_method() 
         assert inspect.isfunction(thing) or "__doc__" in vars(thing), name
         assert thing.__doc__, name
         for attribute, value in inspect.getmembers(thing):
-            if not attribute.startswith("_") and callable(value) and getattr(value, "__module__", "").startswith("sp."):
+            if not attribute.startswith("_") and callable(value) and (getattr(value, "__module__", "") or "").startswith("sp."):
                 assert inspect.getdoc(value), f"{name}.{attribute}"
 
 

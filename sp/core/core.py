@@ -35,7 +35,7 @@ from sp.errors import (
 from sp.events import Event, EventKind, EventStream
 from sp.interrupts import uninterrupted
 from sp.protocol_numbers import protocol_name
-from sp.statistics import SocketStatistics
+from sp.statistics import DropReason, SocketStatistics
 from sp.transports.contract import SHORTEST_KEEPALIVE, EndpointConfig
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Core:
         self.pipes: dict[int, Pipe] = {}
         self.dialers: list[Dialer] = []
         self.listeners: list[Listener] = []
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[DropReason] = Counter()
         self.open = False
         """Whether calls are accepted."""
         self.open_in = 0
@@ -321,10 +321,10 @@ class Core:
         self._watched.pop(pipe, None)
         pipe.settle()
         if not (self.open and self.engine.sends_again):
-            self.dropped["pipe closed" if self.open else "socket closed"] += pipe.unsent
+            self.dropped[DropReason.PIPE_CLOSED if self.open else DropReason.SOCKET_CLOSED] += pipe.unsent
         self._past.update(_moved(pipe))
         if isinstance(pipe.error, MessageTooLarge):
-            self.dropped["too large"] += 1
+            self.dropped[DropReason.TOO_LARGE] += 1
         self.engine.pipe_detached(pipe)
         self.emit(Event(kind=EventKind.DETACHED, url=pipe.url, pipe=pipe, reason=pipe.reason, error=pipe.error))
         self.senders.serve(pipe)
@@ -491,14 +491,14 @@ class Core:
         pipes = tuple(self.pipes.values())  # at once: the caller may be another thread
         for pipe in pipes:
             totals.update(_moved(pipe))
-        dropped = self.dropped.copy() + self.engine.dropped.copy() + Counter({"inbox full": self.engine.inbox_dropped()})
+        dropped = self.dropped.copy() + self.engine.dropped.copy() + Counter({DropReason.INBOX_FULL: self.engine.inbox_dropped()})
         return SocketStatistics(
             protocol=self.name,
             messages_sent=totals["messages_sent"],
             bytes_sent=totals["bytes_sent"],
             messages_received=totals["messages_received"],
             bytes_received=totals["bytes_received"],
-            dropped=dict(+dropped),
+            dropped=+dropped,
             inbox=self.engine.queued(),
             pipes=tuple(pipe.statistics() for pipe in pipes),
             dialers=tuple(dialer.statistics() for dialer in tuple(self.dialers)),

@@ -14,7 +14,7 @@ import trio
 from sp.errors import PeerClosed, PeerError, PeerSilent
 from sp.interrupts import uninterrupted
 from sp.protocol_numbers import protocol_name
-from sp.statistics import PipeStatistics
+from sp.statistics import DropReason, PipeStatistics
 
 if TYPE_CHECKING:
     from sp.core.core import Core
@@ -401,7 +401,7 @@ class Pipe:
         taken = 0
         for message in batch:
             if self._state is not _ATTACHED and self._state is not _LEAVING:
-                self._core.dropped["undelivered"] += 1
+                self._core.dropped[DropReason.UNDELIVERED] += 1
             elif not message_received(self, message):
                 break
             taken += 1
@@ -506,7 +506,7 @@ class Pipe:
                         engine.force_message(self, batch[0])
                     del batch[0]
         except trio.Cancelled:
-            self._core.dropped["undelivered"] += len(batch)
+            self._core.dropped[DropReason.UNDELIVERED] += len(batch)
             raise
 
     async def _until_taken(self, batch: list[Message]) -> None:

@@ -137,7 +137,8 @@ async def _run(options: argparse.Namespace) -> None:
             counts = socket.statistics()
             if counts.inbox:
                 _log.warning("%s: %d messages were received and not passed on", side, counts.inbox)
-            _log.info("%s: %d received, %d sent, dropped %s", side, counts.messages_received, counts.messages_sent, dict(counts.dropped))
+            dropped = counts.as_dict()["dropped"]
+            _log.info("%s: %d received, %d sent, dropped %s", side, counts.messages_received, counts.messages_sent, dropped)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

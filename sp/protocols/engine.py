@@ -15,6 +15,7 @@ from typing import Protocol
 from sp.errors import PeerError
 from sp.message import FindBody, Message
 from sp.options import DropPolicy, SocketOptions
+from sp.statistics import DropReason
 
 HOLD_TIME = 0.1
 """Seconds that a dropping protocol holds a pipe back before it starts to drop, so that a burst is not a loss."""
@@ -172,7 +173,7 @@ class Engine:
     """Whether not every newcomer has a place, so that a listener greets none before it has one, and who is dialed keeps it a while."""
 
     def __init__(self) -> None:
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[DropReason] = Counter()
 
     def check_message(self, message: Message) -> None:
         """Raise ValueError when *message* could never be sent; ``send`` does so as well."""
@@ -230,10 +231,10 @@ class Engine:
     def offer_to_all(self, pipes: Collection[EnginePipe], message: Message) -> None:
         """Offer *message* to each of *pipes*, and count those that miss it."""
         if not pipes:
-            self.dropped["no peer"] += 1
+            self.dropped[DropReason.NO_PEER] += 1
         for pipe in pipes:
             if not pipe.offer(message):
-                self.dropped["peer full"] += 1
+                self.dropped[DropReason.PEER_FULL] += 1
 
     def queued(self) -> int:
         """Count the messages that wait for ``receive``, in all contexts."""

@@ -17,6 +17,7 @@ from sp.message import Message
 from sp.protocol_numbers import PAIR1
 from sp.protocols.engine import send_each
 from sp.protocols.pair0 import Pair0Engine
+from sp.statistics import DropReason
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -44,7 +45,7 @@ class Pair1Engine(Pair0Engine):
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         if message.header[3] > self._ttl:
-            self.dropped["ttl"] += 1
+            self.dropped[DropReason.TTL] += 1
             return True
         return super().message_received(pipe, message)
 
@@ -77,7 +78,7 @@ class RawPair1Engine(Pair1Engine):
         self.check_message(message)
         header = message.header
         if header[3] == 255:
-            self.dropped["ttl"] += 1
+            self.dropped[DropReason.TTL] += 1
             return True
         return self._pipe is not None and self._pipe.offer(Message(message.body, _HOPS[header[3] + 1]))
 
@@ -126,7 +127,7 @@ class _Lane:
     def send(self, message: Message) -> bool:
         """Hand *message* to the peer.  False: it has no room."""
         if not self._is_there or self.pipe.broken:
-            self._engine.dropped["peer gone"] += 1
+            self._engine.dropped[DropReason.PEER_GONE] += 1
             return True
         message.header = _HOPS[1]
         return self.pipe.offer(message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sp.errors import MalformedMessage
 from sp.protocol_numbers import PUB, SUB
 from sp.protocols.engine import Engine, EnginePipe, send_each
+from sp.statistics import DropReason
 
 if TYPE_CHECKING:
     from sp.message import Message
@@ -42,7 +43,7 @@ class PubEngine(Engine):
     def send(self, message: Message) -> bool:
         """Offer *message* to every subscriber.  Always taken."""
         if not self._pipes:
-            self.dropped["no peer"] += 1
+            self.dropped[DropReason.NO_PEER] += 1
         for pipe in self._pipes:
             if not pipe.offer(message):
                 self._drop(pipe, message)
@@ -53,10 +54,10 @@ class PubEngine(Engine):
 
     def _drop(self, pipe: EnginePipe, message: Message) -> None:
         """*pipe* is full: drop as many of its oldest as it takes, or the new one."""
-        self.dropped["peer full"] += 1
+        self.dropped[DropReason.PEER_FULL] += 1
         if not self._drops_oldest:
             return
         while pipe.discard_oldest():
             if pipe.offer(message):
                 return
-            self.dropped["peer full"] += 1
+            self.dropped[DropReason.PEER_FULL] += 1

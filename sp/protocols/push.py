@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sp.protocol_numbers import PULL, PUSH
 from sp.protocols.balancer import Balancer
 from sp.protocols.engine import Engine, EnginePipe
+from sp.statistics import DropReason
 
 if TYPE_CHECKING:
     from sp.message import Message
@@ -37,7 +38,7 @@ class PushEngine(Engine):
         self._balancer.has_room(pipe)
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
-        self.dropped["unexpected"] += 1
+        self.dropped[DropReason.UNEXPECTED] += 1
         return True
 
     def send(self, message: Message) -> bool:

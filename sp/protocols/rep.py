@@ -18,6 +18,7 @@ from sp.message import Message
 from sp.protocol_numbers import REP, REQ
 from sp.protocols.backtrace import WORD, backtrace_end, check_header, word_of
 from sp.protocols.engine import Engine, EnginePipe, Inbox, InboxEngine, Mailbox
+from sp.statistics import DropReason
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -103,7 +104,7 @@ class RepEngine(Engine):
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         if len(message.header) > self._max_header:
-            self.dropped["ttl"] += 1
+            self.dropped[DropReason.TTL] += 1
             return True
         if self._congested and pipe in self._congested:
             return False
@@ -117,7 +118,7 @@ class RepEngine(Engine):
         """Send *body* the way that *request* came.  False: its pipe has no room now."""
         pipe = self.pipe_of(request)
         if pipe is None or pipe.broken:
-            self.dropped["requester gone"] += 1
+            self.dropped[DropReason.REQUESTER_GONE] += 1
             return True
         return pipe.offer(Message(body, request.header))
 
@@ -150,7 +151,7 @@ class RawRepEngine(InboxEngine):
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         if len(message.header) > self._max_header:
-            self.dropped["ttl"] += 1
+            self.dropped[DropReason.TTL] += 1
             return True
         return self._inbox.offer(pipe, Message(message.body, word_of(pipe) + message.header, message.pipe))
 
@@ -163,7 +164,7 @@ class RawRepEngine(InboxEngine):
         header = message.header
         pipe = self._pipes.get(header[:WORD])
         if pipe is None or pipe.broken:
-            self.dropped["requester gone"] += 1
+            self.dropped[DropReason.REQUESTER_GONE] += 1
         elif not pipe.offer(Message(message.body, header[WORD:])):
-            self.dropped["peer full"] += 1
+            self.dropped[DropReason.PEER_FULL] += 1
         return True

@@ -25,6 +25,7 @@ from sp.protocol_numbers import REP, REQ
 from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
 from sp.protocols.balancer import Balancer
 from sp.protocols.engine import Engine, EnginePipe, InboxEngine, Mailbox
+from sp.statistics import DropReason
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -150,7 +151,7 @@ class ReqEngine(Engine):
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         context = self._under_way.get(message.header)
         if context is None or (context.pipe is not pipe and pipe not in context.earlier):
-            self.dropped["stale reply"] += 1
+            self.dropped[DropReason.STALE_REPLY] += 1
             return True
         self._forget(context)
         context.state = _ANSWERED
@@ -190,7 +191,7 @@ class ReqEngine(Engine):
         if context.request is not None:
             self._under_way.pop(context.request.header, None)
         if context.reply is not None:
-            self.dropped["unread"] += 1
+            self.dropped[DropReason.UNREAD] += 1
             context.reply = None
         if context.state is _UNSENT:
             del self._unsent[context]

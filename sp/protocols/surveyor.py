@@ -22,6 +22,7 @@ from sp.message import Message
 from sp.protocol_numbers import RESPONDENT, SURVEYOR
 from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
 from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Inbox, InboxEngine, Mailbox
+from sp.statistics import DropReason
 
 if TYPE_CHECKING:
     from sp.options import SocketOptions
@@ -127,7 +128,7 @@ class SurveyorEngine(Engine):
     def empty(self, inbox: Inbox) -> None:
         """Give up the answers that wait in *inbox*."""
         if len(inbox):
-            self.dropped["unread"] += len(inbox)
+            self.dropped[DropReason.UNREAD] += len(inbox)
         inbox.purge(lambda _: False)
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
@@ -141,7 +142,7 @@ class SurveyorEngine(Engine):
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
         context = self._under_way.get(message.header)
         if context is None or context.deadline <= self._clock():
-            self.dropped["late answer"] += 1
+            self.dropped[DropReason.LATE_ANSWER] += 1
             return True
         inbox = context.inbox
         dropped = inbox.dropped

@@ -190,7 +190,7 @@ async def test_answers_that_lead_nowhere_are_dropped_and_counted_and_the_others_
             words(0x7FFF_FFFF, 1, 2, 3) + END,
         ):
             await service.send_all(frame(header + b"nowhere"))
-        await until(lambda: device.front.statistics().dropped.get("requester gone") == 6)
+        await until(lambda: device.front.statistics().dropped[sp.DropReason.REQUESTER_GONE] == 6)
         # To somebody, but not to what it has asked: that one knows.
         await service.send_all(frame(words(client_pipe.id, 0x8000_0000) + b"foreign") + frame(words(client_pipe.id, 5, 6) + END + b"x"))
         await ask()
@@ -232,9 +232,9 @@ async def test_a_flood_of_forged_backtraces_leaves_the_others_their_turn(pattern
         for turn in range(1, 6):
             while dropped < turn * 5000:
                 await trio.lowlevel.checkpoint()
-                dropped = device.front.statistics().dropped.get("ttl", 0)
+                dropped = device.front.statistics().dropped[sp.DropReason.TTL]
             await ask()
-            assert device.front.statistics().dropped["ttl"] - dropped < 100_000
+            assert device.front.statistics().dropped[sp.DropReason.TTL] - dropped < 100_000
         nursery.cancel_scope.cancel()
 
 
@@ -250,7 +250,7 @@ async def test_a_service_that_floods_a_device_with_answers_to_nobody_costs_no_me
                     await service.send_all(frame(words(1) + END + bytes(1000)) * 100)
 
         nursery.start_soon(flood)
-        while device.front.statistics().dropped.get("requester gone", 0) < 5000:
+        while device.front.statistics().dropped[sp.DropReason.REQUESTER_GONE] < 5000:
             await trio.lowlevel.checkpoint()
             assert device.front.statistics().inbox + device.back.statistics().inbox <= 2 * 128
         for _ in range(5):

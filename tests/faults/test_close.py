@@ -269,7 +269,7 @@ async def test_a_peer_that_never_reads_cannot_hold_up_closing_for_longer_than_li
                 assert not closed
                 mock_clock.jump(0.2)
             assert closed == [pytest.approx(began + 3.1)]
-            dropped = pub.statistics().dropped["socket closed"]
+            dropped = pub.statistics().dropped[sp.DropReason.SOCKET_CLOSED]
             assert 0 < dropped < 500
             await stream.aclose()
 
@@ -329,8 +329,8 @@ async def test_what_was_accepted_is_delivered_before_a_close_in_order_returns(ur
                 await sender.wait_for_peers()
                 for number in range(100):
                     await sender.send(b"%d" % number + bytes(100_000))
-                left = sender.statistics().dropped.get("peer full", 0)
-            assert sender.statistics().dropped.get("socket closed", 0) == 0
+                left = sender.statistics().dropped[sp.DropReason.PEER_FULL]
+            assert sender.statistics().dropped[sp.DropReason.SOCKET_CLOSED] == 0
             for _ in range(100 - left):
                 await receiver.receive()
 

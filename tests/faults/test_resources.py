@@ -66,9 +66,9 @@ async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses
                     await pub.send(bytes(10_000))
             figures = pub.statistics()
             (pipe,) = figures.pipes
-            assert figures.dropped["peer full"] > 15_000
+            assert figures.dropped[sp.DropReason.PEER_FULL] > 15_000
             assert pipe.outbox <= 10 + 7  # the outbox, and what one write of 64 KiB took over
-            assert figures.messages_sent + 10 + figures.dropped["peer full"] == 20_000
+            assert figures.messages_sent + 10 + figures.dropped[sp.DropReason.PEER_FULL] == 20_000
             await deaf.aclose()
 
 
@@ -82,7 +82,7 @@ async def test_the_policy_says_which_messages_a_slow_subscriber_misses(url: str,
             count = 1_000
             for number in range(count):
                 await pub.send(number.to_bytes(4, "big") + bytes(100_000))
-            missed = pub.statistics().dropped["peer full"]
+            missed = pub.statistics().dropped[sp.DropReason.PEER_FULL]
             got = [int.from_bytes((await receive_frame(slow))[:4], "big") for _ in range(count - missed)]
             assert got == sorted(set(got))
             assert 0 < missed < count
@@ -100,7 +100,7 @@ async def test_one_slow_subscriber_does_not_cost_the_others_a_message(url: str) 
             for number in range(300):
                 await pub.send(b"%d" % number + bytes(100_000))
                 assert (await good.receive()).startswith(b"%d\0" % number)
-            assert pub.statistics().dropped["peer full"] > 0
+            assert pub.statistics().dropped[sp.DropReason.PEER_FULL] > 0
             await deaf.aclose()
 
 
@@ -115,11 +115,11 @@ async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_mi
                 for number in range(count):
                     await pub.send(number.to_bytes(4, "big") + bytes(20_000))
             # After a moment of patience the subscriber drops, and then all is counted.
-            missed = pub.statistics().dropped.get("peer full", 0)
+            missed = pub.statistics().dropped[sp.DropReason.PEER_FULL]
             await until(lambda: sub.statistics().messages_received + missed == count)
-            await until(lambda: sub.statistics().inbox + sub.statistics().dropped.get("inbox full", 0) + missed == count)
+            await until(lambda: sub.statistics().inbox + sub.statistics().dropped[sp.DropReason.INBOX_FULL] + missed == count)
             assert sub.statistics().inbox <= 10
-            assert sub.statistics().dropped["inbox full"] > 0
+            assert sub.statistics().dropped[sp.DropReason.INBOX_FULL] > 0
 
 
 @pytest.mark.slow

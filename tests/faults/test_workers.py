@@ -89,7 +89,7 @@ async def test_a_killed_worker_costs_what_it_had_and_the_others_get_all_the_rest
                 assert detached.pipe is killed
                 assert detached.reason
             await until(lambda: sent == count)
-            lost = push.statistics().dropped.get("pipe closed", 0)
+            lost = push.statistics().dropped[sp.DropReason.PIPE_CLOSED]
             await until(lambda: len(got) + killed.messages_sent + lost == count)
             assert got == sorted(set(got))
             assert push.statistics().dropped.keys() <= {"pipe closed"}

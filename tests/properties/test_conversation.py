@@ -34,6 +34,7 @@ from sp.protocols.req import RawReqEngine, ReqContext, ReqEngine
 from sp.protocols.respondent import RawRespondentEngine, RespondentEngine
 from sp.protocols.sub import SubEngine
 from sp.protocols.surveyor import RawSurveyorEngine, SurveyorContext, SurveyorEngine
+from sp.statistics import DropReason
 from sp.testing import FakePipe
 
 picks = st.integers(0, 1000)
@@ -439,7 +440,7 @@ class SurveyMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_late_and_unread_answers_are_dropped(self) -> None:
-        assert (self.surveyor.dropped["late answer"], self.surveyor.dropped["unread"]) == (self.late, self.unread)
+        assert (self.surveyor.dropped[DropReason.LATE_ANSWER], self.surveyor.dropped[DropReason.UNREAD]) == (self.late, self.unread)
         assert self.surveyor.dropped.keys() <= {"late answer", "unread", "peer full", "no peer"}
         assert self.surveyor.inbox_dropped() == 0
         assert not any(wire.engine.dropped for wire in self.wires)

@@ -33,6 +33,7 @@ from sp.protocols.req import RawReqEngine, ReqContext, ReqEngine
 from sp.protocols.respondent import RawRespondentEngine, RespondentEngine
 from sp.protocols.sub import SubContext, SubEngine
 from sp.protocols.surveyor import RawSurveyorEngine, SurveyorContext, SurveyorEngine
+from sp.statistics import DropReason
 from sp.testing import FakePipe
 
 OPTIONS = SocketOptions(inbox_limit=3, inbox_bytes=20)
@@ -143,16 +144,16 @@ class EngineMachine(RuleBasedStateMachine):
     @contextmanager
     def giving_up(self, *, counted: bool = True) -> Iterator[None]:
         """What no longer waits for ``receive`` afterwards, and was not received, has been given up by the application."""
-        before, unread = self.waiting() + self.received(), self.engine.dropped["unread"]
+        before, unread = self.waiting() + self.received(), self.engine.dropped[DropReason.UNREAD]
         yield
         given_up = before - self.waiting() - self.received()
         assert given_up == 0 or (given_up > 0 and self.gives_up)
-        assert self.engine.dropped["unread"] - unread == (given_up if counted and self.counts_unread else 0)
+        assert self.engine.dropped[DropReason.UNREAD] - unread == (given_up if counted and self.counts_unread else 0)
         self.given_up += given_up
 
     def sent_and_dropped(self) -> int:
         """Count what was dropped on its way out."""
-        return int(self.engine.dropped.total() - self.turned_away - self.engine.dropped["unread"])
+        return int(self.engine.dropped.total() - self.turned_away - self.engine.dropped[DropReason.UNREAD])
 
     # Pipes
 

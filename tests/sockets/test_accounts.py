@@ -78,7 +78,7 @@ async def test_messages_that_were_read_and_never_delivered_are_counted(url: str)
         bus.pipes[0].close()
         while bus.pipes:
             await trio.lowlevel.checkpoint()
-        assert bus.statistics().inbox + bus.statistics().dropped["undelivered"] == 50
+        assert bus.statistics().inbox + bus.statistics().dropped[sp.DropReason.UNDELIVERED] == 50
 
 
 async def test_what_a_req_sends_again_is_not_dropped(url: str) -> None:

@@ -90,11 +90,11 @@ async def test_a_peer_that_does_not_read_delays_the_end_no_longer_than_the_linge
         await bus.wait_for_peers()
         for _ in range(100):
             await bus.send(bytes(100_000))
-        sent, dropped = bus.statistics().messages_sent, bus.statistics().dropped.get("peer full", 0)
+        sent, dropped = bus.statistics().messages_sent, bus.statistics().dropped[sp.DropReason.PEER_FULL]
         began = trio.current_time()
         await bus.aclose()
         assert trio.current_time() - began < linger + 1
-    unsent = bus.statistics().dropped["socket closed"]
+    unsent = bus.statistics().dropped[sp.DropReason.SOCKET_CLOSED]
     assert unsent >= 100 - sent - dropped > 0
     assert f"closed with {unsent} messages unsent" in caplog.text
     assert caplog.records[-1].levelno == logging.WARNING
@@ -108,7 +108,7 @@ async def test_an_immediate_close_drops_and_counts(url: str) -> None:
             await bus.send(bytes(100_000))
         bus.close()
         assert bus.pipes or bus.statistics().dropped
-    assert bus.statistics().dropped["socket closed"] > 0
+    assert bus.statistics().dropped[sp.DropReason.SOCKET_CLOSED] > 0
 
 
 async def test_calls_that_wait_are_told_that_the_socket_was_closed(url: str) -> None:
@@ -244,7 +244,7 @@ async def test_a_reply_to_a_pipe_that_dies_meanwhile_ends_its_wait(url: str) -> 
         await peer.aclose()
         for reply in replies:
             await reply.done()
-        assert rep.statistics().dropped["requester gone"] > 0
+        assert rep.statistics().dropped[sp.DropReason.REQUESTER_GONE] > 0
 
 
 # Closing from within.

@@ -426,7 +426,12 @@ async def test_who_sends_to_everybody_never_waits_for_a_peer_and_counts_what_nob
     async with kind() as socket:
         await socket.send_message(sp.Message(b"x", kind.header))
         await socket.send_message(sp.Message(b"x", kind.header))
-        assert socket.statistics().dropped == {"no peer": 2}
+        figures = socket.statistics()
+    assert figures.dropped == {"no peer": 2}
+    assert figures.dropped[sp.DropReason.NO_PEER] == 2
+    assert figures.dropped[sp.DropReason.PEER_FULL] == 0
+    (reason,) = figures.as_dict()["dropped"]
+    assert type(reason) is str  # a metrics exporter shows it as it is
 
 
 @every_receiver

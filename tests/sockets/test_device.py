@@ -298,7 +298,7 @@ async def test_a_loop_of_two_devices_comes_to_rest(asking: type, answering: type
                 times = min(ttl + 1, 255) if asking is sp.Pair1 else ttl + 1
                 await until(lambda: made() >= count * times)
                 await wait_all_tasks_blocked(0.01)
-                dropped = [socket.statistics().dropped.get("ttl", 0) for socket in (one_front, one_back, two_front, two_back)]
+                dropped = [socket.statistics().dropped[sp.DropReason.TTL] for socket in (one_front, one_back, two_front, two_back)]
                 assert sum(dropped) == count
                 assert made() == count * times
                 assert [socket.statistics().inbox for socket in (one_front, one_back, two_front, two_back)] == [0] * 4
@@ -407,7 +407,7 @@ async def test_a_client_that_does_not_read_its_answers_does_not_stall_the_others
                         assert await joined.talk.front.receive() == b"and me?"
                 await wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
-        dropped = device_front.statistics().dropped["peer full"]
+        dropped = device_front.statistics().dropped[sp.DropReason.PEER_FULL]
         got = 0
         while True:
             await wait_all_tasks_blocked()
@@ -438,7 +438,7 @@ async def test_a_slow_subscriber_behind_a_device_misses_messages_and_the_others_
             await pub.send(b"%d" % number)
             assert await good.receive() == b"%d" % number
         await trio.sleep(1)
-        lost = back.statistics().dropped.get("peer full", 0) + slow.statistics().dropped["inbox full"]
+        lost = back.statistics().dropped[sp.DropReason.PEER_FULL] + slow.statistics().dropped[sp.DropReason.INBOX_FULL]
         assert lost + slow.statistics().inbox == 1000
         assert good.statistics().dropped == front.statistics().dropped == pub.statistics().dropped == {}
 

@@ -184,7 +184,7 @@ async def test_blocked_writing_goes_on_when_a_reader_is_interrupted(url: str) ->
         waiting = Background(nursery, one.receive)
         await trio.testing.wait_all_tasks_blocked()
         await dial(three, one.listeners[0].url)  # interrupts the reader of the first pipe, whose writer waits as well
-        for _ in range(60 - one.statistics().dropped.get("peer full", 0)):
+        for _ in range(60 - one.statistics().dropped[sp.DropReason.PEER_FULL]):
             assert len(await two.receive()) == 200_000
         await three.send(b"done")
         assert await waiting.done() == b"done"

@@ -525,9 +525,9 @@ async def test_what_is_meant_for_a_peer_that_is_gone_is_dropped_and_counted_also
         for call in waiting:
             await call.done()
         await until(lambda: len(pair.pipes) == 1)
-        assert pair.statistics().dropped["peer gone"] == stuck
+        assert pair.statistics().dropped[sp.DropReason.PEER_GONE] == stuck
         await pair.send_message(sp.Message(b"never", pipe=pipe))
-        assert pair.statistics().dropped["peer gone"] == stuck + 1
+        assert pair.statistics().dropped[sp.DropReason.PEER_GONE] == stuck + 1
         assert other.statistics().messages_received == 0
         await pair.send_message(sp.Message(b"x", pipe=pair.pipes[0]))
         assert await other.receive() == b"x"

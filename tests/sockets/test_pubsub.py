@@ -190,7 +190,7 @@ async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_c
         for number in range(300):
             await pub.send(b"%03d" % number + body)
             assert (await good.receive())[:3] == b"%03d" % number  # nobody else notices
-        dropped = pub.statistics().dropped["peer full"]
+        dropped = pub.statistics().dropped[sp.DropReason.PEER_FULL]
         assert dropped > 0
         assert sum(pipe.outbox for pipe in pub.statistics().pipes) <= 16 + 1
         received = b""

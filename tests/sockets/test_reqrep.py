@@ -310,7 +310,7 @@ async def test_a_reply_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_d
             assert await req.receive() == b"reply"
             await stream.send_all(frame(asked[8:12] + b"twice") + frame(b"\x80\0\0"))
             assert await stream.receive_some() == b""
-        assert req.statistics().dropped["stale reply"] == 3
+        assert req.statistics().dropped[sp.DropReason.STALE_REPLY] == 3
         async for event in events:
             if event.kind is sp.EventKind.DETACHED:
                 assert isinstance(event.error, sp.MalformedMessage)

@@ -220,7 +220,7 @@ async def test_a_peer_that_takes_none_of_its_replies_for_a_minute_is_ended(name:
         assert event.reason.startswith("the peer reads nothing: 2")
         await wait_all_tasks_blocked()
         assert _waiting(rep) == 0
-        assert rep.statistics().dropped["requester gone"] >= 20
+        assert rep.statistics().dropped[sp.DropReason.REQUESTER_GONE] >= 20
         nursery.cancel_scope.cancel()
 
 
@@ -324,7 +324,7 @@ async def test_what_waits_for_a_peer_that_leaves_is_let_go(name: str) -> None:
             while gone in rep.pipes:
                 await trio.lowlevel.checkpoint()
         assert gone not in rep._core.senders.lines
-        assert rep.statistics().dropped["requester gone"] >= 20
+        assert rep.statistics().dropped[sp.DropReason.REQUESTER_GONE] >= 20
         nursery.cancel_scope.cancel()
 
 

@@ -548,7 +548,7 @@ async def test_a_respondent_that_does_not_read_misses_surveys_and_the_others_non
                 body = number.to_bytes(4, "big") + bytes(200_000)
                 await surveyor.send(body)
                 assert await surveyor.receive() == body
-            assert surveyor.statistics().dropped["peer full"] > 10
+            assert surveyor.statistics().dropped[sp.DropReason.PEER_FULL] > 10
             assert max(pipe.outbox for pipe in surveyor.statistics().pipes) <= 4 + 1
             await deaf.aclose()
             nursery.cancel_scope.cancel()
