@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -63,17 +64,71 @@ def test_the_client_gets_ten_answers(scheme: str, certificates: Path) -> None:
             service.kill()
 
 
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(document: Path) -> list[str]:
+    """Return the Python programs in *document*."""
+    return re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def file_name(code: str) -> str:
+    """Return the name of the file that *code* is to be saved as: its first line, ``# NAME.py``."""
+    named = re.match(r"# (\w+\.py)\n", code)
+    return "" if named is None else named[1]
+
+
+def expected(code: str) -> list[str]:
+    """Return the lines that *code* prints, according to its comments."""
+    return [line.partition("# -> ")[2] for line in code.splitlines() if "# -> " in line]
+
+
 def programs() -> Iterator[object]:
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for number, code in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL), 1):
-            yield pytest.param(code, id=f"{document.name}-{number}")
+    """Find each program that runs by itself, and each module of tests."""
+    for document in documents():
+        for number, code in enumerate(blocks(document), 1):
+            if file_name(code) not in ("server.py", "client.py"):
+                yield pytest.param(code, id=f"{document.name}-{number}")
+
+
+def conversations() -> Iterator[object]:
+    """Find each server.py that is followed by a client.py."""
+    for document in documents():
+        codes = blocks(document)
+        named = [file_name(code) for code in codes]
+        for number, name in enumerate(named):
+            if name == "server.py":
+                assert named[number + 1] == "client.py", f"{document.name}: a server.py without its client.py"
+                yield pytest.param(codes[number], codes[number + 1], id=f"{document.name}-{number + 1}")
 
 
 @pytest.mark.parametrize("code", list(programs()))
-def test_a_program_in_the_documents_runs_as_it_stands(code: str, certificates: Path) -> None:
+def test_a_program_in_the_documents_runs_as_it_stands(code: str, certificates: Path, tmp_path: Path) -> None:
     assert "sleep(" not in code, "no example needs to sleep"
-    expected = [line.partition("# -> ")[2] for line in code.splitlines() if "# -> " in line]
-    assert run("-W", "error", "-c", code, cwd=certificates).splitlines() == expected
+    if file_name(code).startswith("test_"):
+        (tmp_path / file_name(code)).write_text(code)
+        run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))
+    else:
+        assert run("-W", "error", "-c", code, cwd=certificates).splitlines() == expected(code)
+
+
+@pytest.mark.parametrize(("server", "client"), list(conversations()))
+def test_two_programs_in_the_documents_talk_with_each_other(server: str, client: str, certificates: Path, tmp_path: Path) -> None:
+    # The port of the documents may be taken here, so the programs meet at a socket file.
+    url = "tcp://127.0.0.1:5555"
+    assert url in server
+    assert url in client
+    server, client = (code.replace(url, f"ipc://{tmp_path}/s") for code in (server, client))
+    with subprocess.Popen([sys.executable, "-W", "error", "-c", server], cwd=certificates, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert run("-W", "error", "-c", client, cwd=certificates).splitlines() == expected(client)
+            process.terminate()
+            shown, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert shown.splitlines() == expected(server)
+    assert process.returncode == (0 if "SIGTERM" in server else -signal.SIGTERM)
 
 
 def test_the_guide_on_proxies_shows_their_files_as_they_are() -> None:
