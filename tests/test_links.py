@@ -1,4 +1,4 @@
-"""Every link in the documents leads to a file that exists and, after a ``#``, to a heading in it."""
+"""Every link in the documents leads to a file that exists and, after a ``#``, to a heading in it; every file that is named exists."""
 
 from __future__ import annotations
 
@@ -37,3 +37,10 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         file = (document.parent / target).resolve() if target else document
         assert file.exists(), link
         assert not heading or heading in headings(file), link
+
+
+@pytest.mark.parametrize("document", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in DOCUMENTS])
+def test_every_file_that_is_named_exists(document: Path) -> None:
+    for name in re.findall(r"`((?:sp|tests|interop|bench|examples|docs)/[\w/.-]*)`", document.read_text()):
+        if "NAME" not in name:  # a placeholder
+            assert (ROOT / name).exists(), name
