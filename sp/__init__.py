@@ -3,10 +3,8 @@
 What is here is the public interface; docs/reference.md lists it.  Values and errors come first, then what tasks use.
 """
 
-from sp.core.accepting import Listener
-from sp.core.dialing import Dialer
-from sp.core.pipe_task import Pipe
 from sp.device import device
+from sp.dialer import Dialer
 from sp.errors import (
     AddressError,
     AuthenticationError,
@@ -30,7 +28,9 @@ from sp.errors import (
 )
 from sp.events import Event, EventKind, EventStream
 from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, WSClientConfig, WSServerConfig
+from sp.listener import Listener
 from sp.message import Message
+from sp.pipe import Pipe
 from sp.sockets.base import Socket
 from sp.sockets.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
 from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, RequestStream, Respondent0, Sub0, Survey, Surveyor0

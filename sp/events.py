@@ -13,7 +13,7 @@ import trio
 from sp.interrupts import uninterrupted
 
 if TYPE_CHECKING:
-    from sp.core.pipe_task import Pipe
+    from sp.pipe import Pipe
 
 EVENT_LIMIT: Final = 256
 """Events that wait for one reader; one more drops the oldest and counts it in ``missed``."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from sp.core.pipe_task import Pipe
+    from sp.pipe import Pipe
 
 BytesLike = bytes | bytearray | memoryview
 FindBody = Callable[[bytes, int, int], int]

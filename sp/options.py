@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import attrs
 
 if TYPE_CHECKING:
-    from sp.core.pipe_task import Pipe
     from sp.http.message import HTTPResponse, WSClientConfig, WSServerConfig
+    from sp.pipe import Pipe
     from sp.tls.config import TLSClientConfig, TLSServerConfig
 
     _Attribute = attrs.Attribute[Any]

@@ -25,6 +25,11 @@ class FakePipe:
         self.error: PeerError | None = None
         """Why the engine hung up."""
 
+    @property
+    def handle(self) -> object:
+        """What ``message.pipe`` is for messages of this pipe: itself."""
+        return self
+
     def offer(self, message: Message) -> bool:
         """Keep *message*; False: no room."""
         if self.room == 0:

@@ -7,28 +7,6 @@ from pathlib import Path
 import sp
 
 INTERNAL = {
-    "Pipe": {
-        "offer",
-        "offer_many",
-        "is_of",
-        "revoke",
-        "discard_oldest",
-        "resume",
-        "settle",
-        "hang_up",
-        "attach",
-        "end",
-        "finish",
-        "write_due",
-        "run",
-        "read_for",
-        "interrupt",
-        "leave",
-        "look",
-        "drop",
-    },
-    "Dialer": {"stop", "drop", "decided", "run"},
-    "Listener": {"stop", "run", "serve"},
     "WSServerConfig": {"allows_origin", "trusts"},
     "HTTPResponse": {"encode"},
     "EventStream": {"put", "end"},

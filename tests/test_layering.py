@@ -19,7 +19,20 @@ import sp
 ROOT = Path(sp.__file__).parent
 HEIGHTS = {"protocols": 1, "http": 1, "tls": 2, "transports": 3, "core": 4, "sockets": 5}
 """By folder; values are at the bottom and the rest of the public face is at the top."""
-VALUES = {"address", "errors", "events", "guess", "interrupts", "message", "options", "protocol_numbers", "statistics"}
+VALUES = {
+    "address",
+    "dialer",
+    "errors",
+    "events",
+    "guess",
+    "interrupts",
+    "listener",
+    "message",
+    "options",
+    "pipe",
+    "protocol_numbers",
+    "statistics",
+}
 WITHOUT_IO = {
     *VALUES - {"events", "guess", "interrupts"},
     "core.budget",

@@ -1,4 +1,4 @@
-"""Listener: a bound URL.  Newcomers are greeted each in a task of its own, so that a silent one holds up nobody."""
+"""ListenerTask: accepts at a bound URL.  Each new connection has a task of its own, so that a silent peer delays no other."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.core.pipe_task import Pipe
+from sp.core.pipe_task import PipeTask
 from sp.errors import Error, StateError
 from sp.events import Event, EventKind
 from sp.interrupts import uninterrupted
+from sp.listener import Listener
 from sp.options import check_time
 from sp.statistics import ListenerStatistics
 from sp.transports.contract import AnsweredByHTTP, HandedOver
@@ -28,19 +29,20 @@ _ACCEPT_PAUSE: Final = 0.1
 
 
 @uninterrupted
-class Listener:
-    """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
+class ListenerTask:
+    """What accepts at one URL until it is closed.  The application sees it as its ``handle``."""
 
     def __init__(self, core: Core, acceptors: list[Acceptor], tls: TLSServerConfig | None, priority: int) -> None:
         self.url = acceptors[0].url
-        """The URL as it was given, with the port or the abstract name that was really bound."""
+        self.handle = Listener(self)
+        """What the application sees."""
         self._core = core
         self._tls = tls
         self._priority = priority
         self._reported = (0, "") if tls is None else tls.contexts.status  # of reloads
         self._acceptors = acceptors
         self._greeting: dict[Connection, None] = {}  # the oldest first
-        self._pipes: set[Pipe] = set()
+        self._pipes: set[PipeTask] = set()
         self._stopped = False
         self._draining = False
         self._accepted = 0
@@ -49,17 +51,17 @@ class Listener:
         self._handshakes: Counter[str] = Counter()
 
     def close(self) -> None:
-        """Free the address, and end the pipes that were made here."""
-        if self._core.may_end():
-            self._close()
+        """Free the address and end the pipes of this listener, as the application asks for."""
+        if self._core.may_close():
+            self._close_unchecked()
 
-    def _close(self) -> None:
+    def _close_unchecked(self) -> None:
         self.stop()
         for pipe in list(self._pipes):
-            pipe.drop()
+            pipe.close_unchecked()
 
     def stop(self) -> None:
-        """Free the address; the pipes live on."""
+        """Free the address; the pipes stay."""
         if not self._stopped:
             self._stopped = True
             for acceptor in self._acceptors:
@@ -70,17 +72,10 @@ class Listener:
                 self._core.listeners.remove(self)
             self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
 
-    async def drain(self, timeout: float = 30.0) -> None:
-        """Let the peers go elsewhere, then close: for a restart that loses no request.
-
-        No newcomer is taken from now on: at ``ws`` and ``wss`` they, and health checks, get a 503 that says so; elsewhere the address is
-        freed.  What waits for a peer is still written, then it is told (a WebSocket by 1001, "going away"), and what it had sent before
-        is delivered.  A REQ at the other end asks somebody else then, also what is being answered here: that reply is dropped.
-        Returns when all are gone, or after *timeout* seconds at the most.  Cancelled, it closes at once.  Raises StateError or
-        ClosedResourceError when the socket is not open, TypeError or ValueError for a *timeout* that is no positive number.
-        """
+    async def drain(self, timeout: float) -> None:
+        """Refuse new connections, let the peers go elsewhere, then close.  See ``Listener.drain``."""
         self._core.check_open()
-        check_time("timeout", timeout)  # not None: who never leaves would never let it end
+        check_time("timeout", timeout)  # None is refused: one peer that never leaves would make it wait forever
         self._draining = True
         try:
             for acceptor in self._acceptors:
@@ -91,15 +86,11 @@ class Listener:
                 while not self._core.pipes.keys().isdisjoint(pipe.id for pipe in self._pipes):
                     await self._core.changed()
         finally:
-            self._close()
+            self._close_unchecked()
         await trio.lowlevel.checkpoint()
 
     def reload(self) -> None:
-        """Read certificate, key and all other files of the TLS configuration again, for all listeners that share it.
-
-        New connections get what is there now, pipes live on.  Raises TLSConfigError when something is wrong; then what was in
-        use stays in use.  Raises StateError for a listener without TLS.
-        """
+        """Read the files of the TLS configuration again.  See ``Listener.reload``."""
         self._core.check_caller()
         if self._tls is None:
             raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
@@ -109,7 +100,6 @@ class Listener:
             self._reported = self._core.tell_reload(self._tls.contexts, self.url, self._reported)
 
     def statistics(self) -> ListenerStatistics:
-        """Return what the listener has been through."""
         return ListenerStatistics(
             url=self.url,
             accepted=self._accepted,
@@ -119,8 +109,12 @@ class Listener:
             handshakes=dict(self._handshakes),
         )
 
+    @property
+    def state(self) -> str:
+        return "stopped" if self._stopped else f"{len(self._pipes)} pipes"
+
     def __repr__(self) -> str:
-        return f"<Listener {self.url} {'stopped' if self._stopped else f'{len(self._pipes)} pipes'}>"
+        return f"<ListenerTask {self.url} {self.state}>"
 
     async def run(self) -> None:
         """Accept until stopped."""
@@ -185,7 +179,7 @@ class Listener:
         finally:
             self._pipes.discard(pipe)
 
-    async def _greet(self, connection: Connection) -> Pipe | None:
+    async def _greet(self, connection: Connection) -> PipeTask | None:
         """Make a pipe of *connection*; None: it has become none, and that is settled."""
         reason: Exception | None = None
         try:

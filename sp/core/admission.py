@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.core.pipe_task import Pipe
+from sp.core.pipe_task import PipeTask
 from sp.errors import GreetingError, PipeRefused, WrongProtocol
 from sp.http.message import HTTPResponse, refusal
 from sp.interrupts import uninterrupted
@@ -18,6 +18,7 @@ from sp.protocol_numbers import protocol_name
 if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.options import Authorize
+    from sp.pipe import Pipe
     from sp.transports.contract import Connection
 
 log = logging.getLogger("sp")
@@ -38,7 +39,7 @@ class Admission:
         self._core = core
         self._reserved: _Reservation | None = None
 
-    async def admit_connection(self, connection: Connection, url: str, priority: int, *, dialed: bool) -> Pipe:
+    async def admit_connection(self, connection: Connection, url: str, priority: int, *, dialed: bool) -> PipeTask:
         """Make a pipe of *connection* within the handshake timeout.
 
         Raises PeerError, PipeRefused, OSError or ClosedResourceError; the caller then closes the connection.
@@ -59,7 +60,7 @@ class Admission:
                 self._reserved = None
                 core.announce_change()
 
-    async def _admit(self, connection: Connection, url: str, priority: int) -> Pipe:
+    async def _admit(self, connection: Connection, url: str, priority: int) -> PipeTask:
         core = self._core
         seconds = core.options.handshake_timeout
         is_greeted = False
@@ -71,7 +72,7 @@ class Admission:
                     connection.admit()  # so that the peer sees which protocol we speak
                 expected = protocol_name(core.engine.peer_number)
                 raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
-            pipe = Pipe(core, connection, url, number, priority)
+            pipe = PipeTask(core, connection, url, number, priority)
             is_greeted = True
             try:
                 await self._wait_for_earlier_newcomer(connection)
@@ -125,13 +126,13 @@ class Admission:
             with trio.move_on_at(reserved.until):
                 await self._core.changed()
 
-    async def _authorize(self, pipe: Pipe) -> None:
+    async def _authorize(self, pipe: PipeTask) -> None:
         """Raise PipeRefused unless the application's ``authorize`` returns True for *pipe*."""
         authorize = self._core.options.authorize
         if authorize is None:
             return
         try:
-            answer = await _call(authorize, pipe)
+            answer = await _call(authorize, pipe.handle)
         except PipeRefused:
             raise
         except Exception as error:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVarTuple, Unpack
 import trio
 
 from sp.core.admission import Admission
-from sp.core.pipe_task import Pipe
+from sp.core.pipe_task import PipeTask
 from sp.core.receivers import Receivers
 from sp.core.senders import Senders
 from sp.errors import (
@@ -34,13 +34,14 @@ from sp.errors import (
 )
 from sp.events import Event, EventKind, EventStream
 from sp.interrupts import uninterrupted
+from sp.pipe import Pipe, worker_of
 from sp.protocol_numbers import protocol_name
 from sp.statistics import DropReason, SocketStatistics
 from sp.transports.contract import SHORTEST_KEEPALIVE, EndpointConfig
 
 if TYPE_CHECKING:
-    from sp.core.accepting import Listener
-    from sp.core.dialing import Dialer
+    from sp.core.accepting import ListenerTask
+    from sp.core.dialing import DialerTask
     from sp.options import SocketOptions
     from sp.protocols.engine import Engine, Mailbox
     from sp.tls.context import ContextSource
@@ -83,9 +84,9 @@ class Core:
         self.engine = engine
         self.options = options
         self.terms = EndpointConfig(number=engine.number, peer_number=engine.peer_number, find_body=engine.find_body, options=options)
-        self.pipes: dict[int, Pipe] = {}
-        self.dialers: list[Dialer] = []
-        self.listeners: list[Listener] = []
+        self.pipes: dict[int, PipeTask] = {}
+        self.dialers: list[DialerTask] = []
+        self.listeners: list[ListenerTask] = []
         self.dropped: Counter[DropReason] = Counter()
         self.open = False
         """Whether calls are accepted."""
@@ -93,7 +94,7 @@ class Core:
         """The thread whose calls are accepted, that of the trio run; 0: nobody's are."""
         self.closed_in_order = False
         """Whether what ended, or ends, the socket is ``aclose``."""
-        self.direct_reader: Pipe | None = None
+        self.direct_reader: PipeTask | None = None
         """A pipe that a waiting task may read itself, or does."""
         self.granted = 0
         """How often one has."""
@@ -114,9 +115,9 @@ class Core:
         self._changed = trio.Event()
         self._events: weakref.WeakSet[EventStream] | None = None  # it takes 1 kB: made when needed
         self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
-        self._due: list[Pipe] = []
+        self._due: list[PipeTask] = []
         self._writer: trio.lowlevel.Task | None = None
-        self._watched: dict[Pipe, None] = {}  # with data in flight, or written since the last look
+        self._watched: dict[PipeTask, None] = {}  # with data in flight, or written since the last look
         self._until_look = trio.CancelScope()
         self._look_every = max(SHORTEST_KEEPALIVE, options.tcp_keepalive or 0) / _LOOKS
         self._timer_wanted = trio.Event()
@@ -152,10 +153,10 @@ class Core:
         except RuntimeError:
             raise RuntimeError(_NO_TASK) from None
 
-    def may_end(self) -> bool:
-        """Do as ``check_caller``, for what ends something of the socket.
+    def may_close(self) -> bool:
+        """Return whether the caller may close the socket or a part of it; in a forked child there is nothing to close.
 
-        False: we are in a forked child, where there is nothing to do.
+        Raises RuntimeError unless a task of the socket's trio run calls.
         """
         if self._state is _State.FORKED:
             return False
@@ -215,7 +216,7 @@ class Core:
 
     async def aclose(self) -> None:
         """Close in order: stop dialing and listening, deliver what was accepted, then close."""
-        if not self.may_end():
+        if not self.may_close():
             return
         ours = self._serves(trio.lowlevel.current_task())
         if self._state in (_State.NEW, _State.ENTERED):
@@ -300,7 +301,7 @@ class Core:
 
     # Pipes.
 
-    def attach(self, pipe: Pipe) -> None:
+    def attach(self, pipe: PipeTask) -> None:
         """Make *pipe*, which was admitted, one of the socket's.  Raises PipeRefused when the engine does not take it."""
         if self.direct_reader is not None:
             self.direct_reader.revoke()  # from now on messages may come by any pipe
@@ -311,10 +312,10 @@ class Core:
         except PipeRefused:
             del self.pipes[pipe.id]
             raise
-        self.emit(Event(kind=EventKind.ATTACHED, url=pipe.url, pipe=pipe))
+        self.emit(Event(kind=EventKind.ATTACHED, url=pipe.url, pipe=pipe.handle))
         self.senders.serve(pipe)
 
-    def detach(self, pipe: Pipe) -> None:
+    def detach(self, pipe: PipeTask) -> None:
         """*pipe* has ended."""
         if self.pipes.pop(pipe.id, None) is None:
             return
@@ -326,10 +327,17 @@ class Core:
         if isinstance(pipe.error, MessageTooLarge):
             self.dropped[DropReason.TOO_LARGE] += 1
         self.engine.pipe_detached(pipe)
-        self.emit(Event(kind=EventKind.DETACHED, url=pipe.url, pipe=pipe, reason=pipe.reason, error=pipe.error))
+        self.emit(Event(kind=EventKind.DETACHED, url=pipe.url, pipe=pipe.handle, reason=pipe.handle.reason, error=pipe.error))
         self.senders.serve(pipe)
 
-    def lone(self, pipe: Pipe) -> bool:
+    def task_of(self, pipe: Pipe) -> PipeTask:
+        """Return the task that serves *pipe*, or served it.  Raises ValueError if *pipe* belongs to another socket."""
+        task = worker_of(pipe)
+        if not isinstance(task, PipeTask) or not task.is_of(self):
+            raise ValueError(f"{pipe!r} is a pipe of another socket")
+        return task
+
+    def lone(self, pipe: PipeTask) -> bool:
         """Whether *pipe* is the only one, so that a message can come by no other."""
         return self.open and len(self.pipes) == 1 and pipe.id in self.pipes
 
@@ -395,7 +403,7 @@ class Core:
 
     # Writing.
 
-    def write_soon(self, pipe: Pipe) -> None:
+    def write_soon(self, pipe: PipeTask) -> None:
         """Let the writer task write what *pipe* has gathered by its next turn."""
         self._due.append(pipe)
         writer, self._writer = self._writer, None
@@ -409,7 +417,7 @@ class Core:
                 await self._write_due()
             self._look()
 
-    def watch(self, pipe: Pipe) -> None:
+    def watch(self, pipe: PipeTask) -> None:
         """Look from time to time whether the peer of *pipe* acknowledges what was written.
 
         Until ``look`` of the pipe has said that nothing is in flight any more.
@@ -442,7 +450,7 @@ class Core:
                     with trio.CancelScope(shield=True):  # a look must not make us forget the rest
                         await trio.lowlevel.checkpoint()
 
-    def room(self, pipe: Pipe) -> None:
+    def room(self, pipe: PipeTask) -> None:
         """*pipe* can take messages again."""
         self.engine.pipe_has_room(pipe)
         self.senders.serve(pipe)
@@ -506,7 +514,7 @@ class Core:
         )
 
 
-def _moved(pipe: Pipe) -> dict[str, int]:
+def _moved(pipe: PipeTask) -> dict[str, int]:
     return {
         "messages_sent": pipe.messages_sent,
         "bytes_sent": pipe.bytes_sent,

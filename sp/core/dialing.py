@@ -1,4 +1,4 @@
-"""Dialer: keeps one pipe to one URL, and makes a new one when it is lost."""
+"""DialerTask: keeps one pipe to one URL, and makes a new one when it is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.core.pipe_task import TAKEN_HINT, Pipe
+from sp.core.pipe_task import TAKEN_HINT, PipeTask
+from sp.dialer import Dialer
 from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
 from sp.events import Event, EventKind
 from sp.http.message import retry_after
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sp.address import Address
     from sp.core.core import Core
     from sp.options import ShouldRedial
+    from sp.pipe import Pipe
     from sp.transports.contract import Connection, EndpointConfig
 
 log = logging.getLogger("sp")
@@ -58,14 +60,14 @@ class BackOff:
 
 
 @uninterrupted
-class Dialer:
-    """A URL that a socket dials until the dialer is closed.  Made by ``socket.dial``."""
+class DialerTask:
+    """What dials one URL until it is closed.  The application sees it as its ``handle``."""
 
     def __init__(self, core: Core, address: Address, terms: EndpointConfig, priority: int, *, once: bool) -> None:
-        self.pipe: Pipe | None = None
-        """The pipe, while there is one."""
         self.error: Exception | None = None
-        """Why the last attempt failed or the last pipe was lost."""
+        self.handle = Dialer(self)
+        """What the application sees."""
+        self._pipe: PipeTask | None = None  # the current one
         self._core = core
         self._address = address
         self._terms = terms
@@ -83,28 +85,34 @@ class Dialer:
 
     @property
     def url(self) -> str:
-        """The URL as it was given."""
         return self._address.url
 
-    def close(self) -> None:
-        """Dial no more, and end the pipe."""
-        if self._core.may_end():
-            self.drop()
+    @property
+    def pipe(self) -> Pipe | None:
+        return None if self._pipe is None else self._pipe.handle
 
-    def drop(self) -> None:
-        """Do as ``close``; for the library."""
+    @property
+    def state(self) -> str:
+        return "attached" if self._pipe is not None else "stopped" if self._stopped else "trying"
+
+    def close(self) -> None:
+        """Stop dialing and end the pipe, as the application asks for."""
+        if self._core.may_close():
+            self.close_unchecked()
+
+    def close_unchecked(self) -> None:
+        """Do as ``close``, whoever calls."""
         self.stop()
-        if self.pipe is not None:
-            self.pipe.drop()
+        if self._pipe is not None:
+            self._pipe.close_unchecked()
 
     def stop(self) -> None:
-        """Dial no more; the pipe lives on."""
+        """Stop dialing; the current pipe stays."""
         self._stopped = True
-        if self.pipe is None:
+        if self._pipe is None:
             self._scope.cancel()
 
     def statistics(self) -> DialerStatistics:
-        """Return what the dialer has been through."""
         return DialerStatistics(
             url=self.url,
             attempts=self._attempts,
@@ -114,7 +122,7 @@ class Dialer:
         )
 
     def __repr__(self) -> str:
-        return f"<Dialer {self.url} {'attached' if self.pipe else 'stopped' if self._stopped else 'trying'}>"
+        return f"<DialerTask {self.url} {self.state}>"
 
     async def decided(self) -> Exception | None:
         """Wait until the first attempt is over; return why it failed, or None when it made a pipe."""
@@ -160,7 +168,7 @@ class Dialer:
             log.debug("%s next attempt in %.2f s", self.url, wait)
             await trio.sleep(wait)
 
-    async def _connect(self) -> Pipe:
+    async def _connect(self) -> PipeTask:
         tls = self._terms.tls
         if tls is not None and tls.watch_files is not None:
             tls.contexts.check_files()
@@ -185,7 +193,7 @@ class Dialer:
                 connection.close(error if isinstance(error, Exception) else None)
             raise
 
-    async def _admit(self, connection: Connection) -> Pipe:
+    async def _admit(self, connection: Connection) -> PipeTask:
         try:
             return await self._core.admission.admit_connection(connection, self.url, self._priority, dialed=True)
         except (PeerClosed, ConnectionError) as error:
@@ -194,11 +202,11 @@ class Dialer:
                 raise
             raise PeerClosed(f"{error}{TAKEN_HINT}") from error
 
-    async def _keep(self, pipe: Pipe) -> None:
+    async def _keep(self, pipe: PipeTask) -> None:
         late = self._stopped  # in the tick in which it was attached
         if late:
-            pipe.drop()
-        self.pipe = pipe
+            pipe.close_unchecked()
+        self._pipe = pipe
         self.error = None
         self._attached += 1
         if pipe.tls is not None:
@@ -208,7 +216,7 @@ class Dialer:
             with trio.CancelScope(shield=late):  # the cancellation is ours, and a pipe would take it for the socket's
                 await pipe.run()
         finally:
-            self.pipe = None
+            self._pipe = None
         assert pipe.error is not None
         self._failed(pipe.error)
 

@@ -1,4 +1,4 @@
-"""Pipe: a greeted connection, attached to a socket."""
+"""PipeTask: serves a connection to one peer, from its greeting until it ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import trio
 
 from sp.errors import PeerClosed, PeerError, PeerSilent
 from sp.interrupts import uninterrupted
+from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
 from sp.statistics import DropReason, PipeStatistics
 
@@ -71,13 +72,12 @@ _OWN, _ON_OFFER, _GRANTED, _REVOKED = _Reading.OWN, _Reading.ON_OFFER, _Reading.
 
 
 @uninterrupted
-class Pipe:
-    """One peer.  Made by dialers and listeners; ``authorize`` and ``message.pipe`` show it to the application."""
+class PipeTask:
+    """What reads and writes one connection.  The application sees it as its ``handle``."""
 
     __slots__ = (
         "__weakref__",
         "_byte_limit",
-        "_connection",
         "_core",
         "_grace",
         "_left_over",
@@ -93,7 +93,9 @@ class Pipe:
         "_writing",
         "bytes_received",
         "bytes_sent",
+        "connection",
         "error",
+        "handle",
         "id",
         "messages_received",
         "messages_sent",
@@ -103,18 +105,16 @@ class Pipe:
     )
 
     def __init__(self, core: Core, connection: Connection, url: str, peer_number: int, priority: int) -> None:
-        self.id: int = next(_ids) & 0x7FFF_FFFF
-        """31 bits, from a random start."""
+        self.id: int = next(_ids) & 0x7FFF_FFFF  # 31 bits, from a random start
         self.url = url
-        """The URL of the dialer or listener that made the pipe."""
         self.peer_number = peer_number
         self.priority = priority
-        """That of its dialer or listener, 1 (the best) to 16: whom PUSH and REQ prefer."""
         self.error: Exception | None = None
-        """Why the pipe ended; None as long as it has not."""
+        self.handle = Pipe(self)
+        """What the application sees."""
         self.messages_sent = self.bytes_sent = self.messages_received = self.bytes_received = 0
         self._core = core
-        self._connection = connection
+        self.connection = connection
         self._limit = core.options.outbox_limit
         self._byte_limit = core.options.outbox_bytes
         self._outbox: deque[Message] = deque()
@@ -131,59 +131,43 @@ class Pipe:
 
     @property
     def peer_protocol(self) -> str:
-        """The name of the peer's protocol, for example ``REQ``."""
         return protocol_name(self.peer_number)
 
     @property
     def local_address(self) -> str:
-        """Our end: ``host:port`` for tcp, the URL for ipc and inproc."""
-        return self._connection.local_address
+        return self.connection.local_address
 
     @property
     def remote_address(self) -> str:
-        """The peer's end: ``host:port`` for tcp, the URL for ipc and inproc.
-
-        Behind a trusted proxy it is that of the proxy's client, as the proxy says: without ``:port`` where it does not tell that.
-        """
-        return self._connection.remote_address
+        return self.connection.remote_address
 
     @property
     def tls(self) -> TLSInfo | None:
-        """Version, cipher, the peer's certificate and so on; None without TLS."""
-        return self._connection.tls
+        return self.connection.tls
 
     @property
     def http(self) -> HTTPInfo | None:
-        """The handshake of a ``ws`` or ``wss`` pipe: path, query and headers; None for others."""
-        return self._connection.http
+        return self.connection.http
 
     @property
     def proxy_address(self) -> str | None:
-        """The address of the proxy that is connected to us, when ``remote_address`` is that of its client; None: there is none."""
-        return self._connection.proxy_address
+        return self.connection.proxy_address
 
     @property
     def proxy(self) -> ProxyInfo | None:
-        """What the PROXY protocol header says, on a listener with ``proxy_protocol=True``; None elsewhere."""
-        return self._connection.proxy
-
-    @property
-    def reason(self) -> str:
-        """Why the pipe ended, in the words of events and log; empty as long as it has not."""
-        return "" if self.error is None else str(self.error)
+        return self.connection.proxy
 
     @property
     def unsent(self) -> int:
-        """Messages that wait to be written."""
-        return len(self._outbox) + self._connection.unsent
+        return len(self._outbox) + self.connection.unsent
 
     def close(self) -> None:
-        """End the pipe now; what waits to be written is dropped and counted.  Its dialer will redial."""
-        if self._core.may_end():
-            self.drop()
+        """End the pipe, as the application asks for."""
+        if self._core.may_close():
+            self.close_unchecked()
 
-    def drop(self) -> None:
-        """Do as ``close``; for the library."""
+    def close_unchecked(self) -> None:
+        """Do as ``close``, whoever calls."""
         self.end(trio.ClosedResourceError("the pipe was closed by the application"))
 
     def is_of(self, core: Core) -> bool:
@@ -203,10 +187,14 @@ class Pipe:
             outbox=self.unsent,
         )
 
-    def __repr__(self) -> str:
-        return f"<Pipe {self.id} {self._state.value} {self.peer_protocol} {self.remote_address}>"
+    @property
+    def state(self) -> str:
+        return self._state.value
 
-    # What the engine may do (sp.protocols.engine.EnginePipe); not for applications.
+    def __repr__(self) -> str:
+        return f"<PipeTask {self.id} {self._state.value} {self.peer_protocol} {self.remote_address}>"
+
+    # What the engine may do (sp.protocols.engine.EnginePipe).
 
     def offer(self, message: Message) -> bool:
         """Queue *message*, or write it at once.  False: no room."""
@@ -273,7 +261,7 @@ class Pipe:
         The kernel takes more of ours only when a third of its megabytes is free: a slow peer may
         need minutes for that, so what it has acknowledged counts as well.
         """
-        return self._times_writable + self._connection.acknowledged()
+        return self._times_writable + self.connection.acknowledged()
 
     def resume(self) -> None:
         """Wake our task, if it is parked: it finds out by itself what has changed."""
@@ -285,7 +273,7 @@ class Pipe:
         """End the pipe for what the peer did."""
         self.end(error)
 
-    # What the core does; not for applications.
+    # What the core does.
 
     def attach(self) -> None:
         """From now on messages can be offered."""
@@ -296,14 +284,14 @@ class Pipe:
         if self.error is None:
             self.error = error
         self._state = _ENDED
-        self._connection.close(error)
+        self.connection.close(error)
         if self._grace is not None:
             self._grace.cancel()
         self.resume()
 
     def settle(self) -> None:
         """Take what was handed to the connection and never written to its end out of what counts as sent."""
-        self.messages_sent -= self._connection.unsent
+        self.messages_sent -= self.connection.unsent
 
     def finish(self) -> None:
         """Write what waits, tell the peer that this was all, and deliver nothing more.  The peer's end then ends the pipe."""
@@ -333,7 +321,7 @@ class Pipe:
     def look(self, now: float) -> bool:
         """Return whether to look again; end the pipe if its peer acknowledges nothing any more."""
         try:
-            self._watched = self._connection.look(now)
+            self._watched = self.connection.look(now)
         except PeerSilent as error:
             self.end(error)
             return False
@@ -367,7 +355,7 @@ class Pipe:
         return explained
 
     async def _read(self) -> None:
-        receive_batch = self._connection.receive_batch
+        receive_batch = self.connection.receive_batch
         while True:
             batch = await receive_batch()
             if not batch:
@@ -376,13 +364,14 @@ class Pipe:
             self._received(batch)
             await self._deliver_all(batch)
             del batch  # nobody's message is kept alive while we wait
-            while dialogue and self._connection.allows_direct_read and self._core.lone(self):
+            while dialogue and self.connection.allows_direct_read and self._core.lone(self):
                 dialogue = await self._grant()
 
     def _received(self, batch: list[Message]) -> None:
         """Count *batch* and mark it as ours."""
+        handle = self.handle
         for message in batch:
-            message.pipe = self
+            message.pipe = handle
         size = sum([len(message.body) for message in batch])
         if self._core.engine.find_body is not None:
             size += sum([len(message.header) for message in batch])
@@ -444,7 +433,7 @@ class Pipe:
         try:
             while True:
                 self._reading = _GRANTED
-                batch = await self._connection.receive_batch()
+                batch = await self.connection.receive_batch()
                 revoked = self._is_revoked
                 self._reading = _ON_OFFER
                 if not batch:
@@ -482,7 +471,7 @@ class Pipe:
         """Make a task that reads in our stead look around: there may be something for it by another way."""
         if self._reading is _GRANTED:
             self._reading = _REVOKED
-            self._connection.interrupt()
+            self.connection.interrupt()
 
     def revoke(self) -> None:
         """Read by ourselves from now on."""
@@ -538,7 +527,7 @@ class Pipe:
         outbox = self._outbox
         waiting, waiting_bytes = len(outbox), self._outbox_bytes
         try:
-            done = self._connection.send_nowait(outbox)
+            done = self.connection.send_nowait(outbox)
         except OSError as error:
             self._writing = _BROKEN
             self._count_written(waiting, waiting_bytes)  # and what was not written after all is in the connection's count
@@ -550,7 +539,7 @@ class Pipe:
             self._watched = True
             self._core.watch(self)
         if done and (self._state is _FINISHING or self._state is _LEAVING):
-            done = self._connection.finish()
+            done = self.connection.finish()
         if done:
             self._writing = _IDLE
         elif self._writing is not _BLOCKED:
@@ -574,7 +563,7 @@ class Pipe:
         state = self._writing
         while state is _BLOCKED:
             try:
-                await self._connection.wait_writable()
+                await self.connection.wait_writable()
                 self._times_writable += 1
             except trio.ClosedResourceError:
                 pass  # closed, or a reader was interrupted

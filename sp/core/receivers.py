@@ -13,7 +13,7 @@ from sp.errors import StateError
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.core.pipe_task import Pipe
+    from sp.core.pipe_task import PipeTask
     from sp.message import Message
     from sp.protocols.engine import Mailbox, Receiver
 
@@ -27,7 +27,7 @@ class Receivers:
         self._core = core
         self._mailbox = mailbox
         self._exclusive = exclusive
-        self._reading: tuple[Pipe, Receiver] | None = None  # one of us reads that pipe while it waits
+        self._reading: tuple[PipeTask, Receiver] | None = None  # one of us reads that pipe while it waits
         self._error: Exception | None = None  # why it should stop
         self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()
         self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}  # by receiver, which may end alone
@@ -62,7 +62,7 @@ class Receivers:
         received: Message = await trio.lowlevel.wait_task_rescheduled(abort)
         return received
 
-    async def _read(self, pipe: Pipe, receiver: Receiver) -> Message | None:
+    async def _read(self, pipe: PipeTask, receiver: Receiver) -> Message | None:
         """Wait by reading *pipe*.  None: there is none yet, and the caller has to wait in another way."""
         self._reading = (pipe, receiver)
         self._core.receivers_wait(self)

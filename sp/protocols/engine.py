@@ -28,6 +28,11 @@ class EnginePipe(Protocol):
     def id(self) -> int: ...
 
     @property
+    def handle(self) -> object:
+        """What ``message.pipe`` is for the messages that come by this pipe."""
+        ...
+
+    @property
     def priority(self) -> int:
         """1 (the best) to 16, for protocols that pick a pipe for each message."""
         ...

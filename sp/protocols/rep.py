@@ -81,17 +81,17 @@ class RepEngine(Engine):
         self.reply_limit = options.reply_limit
         self.reply_bytes = options.reply_bytes
         self._max_header = WORD * ttl
-        self._pipes: dict[object, EnginePipe] = {}
+        self._pipes: dict[object, EnginePipe] = {}  # by their handles
         self._congested: set[EnginePipe] = set()
 
     def open_context(self) -> RepContext:
         return RepContext(self)
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
-        self._pipes[pipe] = pipe
+        self._pipes[pipe.handle] = pipe
 
     def pipe_detached(self, pipe: EnginePipe) -> None:
-        self._pipes.pop(pipe, None)
+        self._pipes.pop(pipe.handle, None)
         self.inbox.forget(pipe)
 
     def pipe_congested(self, pipe: EnginePipe) -> None:

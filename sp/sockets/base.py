@@ -12,17 +12,19 @@ import attrs
 import trio
 
 from sp.address import Address
-from sp.core.accepting import Listener
+from sp.core.accepting import ListenerTask
 from sp.core.budget import CheckpointBudget
 from sp.core.core import Core, end_child
-from sp.core.dialing import Dialer
-from sp.core.pipe_task import Pipe
+from sp.core.dialing import DialerTask
 from sp.core.receivers import Receivers
+from sp.dialer import Dialer
 from sp.errors import AddressError, DialError, StateError, TLSConfigError
 from sp.events import Event, EventKind, EventStream
 from sp.http.message import WSClientConfig, WSServerConfig
 from sp.interrupts import uninterrupted
+from sp.listener import Listener
 from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions, check_priority
+from sp.pipe import Pipe
 from sp.protocols.engine import Engine, RawReceiver, Sender
 from sp.sockets.verbs import Verbs
 from sp.statistics import SocketStatistics
@@ -79,7 +81,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
     ) -> bool | None:
         """Close the socket: in order, or at once when there is an exception."""
         # With GeneratorExit it may be the garbage collector that ends the block, from no task.
-        if not isinstance(error, GeneratorExit) and not self._core.may_end():
+        if not isinstance(error, GeneratorExit) and not self._core.may_close():
             end_child(error)
         if self._manager is None:
             raise StateError("the socket is in no block: its 'async with' has not begun, or has ended already")
@@ -128,7 +130,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     def close(self) -> None:
         """Close the socket at once; what was accepted but not written is dropped and counted."""
-        if self._core.may_end():
+        if self._core.may_close():
             self._core.close()
 
     async def dial(
@@ -158,19 +160,19 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
         await trio.lowlevel.checkpoint()
         self._core.check_open()
-        dialer = Dialer(self._core, address, terms, rank, once=wait)
+        dialer = DialerTask(self._core, address, terms, rank, once=wait)
         self._core.dialers.append(dialer)
         self._core.spawn(dialer.run)
         if wait:
             try:
                 error = await dialer.decided()
             except BaseException:
-                dialer.drop()
+                dialer.close_unchecked()
                 raise
             self._core.check_open()
             if error is not None:
                 raise DialError(f"cannot dial {url!r}: {error}") from error
-        return dialer
+        return dialer.handle
 
     async def listen(
         self,
@@ -203,11 +205,11 @@ class Socket(Verbs, trio.abc.AsyncResource):
             for acceptor in acceptors:
                 acceptor.close()
             self._core.check_open()
-        listener = Listener(self._core, acceptors, cast("TLSServerConfig | None", terms.tls), rank)
+        listener = ListenerTask(self._core, acceptors, cast("TLSServerConfig | None", terms.tls), rank)
         self._core.listeners.append(listener)
         self._core.spawn(listener.run)
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
-        return listener
+        return listener.handle
 
     def _rank(self, priority: int | None) -> int:
         if priority is None:
@@ -295,17 +297,17 @@ class Socket(Verbs, trio.abc.AsyncResource):
     @property
     def pipes(self) -> Sequence[Pipe]:
         """The pipes that are attached now."""
-        return tuple(self._core.pipes.values())
+        return tuple(pipe.handle for pipe in self._core.pipes.values())
 
     @property
     def dialers(self) -> Sequence[Dialer]:
         """The dialers that have not stopped."""
-        return tuple(self._core.dialers)
+        return tuple(dialer.handle for dialer in self._core.dialers)
 
     @property
     def listeners(self) -> Sequence[Listener]:
         """The listeners that have not stopped."""
-        return tuple(self._core.listeners)
+        return tuple(listener.handle for listener in self._core.listeners)
 
     def events(self) -> EventStream:
         """Return an async iterator over what happens to pipes, dialers and listeners from now on."""

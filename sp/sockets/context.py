@@ -18,8 +18,8 @@ from sp.sockets.verbs import ReceiveManyVerbs, ReceiveVerbs, SendVerbs, Verbs
 if TYPE_CHECKING:
     from sp.core.budget import CheckpointBudget
     from sp.core.core import Core
-    from sp.core.pipe_task import Pipe
     from sp.core.receivers import Receivers
+    from sp.pipe import Pipe
 
 
 @uninterrupted
@@ -46,7 +46,7 @@ class Context(Verbs, trio.abc.AsyncResource):
 
         A call that waits in it gets ClosedResourceError; a loop over it ends.
         """
-        if self._core.may_end():
+        if self._core.may_close():
             self.drop()
 
     def drop(self) -> None:
@@ -60,7 +60,7 @@ class Context(Verbs, trio.abc.AsyncResource):
 
     async def aclose(self) -> None:
         """Do as ``close``."""
-        if self._core.may_end():
+        if self._core.may_close():
             self.drop()
             await trio.lowlevel.checkpoint()
 

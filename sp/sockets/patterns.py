@@ -344,9 +344,7 @@ class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     def _sender_for(self, message: Message) -> Sender:
         if self._poly is None or message.pipe is None:
             return self._sender
-        if not message.pipe.is_of(self._core):
-            raise ValueError(f"{message.pipe!r} is a pipe of another socket")
-        return self._poly.lane_to(message.pipe)
+        return self._poly.lane_to(self._core.task_of(message.pipe))
 
 
 @uninterrupted

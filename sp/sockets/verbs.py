@@ -16,10 +16,10 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_
 
 from sp.core.budget import EVERY, CheckpointBudget
 from sp.core.core import Core
-from sp.core.pipe_task import Pipe
 from sp.core.receivers import Receivers
 from sp.interrupts import uninterrupted
 from sp.message import BytesLike, Message, to_body
+from sp.pipe import Pipe
 from sp.protocols.engine import BatchReceiver, BatchSender, Receiver, Sender
 
 _MANY: Final = 64

@@ -282,7 +282,7 @@ async def test_an_iteration_over_answers_under_random_cancellations_gets_each_an
                             answers.append(await anext(survey))
                 assert sorted(answers) == [b"%d-%d" % (turn, number) for number in range(8)]
                 survey.close()
-        assert all(pipe.messages_sent == 40 for pipe in surveyor.pipes)  # each survey was sent once
+        assert all(pipe.statistics().messages_sent == 40 for pipe in surveyor.pipes)  # each survey was sent once
         assert surveyor.statistics().dropped == {}
         nursery.cancel_scope.cancel()
 

@@ -111,7 +111,7 @@ async def test_a_forged_backtrace_leads_back_to_who_has_forged_it(pattern: str, 
             assert await receive_frame(forger) == forged + b"forged"
         await service.send_all(frame(words(victim_id, 0x8000_0042) + b"answer"))
         assert await receive_frame(victim) == words(0x8000_0042) + b"answer"
-        assert device.front.pipes[0].messages_sent == 1
+        assert device.front.pipes[0].statistics().messages_sent == 1
         for stream in (victim, forger, service):
             await stream.aclose()
 

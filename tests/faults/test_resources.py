@@ -245,12 +245,12 @@ async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_rea
                 async def flood() -> None:
                     for _ in range(20):
                         await stream.send_all(block)
-                    while pipe.messages_received < 600_000:
+                    while pipe.statistics().messages_received < 600_000:
                         await trio.lowlevel.checkpoint()
                     stop.set()
 
                 async def tick() -> None:
-                    steps.extend(await count_turns(stop, lambda: pipe.messages_received))
+                    steps.extend(await count_turns(stop, lambda: pipe.statistics().messages_received))
 
                 nursery.start_soon(flood)
                 nursery.start_soon(tick)

@@ -437,7 +437,7 @@ async def test_a_peer_that_pings_and_never_reads_costs_a_bounded_place() -> None
                 socket_of(stream).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
                 storm = frame(b"p" * 125, PING) * 500
                 sent = 0
-                connection: Any = rep.pipes[0]._connection
+                connection: Any = rep._core.task_of(rep.pipes[0]).connection
                 while not connection._control:  # until the way back is full
                     await stream.send_all(storm)
                     sent += 500

@@ -90,7 +90,7 @@ async def test_a_killed_worker_costs_what_it_had_and_the_others_get_all_the_rest
                 assert detached.reason
             await until(lambda: sent == count)
             lost = push.statistics().dropped[sp.DropReason.PIPE_CLOSED]
-            await until(lambda: len(got) + killed.messages_sent + lost == count)
+            await until(lambda: len(got) + killed.statistics().messages_sent + lost == count)
             assert got == sorted(set(got))
             assert push.statistics().dropped.keys() <= {"pipe closed"}
             assert lost <= 4 + 4  # its outbox, and what one write took over

@@ -110,7 +110,7 @@ async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(flood)
                     (pipe,) = bus.pipes
-                    connection: Any = pipe._connection
+                    connection: Any = bus._core.task_of(pipe).connection
                     while not connection._unwritten:  # until the kernel takes no more answers
                         await trio.lowlevel.checkpoint()
                     pipe.close()
@@ -123,7 +123,7 @@ async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is
 def refuse_once(sock: sp.Bus0) -> None:
     """Let the kernel of the only pipe be full for one moment."""
     (pipe,) = sock.pipes
-    connection: Any = pipe._connection
+    connection: Any = sock._core.task_of(pipe).connection
     link = connection._link
     real = link.send
 
@@ -185,7 +185,7 @@ async def test_draining_ends_when_the_socket_is_closed(mock_clock: MockClock) ->
             await rep.wait_for_peers()
             began = trio.current_time()
             nursery.start_soon(rep.listeners[0].drain, 1000)
-            await until(lambda rep=rep: rep.pipes[0]._state.value == "leaving")
+            await until(lambda rep=rep: rep._core.task_of(rep.pipes[0]).state == "leaving")
             if close == "close":
                 rep.close()
             else:
@@ -423,7 +423,7 @@ async def test_who_comes_in_the_moment_in_which_the_leader_leaves_is_served_by_t
     async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other, sp.Req0() as req:
         leader = leads.listeners[0]
         listener = await other.listen(f"ws://{port_of(leader)}/other")
-        acceptor: Any = leader._acceptors[0]
+        acceptor: Any = leads._core.listeners[0]._acceptors[0]
         base = acceptor._base
         accept = base.accept
 

@@ -18,10 +18,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sp.core.pipe_task import Pipe
 from sp.errors import PipeRefused, RequestLost, RequestReplaced, StateError
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
+from sp.pipe import Pipe
 from sp.protocols.backtrace import backtrace_end, word_of
 from sp.protocols.bus import BusEngine, RawBusEngine
 from sp.protocols.pair0 import Pair0Engine

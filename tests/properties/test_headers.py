@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sp.core.pipe_task import Pipe
 from sp.message import Message
 from sp.options import SocketOptions
+from sp.pipe import Pipe
 from sp.protocols.backtrace import MAX_WORDS, backtrace_end, check_header, request_id_end
 from sp.protocols.engine import Engine
 from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine, hops_end

@@ -9,10 +9,10 @@ from typing import cast
 
 import pytest
 
-from sp.core.pipe_task import Pipe
 from sp.errors import PipeRefused
 from sp.message import Message
 from sp.options import SocketOptions
+from sp.pipe import Pipe
 from sp.protocols.pair1 import Pair1Engine, PolyPair1Engine, RawPair1Engine, hops_end
 from sp.testing import FakePipe
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from sp.core.pipe_task import Pipe
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
+from sp.pipe import Pipe
 from sp.protocols.backtrace import MAX_WORDS, word_of
 from sp.protocols.bus import RawBusEngine
 from sp.protocols.rep import RawRepEngine

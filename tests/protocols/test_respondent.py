@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from sp.core.pipe_task import Pipe
 from sp.errors import StateError
 from sp.message import Message
 from sp.options import SocketOptions
+from sp.pipe import Pipe
 from sp.protocols.respondent import RespondentEngine
 from sp.testing import FakePipe
 

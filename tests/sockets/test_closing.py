@@ -226,8 +226,8 @@ async def test_two_hundred_peers_are_written_to_in_turns_with_other_tasks(name: 
             for _ in range(2):  # the first message is written at once, the second by the writer
                 pub.send_nowait(b"x")
             written = set()
-            while sum(pipe.messages_sent for pipe in pub.pipes) < 400:
-                written.add(sum(pipe.messages_sent for pipe in pub.pipes))
+            while sum(pipe.statistics().messages_sent for pipe in pub.pipes) < 400:
+                written.add(sum(pipe.statistics().messages_sent for pipe in pub.pipes))
                 await trio.lowlevel.checkpoint()
             assert len(written) >= 2  # in one go it would be seen once at most
             nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
-from sp.core.pipe_task import Pipe
+from sp.core.pipe_task import PipeTask
 from sp.message import Message
 from sp.options import SocketOptions
 from tests.transports.wire import connect_as, frame, socket_of, until
@@ -67,15 +67,15 @@ class Tasks:
     def __init__(self, nursery: trio.Nursery, **options: Any) -> None:
         self.options = SocketOptions(**options)
         self.spawn = nursery.start_soon
-        self.due: list[Pipe] = []
+        self.due: list[PipeTask] = []
         self.write_soon = self.due.append
 
-    def room(self, pipe: Pipe) -> None:
+    def room(self, pipe: PipeTask) -> None:
         pass
 
 
-def attached(nursery: trio.Nursery, wire: Wire, **options: Any) -> Pipe:
-    pipe = Pipe(cast("Core", Tasks(nursery, **options)), cast("Connection", wire), "inproc://x", 0x10, 8)
+def attached(nursery: trio.Nursery, wire: Wire, **options: Any) -> PipeTask:
+    pipe = PipeTask(cast("Core", Tasks(nursery, **options)), cast("Connection", wire), "inproc://x", 0x10, 8)
     pipe.attach()
     return pipe
 
@@ -109,7 +109,7 @@ async def test_a_batch_is_taken_as_far_as_there_is_room_in_bytes(blocked: bool) 
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("end", [Pipe.finish, Pipe.leave])
+@pytest.mark.parametrize("end", [PipeTask.finish, PipeTask.leave])
 async def test_a_pipe_that_leaves_while_nothing_can_be_written_writes_all_later_and_takes_its_leave_once(end: Any) -> None:
     async with trio.open_nursery() as nursery:
         wire = Wire(1)
@@ -128,7 +128,7 @@ async def test_a_pipe_that_leaves_while_nothing_can_be_written_writes_all_later_
         assert not nursery.child_tasks
 
 
-def broken(nursery: trio.Nursery, wire: Wire, **options: Any) -> Pipe:
+def broken(nursery: trio.Nursery, wire: Wire, **options: Any) -> PipeTask:
     """Return a pipe that could not write what it was offered."""
     pipe = attached(nursery, wire, **options)
     wire.error = BrokenPipeError("broken")
@@ -137,7 +137,7 @@ def broken(nursery: trio.Nursery, wire: Wire, **options: Any) -> Pipe:
     return pipe
 
 
-@pytest.mark.parametrize("end", [Pipe.finish, Pipe.leave])
+@pytest.mark.parametrize("end", [PipeTask.finish, PipeTask.leave])
 async def test_a_pipe_that_cannot_be_written_to_takes_nothing_and_tries_no_more(end: Any) -> None:
     async with trio.open_nursery() as nursery:
         wire = Wire()
@@ -179,7 +179,7 @@ async def test_the_last_words_of_a_peer_that_reads_no_more_arrive_within_the_lin
         socket_of(peer).shutdown(socket.SHUT_RD)
         await pair.send(b"never read")
         (pipe,) = pair.pipes
-        await until(lambda: pipe.broken)
+        await until(lambda: pair._core.pipes[pipe.id].broken)
         with pytest.raises(trio.WouldBlock):
             pair.send_nowait(b"refused")
         await peer.send_all(frame(b"last words", typed=True))

@@ -318,10 +318,10 @@ async def test_what_waits_for_a_peer_that_leaves_is_let_go(name: str) -> None:
         nursery.start_soon(Asker(slow).ask, 200)
         await wait_all_tasks_blocked()
         assert _waiting(rep) >= 20
-        gone = rep.pipes[0]
+        gone = rep._core.task_of(rep.pipes[0])
         slow.pipes[0].close()
         with trio.fail_after(10):
-            while gone in rep.pipes:
+            while gone.handle in rep.pipes:
                 await trio.lowlevel.checkpoint()
         assert gone not in rep._core.senders.lines
         assert rep.statistics().dropped[sp.DropReason.REQUESTER_GONE] >= 20

@@ -11,8 +11,6 @@ import sp
 from tests.tls.authority import Authority
 
 if TYPE_CHECKING:
-    from sp.core.accepting import Listener
-    from sp.core.dialing import Dialer
     from sp.sockets.base import Socket
 
 network_only = pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "tls+tcp://127.0.0.1:0"], ids=["tcp", "tls+tcp"])
@@ -45,11 +43,11 @@ def client_tls(url: str) -> sp.TLSClientConfig | None:
     return _client() if url.startswith(("tls", "wss")) else None
 
 
-async def listen(sock: Socket, url: str) -> Listener:
+async def listen(sock: Socket, url: str) -> sp.Listener:
     """Let *sock* listen on *url*."""
     return await sock.listen(url, tls=server_tls(url))
 
 
-async def dial(sock: Socket, url: str, *, wait: bool = True) -> Dialer:
+async def dial(sock: Socket, url: str, *, wait: bool = True) -> sp.Dialer:
     """Let *sock* dial *url*."""
     return await sock.dial(url, wait=wait, tls=client_tls(url))

@@ -203,7 +203,7 @@ async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
         await bus.wait_for_peers()
         (pipe,) = bus.pipes
         pinged: list[bytes] = []
-        connection: Any = pipe._connection
+        connection: Any = bus._core.task_of(pipe).connection
         link = connection._link
         real = link.send
 
