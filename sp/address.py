@@ -196,6 +196,14 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if plain_zone(host) == host else f"[{host.replace('%', '%25')}]"
 
 
+def host_port(host: str, port: int | str) -> str:
+    """Return *host*, as it is, and *port* in one text, with an IPv6 address in brackets: for messages and headers.
+
+    In a URL a zone may have to be escaped: ``bracketed`` does that.
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
     expected = f"expected {_EXPECTED[scheme]}"
     host, separator, port = rest.rpartition(":")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 
 import attrs
+
+from sp.checks import count, flag, optional, plain_function, seconds
 
 if TYPE_CHECKING:
     from sp.http.message import HTTPResponse, WSClientConfig, WSServerConfig
@@ -20,105 +20,13 @@ Authorize = Callable[["Pipe"], "bool | HTTPResponse | Awaitable[bool | HTTPRespo
 DEFAULT_PRIORITY = 8
 ShouldRedial = Callable[[Exception], bool]
 DropPolicy = Literal["oldest", "newest"]
-
-
-def count(minimum: int, maximum: float = math.inf) -> Callable[[object, _Attribute, object], None]:
-    def check(_: object, attribute: _Attribute, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{attribute.name} must be an int, not {value!r}")
-        if not minimum <= value <= maximum:
-            bounds = f"at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
-            raise ValueError(f"{attribute.name} must be {bounds}, not {value}")
-
-    return check
-
-
-def _seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[object, _Attribute, object], None]:
-    def check(_: object, attribute: _Attribute, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-        if not (0 < value < math.inf or (zero and value == 0)) or value > maximum:
-            most = "" if maximum == math.inf else f" of at most {maximum:g}"
-            raise ValueError(f"{attribute.name} must be {'zero or ' if zero else ''}a positive number of seconds{most}, not {value}")
-
-    return check
-
-
-def optional(check: Callable[[object, _Attribute, object], None]) -> Callable[[object, _Attribute, object], None]:
-    def check_unless_none(options: object, attribute: _Attribute, value: object) -> None:
-        if value is not None:
-            check(options, attribute, value)
-
-    return check_unless_none
-
-
-def check_seconds(name: str, value: object) -> float | None:
-    """Return *value*, a positive finite number of seconds or None; anything else raises, naming *name*."""
-    return None if value is None else _check_time(name, value, " or None")
-
-
-def check_time(name: str, value: object) -> float:
-    """Return *value*, a positive finite number of seconds; anything else raises, naming *name*."""
-    return _check_time(name, value, "")
-
-
-def _check_time(name: str, value: object, alternative: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds{alternative}, not {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number of seconds{alternative}, not {value}")
-    return float(value)
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return *value*, True or False; anything else raises, naming *name*."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
-    return value
-
-
-def check_ttl(value: object) -> int:
-    """Return *value*, a hop limit from 1 to 255; anything else raises."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"ttl must be an int, not {value!r}")
-    if not 1 <= value <= 255:
-        raise ValueError(f"ttl must be from 1 to 255, not {value}")
-    return value
-
-
-def check_priority(value: object) -> int:
-    """Return *value*, a priority from 1 to 16; anything else raises."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"priority must be an int, not {value!r}")
-    if not 1 <= value <= 16:
-        raise ValueError(f"priority must be from 1, the best, to 16, not {value}")
-    return value
-
-
-def check_policy(name: str, value: object) -> DropPolicy:
-    """Return *value*, one of ``"oldest"`` and ``"newest"``; anything else raises, naming *name*."""
-    if value == "oldest":
-        return "oldest"
-    if value == "newest":
-        return "newest"
-    raise ValueError(f'{name} must be "oldest" or "newest", not {value!r}')
-
-
-def _plain(_: object, attribute: _Attribute, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{attribute.name} must be a function or None, not {value!r}")
-    if inspect.iscoroutinefunction(value):
-        raise TypeError(f"{attribute.name} must be a plain function, not an async one: its answer is needed at once")
+DROP_POLICIES: Final[tuple[DropPolicy, ...]] = ("oldest", "newest")
 
 
 def _tls(_: object, __: _Attribute, value: object) -> None:
     # By name: the classes stand in a higher layer.
     if value is not None and type(value).__name__ not in ("TLSServerConfig", "TLSClientConfig"):
         raise TypeError(f"tls must be a TLSServerConfig or a TLSClientConfig, not {type(value).__name__}")
-
-
-def _flag(_: object, attribute: _Attribute, value: object) -> None:
-    check_flag(attribute.name, value)
 
 
 def _ws(_: object, __: _Attribute, value: object) -> None:
@@ -174,13 +82,13 @@ class SocketOptions:
     """The configuration for URLs with TLS, a listener's or a dialer's; ``listen`` and ``dial`` take one of their own as well."""
     ws: WSServerConfig | WSClientConfig | None = attrs.field(default=None, validator=_ws)
     """For URLs that begin as HTTP (``ws``, ``wss``, ``ws+unix``), a listener's or a dialer's; ``listen`` and ``dial`` take their own."""
-    proxy_protocol: bool = attrs.field(default=False, validator=_flag)
+    proxy_protocol: bool = attrs.field(default=False, validator=flag)
     """Whether every connection to a listener begins with a PROXY protocol header.  ``listen`` takes one of its own."""
     authorize: Authorize | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
     """Sees each pipe after the greeting and before any message; anything but True, or an exception, ends the pipe.  May be async.
 
     Who has come by HTTP has not had its answer then: an ``HTTPResponse`` refuses it with that, anything else but True with a 403."""
-    should_redial: ShouldRedial | None = attrs.field(default=None, validator=optional(_plain))
+    should_redial: ShouldRedial | None = attrs.field(default=None, validator=optional(plain_function))
     """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
     max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
     """Largest message accepted, in bytes of header and body; exactly this size is accepted.  None: no limit."""
@@ -200,17 +108,17 @@ class SocketOptions:
     (PeerStalled)."""
     reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """The same in bytes of headers and bodies."""
-    handshake_timeout: float = attrs.field(default=10.0, validator=_seconds(zero=False))
+    handshake_timeout: float = attrs.field(default=10.0, validator=seconds(zero=False))
     """Seconds a new connection has until its pipe is attached, ``authorize`` included; a dial has as long to connect."""
     max_handshakes: int = attrs.field(default=1024, validator=count(1))
     """Newcomers that may be greeting at once, per listener; one more ends the oldest."""
-    redial_min: float = attrs.field(default=0.1, validator=_seconds(zero=False))
+    redial_min: float = attrs.field(default=0.1, validator=seconds(zero=False))
     """Shortest wait in seconds before a redial; equal to ``redial_max`` it makes the wait constant."""
-    redial_max: float = attrs.field(default=60.0, validator=_seconds(zero=False))
+    redial_max: float = attrs.field(default=60.0, validator=seconds(zero=False))
     """Longest wait in seconds before a redial."""
-    tcp_keepalive: float | None = attrs.field(default=60.0, validator=optional(_seconds(zero=False, maximum=86_400)))
+    tcp_keepalive: float | None = attrs.field(default=60.0, validator=optional(seconds(zero=False, maximum=86_400)))
     """Seconds after which a tcp peer that vanished without a word is given up.  None: when the kernel does."""
-    linger: float = attrs.field(default=1.0, validator=_seconds(zero=True))
+    linger: float = attrs.field(default=1.0, validator=seconds(zero=True))
     """Seconds that ``aclose`` may take to deliver what was accepted.  0: it drops that at once."""
     ipc_mode: int | None = attrs.field(default=None, validator=optional(count(0, 0o777)))
     """Permission bits of a listener's socket file.  None: what the umask leaves."""

@@ -21,6 +21,7 @@ HEIGHTS = {"protocols": 1, "http": 1, "tls": 2, "transports": 3, "core": 4, "soc
 """By folder; values are at the bottom and the rest of the public face is at the top."""
 VALUES = {
     "address",
+    "checks",
     "dialer",
     "errors",
     "events",

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from sp.checks import check_seconds
 from sp.core.pipe_task import PipeTask
 from sp.errors import Error, StateError
 from sp.events import Event, EventKind
 from sp.interrupts import uninterrupted
 from sp.listener import Listener
-from sp.options import check_time
 from sp.statistics import ListenerStatistics
 from sp.transports.contract import AnsweredByHTTP, HandedOver
 
@@ -75,7 +75,7 @@ class ListenerTask:
     async def drain(self, timeout: float) -> None:
         """Refuse new connections, let the peers go elsewhere, then close.  See ``Listener.drain``."""
         self._core.check_open()
-        check_time("timeout", timeout)  # None is refused: one peer that never leaves would make it wait forever
+        check_seconds("timeout", timeout)  # None is refused: one peer that never leaves would make it wait forever
         self._draining = True
         try:
             for acceptor in self._acceptors:

@@ -8,6 +8,7 @@ from typing import Final
 
 import attrs
 
+from sp.address import host_port
 from sp.http.message import HTTPHeaders, IPAddress, WSServerConfig
 
 _MAX_PORT: Final = 65535
@@ -45,7 +46,7 @@ def format_ip(address: IPAddress, port: str) -> str:
     """Return ``host:port``, with IPv6 in brackets; without a port the address alone."""
     if not port:
         return str(address)
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    return host_port(str(address), port)
 
 
 _ZONE: Final = re.compile(r"%[^\]]*")

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
-from sp.address import is_path
-from sp.options import check_seconds, optional
+from sp.address import host_port, is_host, is_path, plain_zone
+from sp.checks import check_seconds, choice, count, flag, optional, seconds_or_none
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -99,19 +99,12 @@ def _size(value: object) -> str:
     return f"<{len(cast('bytes', value))} bytes>"
 
 
-def _status(_: object, __: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"status must be an int, not {value!r}")
-    if not 200 <= value <= 599:
-        raise ValueError(f"status must be from 200 to 599, not {value}")
-
-
 @final
 @attrs.frozen
 class HTTPResponse:
     """An answer instead of a WebSocket: what ``authorize`` and ``health`` may return, and what a dialer got in ``UpgradeRefused``."""
 
-    status: int = attrs.field(validator=_status)
+    status: int = attrs.field(validator=count(200, 599))
     """200 to 599."""
     body: bytes = attrs.field(default=b"", converter=_body, repr=_size)
     """The content; a str is encoded as UTF-8."""
@@ -267,32 +260,19 @@ def _check_health_path(_: object, attribute: attrs.Attribute[Any], value: object
         raise ValueError(f"{attribute.name} must be a path, as /healthz, not {value!r}")
 
 
-def _check_flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
-
-
-def _check_interval(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    check_seconds(attribute.name, value)
-
-
 def _check_timeout(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if check_seconds(attribute.name, value) is None:
+    if value is None:
         raise TypeError(f"{attribute.name} must be a number of seconds, not None: for no pings, ping_interval=None")
-
-
-def _check_forwarded(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value not in ("X-Forwarded-For", "Forwarded"):
-        raise ValueError(f'{attribute.name} must be "X-Forwarded-For" or "Forwarded", not {value!r}')
+    check_seconds(attribute.name, value)
 
 
 @attrs.frozen(kw_only=True)
 class _WSConfig:
-    ping_interval: float | None = attrs.field(default=20.0, validator=_check_interval)
+    ping_interval: float | None = attrs.field(default=20.0, validator=seconds_or_none)
     """Seconds between two pings, whatever else is said; proxies end what is idle for a minute.  None: no pings."""
     ping_timeout: float = attrs.field(default=20.0, validator=_check_timeout)
     """Seconds after a ping in which something has to come from the peer, or the pipe ends with ``PeerSilent``."""
-    ping_everyone: bool = attrs.field(default=False, validator=_check_flag)
+    ping_everyone: bool = attrs.field(default=False, validator=flag)
     """True: ping everybody, and take silence for the end.
 
     False: not who may be libnanomsg, which gives each ping to its application as a message and never answers; and libnng and mangos, which
@@ -315,7 +295,7 @@ class WSServerConfig(_WSConfig):
     """What it says there: called for each check, may be async.  A str is the body of a 200, False is 503; None: ``ok``."""
     trusted_proxies: tuple[IPNetwork | str, ...] = attrs.field(default=(), converter=_networks)
     """Networks whose word counts on whom they forward for, as ``10.0.0.0/8``; ``"unix"``: whoever comes by a unix socket."""
-    forwarded_header: ForwardedHeader = attrs.field(default="X-Forwarded-For", validator=_check_forwarded)
+    forwarded_header: ForwardedHeader = attrs.field(default="X-Forwarded-For", validator=choice("X-Forwarded-For", "Forwarded"))
     """Where the proxies say so; the other header is not looked at, since a client may have sent it."""
 
     def __attrs_post_init__(self) -> None:
@@ -376,7 +356,7 @@ class ConnectProxy:
     @property
     def address(self) -> str:
         """Host and port, for messages: the credentials stay out."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     @classmethod
     def parse(cls, url: str) -> ConnectProxy:
@@ -399,8 +379,6 @@ class ConnectProxy:
 
 
 def _is_proxy_host(host: str) -> bool:
-    from sp.address import is_host, plain_zone  # noqa: PLC0415  # which needs this module
-
     try:
         return is_host(plain_zone(host.encode("idna").decode()))
     except UnicodeError:

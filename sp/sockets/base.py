@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from sp.address import Address
+from sp.checks import check_int
 from sp.core.accepting import ListenerTask
 from sp.core.budget import CheckpointBudget
 from sp.core.core import Core, end_child
@@ -23,7 +24,7 @@ from sp.events import Event, EventKind, EventStream
 from sp.http.message import WSClientConfig, WSServerConfig
 from sp.interrupts import uninterrupted
 from sp.listener import Listener
-from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions, check_priority
+from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions
 from sp.pipe import Pipe
 from sp.protocols.engine import Engine, RawReceiver, Sender
 from sp.sockets.verbs import Verbs
@@ -216,7 +217,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
             return DEFAULT_PRIORITY
         if not self._core.engine.balances:
             raise ValueError(f"priority is for sockets that pick a peer for each message, PUSH and REQ, not for {self._core.name}")
-        return check_priority(priority)
+        return check_int("priority", priority, 1, 16)
 
     def _terms(
         self,
@@ -285,8 +286,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     async def wait_for_peers(self, n: int = 1) -> None:
         """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
-        if isinstance(n, bool) or not isinstance(n, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"wait_for_peers takes a whole number of pipes, not {n!r}")
+        check_int("n", n, 0)
         self._core.check_open()
         await trio.lowlevel.checkpoint()
         self._core.check_open()

@@ -8,11 +8,12 @@ from typing import TypeVar, Unpack, cast
 
 import trio
 
+from sp.checks import check_choice, check_flag, check_seconds, check_seconds_or_none, check_ttl
 from sp.core.core import Core
 from sp.errors import StateError
 from sp.interrupts import uninterrupted
 from sp.message import BytesLike, Message, to_body
-from sp.options import DropPolicy, SocketKeywords, check_flag, check_policy, check_seconds, check_time, check_ttl
+from sp.options import DROP_POLICIES, DropPolicy, SocketKeywords
 from sp.protocols.bus import BusEngine, RawBusEngine
 from sp.protocols.engine import Sender
 from sp.protocols.pair0 import Pair0Engine
@@ -53,7 +54,7 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     def __init__(self, *, resend_after: float | None = 60.0, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
         keywords = options_from(options, "resend_after", "raw")
-        seconds = check_seconds("resend_after", resend_after)
+        seconds = check_seconds_or_none("resend_after", resend_after)
         self._engine: ReqEngine | None = None
         if check_flag("raw", raw):
             engine = RawReqEngine(keywords)
@@ -208,7 +209,7 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     def __init__(self, *, deadline: float = 1.0, raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
         keywords = options_from(options, "deadline", "raw")
-        self._deadline = check_time("deadline", deadline)
+        self._deadline = check_seconds("deadline", deadline)
         self._engine: SurveyorEngine | None = None
         if check_flag("raw", raw):
             engine = RawSurveyorEngine(keywords)
@@ -233,7 +234,7 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     def context(self, *, deadline: float | None = None) -> Surveyor0Context:
         """Open another conversation, whose surveys take *deadline* seconds (None: as the socket has it)."""
         self._check_open()
-        seconds = self._deadline if deadline is None else check_time("deadline", deadline)
+        seconds = self._deadline if deadline is None else check_seconds("deadline", deadline)
         return Surveyor0Context(self._core, self._budget, _cooked(self._engine, "conversations").open_context(seconds))
 
 
@@ -356,7 +357,7 @@ class Pub0(Socket, SendManyVerbs):
     """
 
     def __init__(self, *, outbox_drops: DropPolicy = "oldest", raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
-        engine = PubEngine(check_policy("outbox_drops", outbox_drops))
+        engine = PubEngine(check_choice("outbox_drops", outbox_drops, DROP_POLICIES))
         super().__init__(engine, options_from(options, "outbox_drops", "raw"), raw=check_flag("raw", raw))
         self._sender = self._batch_sender = engine
 
@@ -384,7 +385,7 @@ class Sub0(Socket, ReceiveManyVerbs):
         **options: Unpack[SocketKeywords],
     ) -> None:
         keywords = options_from(options, "topics", "inbox_drops", "raw")
-        engine = SubEngine(keywords, check_policy("inbox_drops", inbox_drops))
+        engine = SubEngine(keywords, check_choice("inbox_drops", inbox_drops, DROP_POLICIES))
         super().__init__(engine, keywords, raw=check_flag("raw", raw))
         self._engine = None if raw else engine
         self._receiver = self._batches = self._subscriptions = engine.open_context()
@@ -430,7 +431,7 @@ class Bus0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     def __init__(self, *, inbox_drops: DropPolicy = "newest", raw: bool = False, **options: Unpack[SocketKeywords]) -> None:
         keywords = options_from(options, "inbox_drops", "raw")
         kind = RawBusEngine if check_flag("raw", raw) else BusEngine
-        engine = kind(keywords, check_policy("inbox_drops", inbox_drops))
+        engine = kind(keywords, check_choice("inbox_drops", inbox_drops, DROP_POLICIES))
         super().__init__(engine, keywords, raw=raw)
         self._sender = self._batch_sender = engine
         self._receiver = self._batches = engine

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled, current_task
 
+from sp.checks import check_int
 from sp.core.budget import EVERY, CheckpointBudget
 from sp.core.core import Core
 from sp.core.receivers import Receivers
@@ -257,8 +258,8 @@ class ReceiveManyVerbs(ReceiveVerbs):
 
         Waits for the first; otherwise as ``receive``.
         """
-        if max_messages is not None and (not isinstance(max_messages, int) or max_messages < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"max_messages must be a whole number of at least 1, or None, not {max_messages!r}")
+        if max_messages is not None:
+            check_int("max_messages", max_messages, 1)
         bodies = [(await self.receive_message()).body]
         bodies += self._batches.receive_more(None if max_messages is None else max_messages - 1)
         return bodies

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 import attrs
 
 from sp.address import absolute, is_host
+from sp.checks import choice, count, flag, optional, seconds_or_none
 from sp.errors import TLSConfigError
-from sp.options import check_seconds, count, optional
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -37,14 +37,6 @@ _GROUPS = ("P-256", "P-384", "P-521")
 _FILES = ("certificate", "private_key", "revoked", "client_ca", "ca", "key_log_file")
 
 
-def _one_of(*known: str) -> Any:
-    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value not in known:
-            raise ValueError(f"{attribute.name} must be one of {', '.join(known)}, not {value!r}")
-
-    return check
-
-
 def _source(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, str | os.PathLike | bytes):
         raise TypeError(f"{attribute.name} must be a path (str or PathLike) or PEM bytes, not {type(value).__name__}")
@@ -57,12 +49,6 @@ def _source(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
 def _path(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{attribute.name} must be a path (str or PathLike), not {type(value).__name__}")
-
-
-def _flag(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    # No truth tests: a None or a 0 that slipped in from somewhere must not decide about security.
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
 
 
 def _text(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -80,10 +66,6 @@ def _host(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
 def _password(_: object, __: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, str | bytes):
         raise TypeError(f"password must be str or bytes, not {type(value).__name__}")
-
-
-def _watch(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    check_seconds(attribute.name, value)
 
 
 def _shown(value: object) -> str:
@@ -105,9 +87,9 @@ class _TLSConfig:
     """Certificate revocation lists (PEM).  Given, there has to be a current one of each authority in a peer's chain."""
     max_chain_depth: int = attrs.field(default=10, validator=count(0, 100))
     """Intermediate certificates that may stand between the peer's and a trusted one."""
-    minimum_version: TLSVersion = attrs.field(default="TLSv1.2", validator=_one_of(*_VERSIONS))
+    minimum_version: TLSVersion = attrs.field(default="TLSv1.2", validator=choice(*_VERSIONS))
     """The oldest version spoken; nothing before 1.2 can be chosen."""
-    maximum_version: TLSVersion | None = attrs.field(default=None, validator=optional(_one_of(*_VERSIONS)))
+    maximum_version: TLSVersion | None = attrs.field(default=None, validator=optional(choice(*_VERSIONS)))
     """The newest version spoken.  None: the newest that OpenSSL has."""
     ciphers: str | None = attrs.field(default=None, validator=optional(_text))
     """Ciphers for TLS 1.2 in OpenSSL's notation, the best first: a server's order counts.
@@ -116,16 +98,16 @@ class _TLSConfig:
     ChaCha20)."""
     ciphersuites: str | None = attrs.field(default=None, validator=optional(_text))
     """Cipher suites for TLS 1.3, separated by colons.  None: OpenSSL's choice."""
-    group: Group | None = attrs.field(default=None, validator=optional(_one_of(*_GROUPS)))
+    group: Group | None = attrs.field(default=None, validator=optional(choice(*_GROUPS)))
     """The only group for the key exchange.  None: OpenSSL's choice, X25519MLKEM768 first.  pyOpenSSL can set one of these and no list."""
-    session_reuse: bool = attrs.field(default=True, validator=_flag)
+    session_reuse: bool = attrs.field(default=True, validator=flag)
     """Whether a reconnect may resume an earlier session instead of a full handshake.
 
     False: no session is remembered or resumed.  A server still sends two tickets under TLS 1.3,
     which lead to nothing, since pyOpenSSL has no call for their number."""
     key_log_file: str | os.PathLike[str] | None = attrs.field(default=None, validator=optional(_path))
     """Where the secrets of each connection are appended, for Wireshark; whoever reads it reads the traffic.  None: nowhere."""
-    watch_files: float | None = attrs.field(default=None, validator=_watch)
+    watch_files: float | None = attrs.field(default=None, validator=seconds_or_none)
     """Seconds between two looks of a listener at the files, which are reloaded when one has changed; a dialer looks before it dials.
 
     None: only ``reload`` does."""
@@ -168,7 +150,7 @@ class TLSServerConfig(_TLSConfig):
 
     client_ca: Source | None = attrs.field(default=None, validator=optional(_source), repr=_shown)
     """Who signs clients' certificates: a file, a directory, or PEM bytes.  None: clients are not asked for one."""
-    require_client_certificate: bool | None = attrs.field(default=None, validator=optional(_flag))
+    require_client_certificate: bool | None = attrs.field(default=None, validator=optional(flag))
     """With ``client_ca``: whether a client without a certificate is refused.  None: it is."""
 
 
@@ -186,7 +168,7 @@ class TLSClientConfig(_TLSConfig):
     """The DNS name or IP address that the server's certificate must have.  None: the host of the URL."""
     session_cache_size: int = attrs.field(default=256, validator=count(1))
     """Servers of which a session is remembered; one more forgets the one unused for longest."""
-    insecure_skip_verification: bool = attrs.field(default=False, validator=_flag)
+    insecure_skip_verification: bool = attrs.field(default=False, validator=flag)
     """True: talk to anybody who answers.  Encrypted, but to whom?  ``ca`` is then not looked at."""
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import attrs
 import pytest
 
-from sp.options import SocketKeywords, SocketOptions, check_policy, check_seconds, check_ttl
+from sp.checks import check_choice, check_seconds_or_none, check_ttl
+from sp.options import DROP_POLICIES, SocketKeywords, SocketOptions
 from sp.sockets.base import options_from
 
 COUNTS = ["inbox_limit", "inbox_bytes", "outbox_limit", "outbox_bytes", "reply_limit", "reply_bytes", "max_handshakes"]
@@ -173,21 +174,21 @@ def test_a_ttl_is_an_int(value: object) -> None:
 
 @pytest.mark.parametrize("value", ["oldest", "newest"])
 def test_there_are_two_policies(value: str) -> None:
-    assert check_policy("drops", value) == value
+    assert check_choice("drops", value, DROP_POLICIES) == value
 
 
 @pytest.mark.parametrize("value", ["", "Oldest", "none", None, True, b"oldest"])
 def test_any_other_policy_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match='drops must be "oldest" or "newest", not'):
-        check_policy("drops", value)
+        check_choice("drops", value, DROP_POLICIES)
 
 
 def test_a_resend_time_is_positive_or_off() -> None:
-    assert check_seconds("resend_after", None) is None
-    assert check_seconds("resend_after", 1) == 1.0
+    assert check_seconds_or_none("resend_after", None) is None
+    assert check_seconds_or_none("resend_after", 1) == 1.0
     for value in (0, -1, math.inf, math.nan):
         with pytest.raises(ValueError, match="resend_after must be a positive number of seconds or None, not"):
-            check_seconds("resend_after", value)
+            check_seconds_or_none("resend_after", value)
     for wrong in ("1", True, b"1"):
         with pytest.raises(TypeError, match="resend_after must be a number of seconds or None, not"):
-            check_seconds("resend_after", wrong)
+            check_seconds_or_none("resend_after", wrong)
