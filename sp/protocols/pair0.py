@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from sp.errors import PipeRefused
 from sp.protocol_numbers import PAIR0
-from sp.protocols.engine import EnginePipe, InboxEngine
+from sp.protocols.engine import EnginePipe
+from sp.protocols.inbox import InboxEngine
 
 if TYPE_CHECKING:
     from sp.message import Message

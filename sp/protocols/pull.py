@@ -6,7 +6,7 @@ A full inbox holds the pipes back, and lets each of them deliver in its turn: no
 from __future__ import annotations
 
 from sp.protocol_numbers import PULL, PUSH
-from sp.protocols.engine import InboxEngine
+from sp.protocols.inbox import InboxEngine
 
 
 class PullEngine(InboxEngine):

@@ -17,7 +17,8 @@ from sp.errors import StateError
 from sp.message import Message
 from sp.protocol_numbers import REP, REQ
 from sp.protocols.backtrace import WORD, backtrace_end, check_header, word_of
-from sp.protocols.engine import Engine, EnginePipe, Inbox, InboxEngine, Mailbox
+from sp.protocols.engine import Engine, EnginePipe, Mailbox
+from sp.protocols.inbox import Inbox, InboxEngine
 from sp.statistics import DropReason
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from sp.message import Message
 from sp.protocol_numbers import REP, REQ
 from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
 from sp.protocols.balancer import Balancer
-from sp.protocols.engine import Engine, EnginePipe, InboxEngine, Mailbox
+from sp.protocols.engine import Engine, EnginePipe, Mailbox
+from sp.protocols.inbox import InboxEngine
 from sp.statistics import DropReason
 
 if TYPE_CHECKING:

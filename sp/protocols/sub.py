@@ -11,7 +11,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from sp.protocol_numbers import PUB, SUB
-from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Inbox, Mailbox
+from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Mailbox
+from sp.protocols.inbox import Inbox
 
 if TYPE_CHECKING:
     from sp.message import Message

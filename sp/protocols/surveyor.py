@@ -21,7 +21,8 @@ from sp.errors import StateError
 from sp.message import Message
 from sp.protocol_numbers import RESPONDENT, SURVEYOR
 from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
-from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Inbox, InboxEngine, Mailbox
+from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Mailbox
+from sp.protocols.inbox import Inbox, InboxEngine
 from sp.statistics import DropReason
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
-from sp.protocols.engine import Inbox
+from sp.protocols.inbox import Inbox
 from sp.testing import FakePipe
 
 numbers = st.integers(0, 2)

@@ -8,7 +8,8 @@ import pytest
 
 from sp.message import Message
 from sp.options import DropPolicy, SocketOptions
-from sp.protocols.engine import Engine, Inbox
+from sp.protocols.engine import Engine
+from sp.protocols.inbox import Inbox
 from sp.testing import FakePipe
 
 
