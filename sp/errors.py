@@ -6,6 +6,7 @@ one REQ context), ``WouldBlock`` (the ``_nowait`` calls) and ``EndOfChannel``.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -47,14 +48,32 @@ class DialError(Error):
     """The first attempt of a dial failed; ``__cause__`` is the reason."""
 
 
-class PipeRefused(Error):
-    """This side turned a new pipe away: ``authorize`` said no, or the protocol has no place for it."""
+class RefusalKind(Enum):
+    """Why this side turned a new pipe away."""
 
-    def __init__(self, reason: str, response: HTTPResponse | None = None, *, permanent: bool = True) -> None:
+    NOT_AUTHORIZED = "not authorized"
+    """``authorize`` did not return True."""
+    NO_ROOM = "no room"
+    """A PAIR has its peer already, or is about to: the same pipe may be welcome later."""
+
+
+class RefusalResponse:
+    """The base of what ``authorize`` may return to say more than no.  ``HTTPResponse`` is the only one."""
+
+    __slots__ = ()
+
+    status: int
+
+
+class PipeRefused(Error):
+    """This side turned a new pipe away: ``authorize`` said no, or the protocol has no room for it."""
+
+    def __init__(self, reason: str, response: RefusalResponse | None = None, *, kind: RefusalKind = RefusalKind.NOT_AUTHORIZED) -> None:
         super().__init__(reason)
-        self.permanent = permanent
+        self.kind = kind
+        self.permanent = kind is not RefusalKind.NO_ROOM
         self.response = response
-        """What a peer that came by HTTP is answered, if ``authorize`` has chosen that."""
+        """The ``HTTPResponse`` that ``authorize`` has chosen for a peer that came by HTTP; None: the one that fits ``kind``."""
 
 
 class PeerError(Error):
@@ -95,7 +114,7 @@ class UpgradeRefused(GreetingError):
         self.retry_after = 0.0
         """Seconds for which a busy server (429, 503) wants to be left alone; 0: it has not said.
 
-        The dialer sets it.
+        0 as well where TLS was asked for and the server that answered is not verified.
         """
 
     def __reduce__(self) -> tuple[type[UpgradeRefused], tuple[str, HTTPResponse], dict[str, object]]:

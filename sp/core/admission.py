@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sp.core.pipe_task import PipeTask
-from sp.errors import GreetingError, PipeRefused, WrongProtocol
-from sp.http.message import HTTPResponse, refusal
+from sp.errors import GreetingError, PipeRefused, RefusalKind, RefusalResponse, WrongProtocol
 from sp.interrupts import uninterrupted
 from sp.protocol_numbers import protocol_name
 
@@ -82,7 +81,7 @@ class Admission:
                 if pipe.error is not None:
                     raise PipeRefused("refused: authorize closed the pipe")
             except PipeRefused as refused:
-                await connection.refuse(refused.response or refusal(403, "refused"))
+                await connection.refuse(refused)
                 raise
             if connection.closed:
                 raise trio.ClosedResourceError("the connection was closed while it was greeting")
@@ -112,13 +111,9 @@ class Admission:
     def _check_slot(self, connection: Connection) -> None:
         """Raise PipeRefused when there is no slot for *connection*."""
         reserved = self._reserved
-        try:
-            self._core.engine.check_can_attach()
-            if reserved is not None and reserved.keeps_out(connection):
-                raise PipeRefused("refused: this PAIR has its peer already, or is about to", permanent=False)
-        except PipeRefused as refused:
-            refused.response = refusal(503, str(refused))
-            raise
+        self._core.engine.check_can_attach()
+        if reserved is not None and reserved.keeps_out(connection):
+            raise PipeRefused("refused: this PAIR has its peer already, or is about to", kind=RefusalKind.NO_ROOM)
 
     async def _wait_for_earlier_newcomer(self, connection: Connection) -> None:
         """Wait until the peer that the slot is reserved for has become a pipe or not, or its time is up."""
@@ -137,7 +132,7 @@ class Admission:
             raise
         except Exception as error:
             raise PipeRefused(f"refused: authorize raised {error!r}") from error
-        if isinstance(answer, HTTPResponse):
+        if isinstance(answer, RefusalResponse):
             raise PipeRefused(f"refused: authorize said {answer.status}", answer)
         if not answer:
             raise PipeRefused("refused: authorize said no")

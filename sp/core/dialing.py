@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections import Counter
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Final
@@ -15,7 +14,6 @@ from sp.core.pipe_task import TAKEN_HINT, PipeTask
 from sp.dialer import Dialer
 from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
 from sp.events import Event, EventKind
-from sp.http.message import retry_after
 from sp.interrupts import uninterrupted
 from sp.statistics import DialerStatistics
 from sp.transports import transport_for
@@ -187,8 +185,8 @@ class DialerTask:
             if tls is not None and isinstance(error, Error) and not _is_known(connection):
                 # Anybody on the way can bring it about, and the next attempt would come late.
                 error.permanent = False
-            elif isinstance(error, UpgradeRefused):
-                error.retry_after = retry_after(error.response, time.time())
+                if isinstance(error, UpgradeRefused):
+                    error.retry_after = 0.0
             if connection is not None:
                 connection.close(error if isinstance(error, Exception) else None)
             raise

@@ -13,6 +13,7 @@ import attrs
 
 from sp.address import host_port, is_host, is_path, plain_zone
 from sp.checks import check_seconds, choice, count, flag, optional, seconds_or_none
+from sp.errors import RefusalResponse
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -101,7 +102,7 @@ def _size(value: object) -> str:
 
 @final
 @attrs.frozen
-class HTTPResponse:
+class HTTPResponse(RefusalResponse):
     """An answer instead of a WebSocket: what ``authorize`` and ``health`` may return, and what a dialer got in ``UpgradeRefused``."""
 
     status: int = attrs.field(validator=count(200, 599))

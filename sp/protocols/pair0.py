@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.errors import PipeRefused
+from sp.errors import PipeRefused, RefusalKind
 from sp.protocol_numbers import PAIR0
 from sp.protocols.engine import EnginePipe
 from sp.protocols.inbox import InboxEngine
@@ -33,7 +33,7 @@ class Pair0Engine(InboxEngine):
 
     def check_can_attach(self) -> None:
         if self._pipe is not None:
-            raise PipeRefused("refused: this PAIR has its peer already", permanent=False)
+            raise PipeRefused("refused: this PAIR has its peer already", kind=RefusalKind.NO_ROOM)
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
         self.check_can_attach()

@@ -13,7 +13,8 @@ from typing import Final, Protocol
 import attrs
 
 from sp.address import Address
-from sp.http.message import HTTPInfo, HTTPResponse, WSClientConfig, WSServerConfig
+from sp.errors import PipeRefused
+from sp.http.message import HTTPInfo, WSClientConfig, WSServerConfig
 from sp.message import FindBody, Message
 from sp.options import SocketOptions
 from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig
@@ -112,7 +113,7 @@ class Connection(Protocol):
         """The socket takes the peer: answer it, if it waits for that.  Raises OSError."""
         ...
 
-    async def refuse(self, response: HTTPResponse) -> None:
+    async def refuse(self, refusal: PipeRefused) -> None:
         """The socket does not take the peer: answer it, if it waits for that."""
         ...
 

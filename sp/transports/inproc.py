@@ -12,8 +12,7 @@ from typing import Final
 import trio
 
 from sp.address import Address
-from sp.errors import PeerClosed, PeerError
-from sp.http.message import HTTPResponse
+from sp.errors import PeerClosed, PeerError, PipeRefused, RefusalKind
 from sp.message import Message
 from sp.transports.contract import Acceptor, Connection, EndpointConfig
 from sp.transports.framing import broken_header, too_large
@@ -21,7 +20,6 @@ from sp.transports.framing import broken_header, too_large
 _QUEUE_LIMIT: Final = 128
 """Messages on their way between two sockets, each way: the part that a kernel buffer plays elsewhere.  Full, it holds the sender back."""
 _QUEUE_BYTES: Final = 4 << 20
-_UNAVAILABLE: Final = 503
 
 _listeners: trio.lowlevel.RunVar[dict[str, InprocAcceptor]] = trio.lowlevel.RunVar("sp.inproc")
 
@@ -141,9 +139,9 @@ class InprocConnection:
         self._has_greeted = True
         self._greeting.set()
 
-    async def refuse(self, response: HTTPResponse) -> None:
-        if response.status != _UNAVAILABLE:  # a place that is taken needs no words
-            self._peer._told = f": {response.status} {response.reason}"
+    async def refuse(self, refusal: PipeRefused) -> None:
+        if refusal.kind is not RefusalKind.NO_ROOM:  # the dialer of a PAIR adds that by itself
+            self._peer._told = f": {refusal.kind.value}"
 
     async def linger_close(self, error: Exception | None = None) -> None:
         pass

@@ -8,8 +8,7 @@ from typing import Final
 
 import trio
 
-from sp.errors import PeerClosed
-from sp.http.message import HTTPResponse
+from sp.errors import PeerClosed, PipeRefused
 from sp.message import Message
 from sp.tls.config import TLSInfo
 from sp.transports.contract import EndpointConfig
@@ -164,7 +163,7 @@ class StreamConnection(LinkConnection):
         if self.asks:
             self._link.send(encode_greeting(self._terms.number))  # a fresh connection has room for 8 bytes
 
-    async def refuse(self, response: HTTPResponse) -> None:
+    async def refuse(self, refusal: PipeRefused) -> None:
         pass  # there is no way to say so
 
     async def linger_close(self, error: Exception | None = None) -> None:

@@ -595,7 +595,8 @@ async def test_a_peer_that_authorize_refuses_is_told_of_a_place_only_where_that_
     kind: Kind, scheme: str, new_url: NewUrl
 ) -> None:
     says_why = scheme == "inproc" or scheme.startswith("ws")
-    expected = "403 Forbidden" if says_why else "one whose authorize says no"
+    words = "not authorized" if scheme == "inproc" else "403 Forbidden"
+    expected = words if says_why else "one whose authorize says no"
     async with kind(authorize=lambda _: False) as pair, kind() as peer:
         with trio.fail_after(10), pytest.raises(sp.DialError, match=expected) as caught:
             await dial(peer, (await listen(pair, new_url())).url)

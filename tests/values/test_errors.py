@@ -11,7 +11,7 @@ import sp
 ERRORS = [
     *(kind("why") for kind in vars(sp).values() if isinstance(kind, type) and issubclass(kind, sp.Error) and kind is not sp.UpgradeRefused),
     sp.UpgradeRefused("why", sp.HTTPResponse(503, "later")),
-    sp.PipeRefused("why", sp.HTTPResponse(403), permanent=False),
+    sp.PipeRefused("why", sp.HTTPResponse(403), kind=sp.RefusalKind.NO_ROOM),
 ]
 
 

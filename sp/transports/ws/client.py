@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import math
+import time
 import urllib.request
 from contextlib import suppress
 from typing import Final, cast
@@ -13,8 +14,8 @@ import trio
 from websockets.protocol import Side
 
 from sp.address import Address, bracketed, plain_zone, without_zone
-from sp.errors import AddressError, GreetingError, PeerError
-from sp.http.message import ConnectProxy, HTTPInfo, HTTPResponse, WSClientConfig
+from sp.errors import AddressError, GreetingError, PeerError, PipeRefused, UpgradeRefused
+from sp.http.message import ConnectProxy, HTTPInfo, WSClientConfig, retry_after
 from sp.tls.config import TLSClientConfig
 from sp.transports import ipc, tcp
 from sp.transports.contract import Connection, EndpointConfig
@@ -96,7 +97,7 @@ class ClientConnection(WSConnection):
     def admit(self) -> None:
         pass  # it was the server that was asked
 
-    async def refuse(self, response: HTTPResponse) -> None:
+    async def refuse(self, refusal: PipeRefused) -> None:
         pass  # it was the server that was asked
 
 
@@ -105,6 +106,14 @@ async def _read_answer(link: Link, answer: ClientHandshake | Answer) -> None:
 
     Raises PeerError or OSError, but UpgradeRefused once the head of a refusal is there.
     """
+    try:
+        await _read_until_agreed(link, answer)
+    except UpgradeRefused as refused:
+        refused.retry_after = retry_after(refused.response, time.time())
+        raise
+
+
+async def _read_until_agreed(link: Link, answer: ClientHandshake | Answer) -> None:
     agreed = False
     with trio.CancelScope() as scope:
         while not agreed:

@@ -19,7 +19,7 @@ import trio
 from websockets.protocol import Side
 
 from sp.address import Address, normal_path
-from sp.errors import AddressError, GreetingError, PeerClosed, PeerError, PipeRefused, TLSConfigError
+from sp.errors import AddressError, GreetingError, PeerClosed, PeerError, PipeRefused, RefusalKind, TLSConfigError
 from sp.http.forwarding import Client, client_of, parse_ip
 from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, WSServerConfig, refusal
 from sp.tls.config import TLSServerConfig
@@ -365,8 +365,8 @@ class ServerConnection(WSConnection):
         self.send_nowait(deque())
         self._websocket.add(handshake.rest)
 
-    async def refuse(self, response: HTTPResponse) -> None:
-        await self._answer(response)
+    async def refuse(self, refusal: PipeRefused) -> None:
+        await self._answer(_answer_for(refusal))
 
     async def _tell_health(self, route: Route, method: str) -> None:
         response = refusal(405, "expected GET or HEAD", {"Allow": "GET, HEAD"})
@@ -394,18 +394,24 @@ class ServerConnection(WSConnection):
     def close(self, error: Exception | None = None) -> None:
         if self._opened and not self._answered and not self.closed:
             self._answered = True
-            response = refusal(503, "going away")
-            if error is not None:
-                late = isinstance(error, GreetingError)
-                if late and self.http is None and not self._asking:
-                    response = refusal(408, "no request in time")
-                elif isinstance(error, (PipeRefused, trio.ClosedResourceError)):
-                    response = refusal(403, "refused")
+            is_late = isinstance(error, GreetingError) and self.http is None and not self._asking
+            response = refusal(408, "no request in time") if is_late else _answer_for(error)
             try:
                 self._link.send(self._encode_answer(response))
             except (OSError, PeerError):
                 pass
         super().close(error)
+
+
+def _answer_for(error: Exception | None) -> HTTPResponse:
+    """Return what a client is told that is turned away for *error*, or since the listener closes."""
+    if isinstance(error, PipeRefused):
+        if isinstance(error.response, HTTPResponse):
+            return error.response
+        return refusal(503, str(error)) if error.kind is RefusalKind.NO_ROOM else refusal(403, "refused")
+    if isinstance(error, trio.ClosedResourceError):  # authorize has closed the pipe
+        return refusal(403, "refused")
+    return refusal(503, "going away")
 
 
 _ABSOLUTE: Final = re.compile(r"(?:http|ws)s?://[^/?]*", re.IGNORECASE)
