@@ -95,7 +95,7 @@ class _Outcomes:
         for reason in filter(None, map(missing, [*PACKAGES, *WHEELS])):
             terminalreporter.write_line(f"partner missing: {reason}", yellow=True)
         if self._deaths:
-            words = f"libnng has aborted its process {self._deaths} times; the test that was under way has run again"
+            words = f"libnng has aborted its process, or hung, {self._deaths} times; the test under way then ran again"
             terminalreporter.write_line(words, yellow=True)
         if self._complaint is not None:
             terminalreporter.write_line(self._complaint, red=True)

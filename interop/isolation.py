@@ -1,8 +1,10 @@
 """Tests with libnng in our own process run in a child of it, which may die.
 
-libnng 1.11 aborts its process now and then when a pipe over ws or wss ends, be it with itself or with us: it locks what is gone already,
-or frees memory twice, after a hundred pipes or after a thousand.  The child runs one test after the other; when libnng has aborted it,
-the next child begins with the test that was under way.  What aborts libnng each time is a failure.
+libnng 1.11 aborts its process now and then when a pipe over ws or wss ends, be it with itself or with
+us: it locks what is gone already, or frees memory twice, after a hundred pipes or after a thousand.
+On a busy machine it may hang there as well.  The child runs one test after the other.  When it was
+aborted, or does not answer, the next child begins with the test that was under way.  A test that
+never comes through is a failure, and says where its last child was.
 """
 
 from __future__ import annotations
@@ -11,22 +13,25 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 import warnings
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pytest
 from _pytest.runner import runtestprotocol
 
 MARK: Final = "libnng"
 DEATHS: Final = "deaths"
-"""The property of a report that tells how many children were aborted before the test ended."""
+"""The property of a report that tells how many children were lost before the test ended."""
 _TRIES: Final = 3
-_SECONDS: Final = 60
-"""Far more than a test may take: something hangs that is not trio's."""
+_SECONDS = 60
+"""Far more than a test may take: what hangs then is not trio's, since each test has its time there."""
 _PATIENCE: Final = 2
 _ABORTS: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+_TELL: Final = signal.SIGUSR1
+"""Makes a child write down what its threads do."""
 
 Reports = list[dict[str, Any]]
 
@@ -47,6 +52,7 @@ class Children:
         """Run *item*, behind which comes *following*, and return its reports."""
         number = self._session.items.index(item)
         next_number = self._session.items.index(following) if following is not None and is_isolated(following) else None
+        words = ""
         for deaths in range(_TRIES):
             if self._child is None:
                 self._child = _Child(self._session)
@@ -55,12 +61,13 @@ class Children:
                 reports[0]["user_properties"].append((DEATHS, deaths))
                 deserialize = item.config.hook.pytest_report_from_serializable
                 return [deserialize(config=item.config, data=report) for report in reports]
-            death = self._child.end()
+            words, is_lost = self._child.end()
             self._child = None
-            if death not in _ABORTS:
+            if not is_lost:
                 break
-        words = f"the process of the test has ended by {death.name}" if death else "the process of the test has ended"
-        return [pytest.TestReport(item.nodeid, item.location, dict(item.keywords), "failed", words, "call")]
+        # Keywords as pytest's own reports have them: another process may want to read this one.
+        keywords: dict[str, Literal[1]] = dict.fromkeys(item.keywords, 1)
+        return [pytest.TestReport(item.nodeid, item.location, keywords, "failed", words, "call")]
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -74,6 +81,7 @@ class _Child:
 
     def __init__(self, session: pytest.Session) -> None:
         self._connection, theirs = multiprocessing.Pipe()
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115  # what its threads do when it hangs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # other threads: all are idle, and none is needed in the child
             self._pid = os.fork()
@@ -84,6 +92,7 @@ class _Child:
             os.setpgid(0, 0)
             self._connection.close()
             faulthandler.disable()
+            faulthandler.register(_TELL, self._told)
             _serve(session, theirs)
         finally:
             os._exit(0)
@@ -96,19 +105,35 @@ class _Child:
         except (EOFError, OSError):
             return None
 
-    def end(self) -> signal.Signals | None:
-        """End it, with the programs that it has started, and return the signal that it has died of."""
+    def end(self) -> tuple[str, bool]:
+        """End it, with the programs that it has started.
+
+        Return how it has ended, and whether libnng may be to blame: it was aborted, or hangs.
+        """
         self._connection.close()  # if it lives and does not hang, it ends now
         deadline = time.monotonic() + _PATIENCE
+        hangs = False
         while (ended := os.waitpid(self._pid, os.WNOHANG)) == (0, 0):
-            if time.monotonic() > deadline:
+            if not hangs and time.monotonic() > deadline:
+                hangs = True
+                os.kill(self._pid, _TELL)
+                deadline = time.monotonic() + _PATIENCE
+            elif time.monotonic() > deadline:
                 os.kill(self._pid, signal.SIGKILL)
             time.sleep(0.005)
         try:
             os.killpg(self._pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        return signal.Signals(os.WTERMSIG(ended[1])) if os.WIFSIGNALED(ended[1]) else None
+        self._told.seek(0)
+        told = self._told.read().decode(errors="replace")
+        self._told.close()
+        if hangs:
+            return f"the process of the test hung:\n{told}", True
+        if os.WIFSIGNALED(ended[1]):
+            death = signal.Signals(os.WTERMSIG(ended[1]))
+            return f"the process of the test was ended by {death.name}", death in _ABORTS
+        return "the process of the test ended before the test did", False
 
 
 def _serve(session: pytest.Session, connection: Connection[Any, Any]) -> None:
