@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
+import pytest
+
 import sp
+from sp.options import SocketOptions
+
+SOCKETS = (sp.Req0, sp.Rep0, sp.Pub0, sp.Sub0, sp.Push0, sp.Pull0, sp.Surveyor0, sp.Respondent0, sp.Pair0, sp.Pair1, sp.Bus0)
 
 INTERNAL = {
     "WSServerConfig": {"allows_origin", "trusts"},
@@ -40,9 +47,59 @@ def test_every_public_name_and_method_stands_in_the_reference() -> None:
                 assert re.search(rf"\b{attribute}\b", text), f"{name}.{attribute}"
 
 
-def test_every_option_stands_in_the_reference_with_its_default() -> None:
-    from sp.options import SocketKeywords
+def rows(heading: str) -> Iterator[dict[str, str]]:
+    """Read the table below *heading* in the reference: for each row its cells, by the names of the columns."""
+    section = REFERENCE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    names, _, *lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line.startswith("|")]
+    for cells in lines:
+        yield dict(zip(names, cells, strict=True))
 
-    text = REFERENCE.read_text()
-    for name in SocketKeywords.__annotations__:
-        assert f"| `{name}` |" in text, name
+
+def written(value: object) -> str:
+    """Return a default as the reference writes it."""
+    if value == ():
+        return "none"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    return f"{value:,g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+def defaults(kind: type) -> dict[str, str]:
+    return {field.name: written(field.default) for field in attrs.fields(kind) if field.init}
+
+
+def test_every_option_stands_in_the_reference_with_its_default() -> None:
+    shown = {row["option"].strip("`"): row["default"] for row in rows("Options")}
+    assert shown == defaults(SocketOptions)
+
+
+@pytest.mark.parametrize(
+    ("heading", "server", "client"),
+    [
+        ("TLS configuration", sp.TLSServerConfig, sp.TLSClientConfig),
+        ("WebSocket configuration", sp.WSServerConfig, sp.WSClientConfig),
+    ],
+)
+def test_every_field_of_a_configuration_stands_in_the_reference_with_its_default(heading: str, server: type, client: type) -> None:
+    for side, kind in (("server", server), ("client", client)):
+        shown = {row["field"].strip("`"): row["default"] for row in rows(heading) if row["of"] in (side, "both")}
+        assert shown == defaults(kind)
+
+
+def test_the_arguments_of_one_socket_stand_in_the_reference_with_their_defaults() -> None:
+    shown = {(name, row["argument"].strip("`")): row["default"] for row in rows("Arguments of one socket") for name in of(row)}
+    assert shown == {
+        (kind.__name__, name): written(parameter.default)
+        for kind in SOCKETS
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in ("options", "raw")
+    }
+
+
+def of(row: dict[str, str]) -> list[str]:
+    return [name.strip("`") for name in row["of"].split(", ")]
+
+
+def test_every_reason_for_a_drop_stands_in_the_reference() -> None:
+    section = REFERENCE.read_text().partition("\n### Reasons for drops\n")[2]
+    assert re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE) == [(each.name, each.value) for each in sp.DropReason]
