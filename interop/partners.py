@@ -46,21 +46,21 @@ LIMIT: Final = 1 << 20
 """The largest message that our sockets take by default, header included."""
 
 
-class ShouldRedial(TypedDict):
+class Redial(TypedDict):
     """The options of a socket that say how long its dialers wait."""
 
     redial_min: float
     redial_max: float
 
 
-REDIAL: Final[ShouldRedial] = {"redial_min": 0.01, "redial_max": 0.05}
+REDIAL: Final[Redial] = {"redial_min": 0.01, "redial_max": 0.05}
 """Our dialers wait for nobody longer than this."""
 
 SOON: Final = 3
 """Seconds, of which one that is refused needs none: far fewer than the greeting time of either side."""
 LONG: Final = 60
 """Seconds that a survey is open for where its end is not what is tested."""
-HOLD_TIME: Final = 0.5
+TIMEOUT: Final = 0.5
 """Seconds after which one that waits for a message takes it for lost."""
 WINDOW: Final = 64
 """Messages that may be under way at once: fewer than any queue on the way holds."""
@@ -309,7 +309,7 @@ async def until_received(send: Callable[[bytes], Awaitable[None]], receive: Call
     received = None
     while received is None:
         await send(body)
-        with trio.move_on_after(HOLD_TIME):
+        with trio.move_on_after(TIMEOUT):
             received = await receive()
     assert received == body
 

@@ -22,23 +22,23 @@ from interop.conformance.wire import ROLES
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m interop.conformance",
-        description="See whether an implementation of the Scalability Protocols does what nanomsg, nng and mangos agree on.",
+        description="Test whether an implementation of the Scalability Protocols does what nanomsg, nng and mangos agree on.",
         epilog="The exit status is 0 only when each subject passes all that applies to it.",
     )
     add = parser.add_argument
-    add("--subject", action="append", default=[], choices=SUBJECTS, help="a program that is known here; may be given again")
+    add("--subject", action="append", default=[], choices=SUBJECTS, help="a known program; may be given again")
     program = parser.add_mutually_exclusive_group()
-    program.add_argument("--command", help="a program that listens: {url} is where, {role} and {data} are what it shall be and send")
-    program.add_argument("--url", help="where something listens already")
-    add("--dial-command", help="the same program, dialing {url}; without it nothing is asked of who dials")
-    add("--role", action="append", choices=ROLES, help="the role of the command or URL; not given, its greeting tells")
-    add("--transport", action="append", choices=TRANSPORTS, help="what the command is to listen on; not given, all of them")
-    add("--limit", type=int, default=1 << 20, help="its largest message, header included; 0: there is none; not given, 1 MiB")
-    add("--topic", default="", help="what its SUB is subscribed to; not given, everything")
+    program.add_argument("--command", help="a program that listens at {url}; {role} is what it plays, {data} what it sends")
+    program.add_argument("--url", help="where a program is listening already")
+    add("--dial-command", help="the same program, dialing {url}; without it no case has it dial")
+    add("--role", action="append", choices=ROLES, help="the role of the command or URL (default: as its greeting says)")
+    add("--transport", action="append", choices=TRANSPORTS, help="what the command listens on (default: all)")
+    add("--limit", type=int, default=1 << 20, help="its largest message in bytes, header included; 0: no limit (default: 1 MiB)")
+    add("--topic", default="", help="what its SUB is subscribed to (default: everything)")
     add("--no-output", action="store_true", help="it does not print each message that it receives on a line of its own")
-    add("--only", action="append", default=[], metavar="TEXT", help="only cases in whose key there is this text; may be given again")
-    add("--jobs", type=int, default=6, help="how many trials of a subject run at a time (6); at a --url always one")
-    add("--markdown", action="store_true", help="print the table as it stands in README.md")
+    add("--only", action="append", default=[], metavar="TEXT", help="only cases with this text in their key; may be given again")
+    add("--jobs", type=int, default=6, help="trials of a subject that run at a time (default: 6); at a --url always one")
+    add("--markdown", action="store_true", help="print the table as in README.md")
     options = parser.parse_args()
     if not options.subject and not options.command and not options.url:
         parser.error("give at least one of --subject, --command and --url")

@@ -1,4 +1,4 @@
-"""A case: what is to be seen of a subject, where that is written, and whom it applies to."""
+"""A case: what a subject must do, where that is written, and which subjects it applies to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WS: Final = "SP WebSocket mapping"
 RFC6455: Final = "RFC 6455"
 
 Function = Callable[[Target], Awaitable[str | None]]
-"""Drives a subject; what it returns is the choice that the subject has made, where several conform."""
+"""Drives a subject.  Returns the choice that the subject made, where several choices conform."""
 
 
 @attrs.frozen(kw_only=True)
@@ -35,31 +35,31 @@ class Case:
     name: str
     sentence: str
     source: str
-    """The document that says so, or who agrees on it."""
+    """The document that says so, or the implementations that agree on it."""
     roles: tuple[str, ...]
     every: bool = False
-    """Whether each of the roles is examined, and not only the first one that the subject has."""
+    """True: try each of the roles.  False: try the first one that the subject has."""
     transports: tuple[str, ...] = ()
-    """Empty: it is all the same to the case, and the first one that the subject has will do."""
+    """Empty: any transport will do, so the first one of the subject is used."""
     sides: tuple[bool, ...] = (True,)
     """Whether the subject listens."""
     shown: bool = False
-    """Whether it must be seen what the subject receives."""
+    """Whether the case has to see what the subject receives."""
     limited: bool = False
-    """Whether it is about the largest message."""
+    """Whether the case needs a subject with a largest message."""
     once: bool = False
-    """Whether a REQ asks once only, instead of again and again."""
+    """Whether a REQ asks only once, instead of again and again."""
     lives: bool = True
-    """Whether afterwards the subject must do its work on a new connection."""
+    """Whether the subject must still work on a new connection afterwards."""
     function: Function = attrs.field(repr=False)
 
 
 CASES: Final[list[Case]] = []
-"""All of them, in the order of the table."""
+"""All cases, in the order of the table."""
 
 
 def case(source: str, **options: Any) -> Callable[[Function], Function]:
-    """Make a case of a function, whose docstring is the sentence."""
+    """Make a case of a function; the first line of its docstring is the sentence."""
 
     def make(function: Function) -> Function:
         sentence = (function.__doc__ or "").partition("\n")[0]
@@ -78,11 +78,11 @@ class Trial:
     transport: str
     listens: bool
     role: str | None
-    """None: the subject has none of those that it is about."""
+    """None: the subject has none of the roles of the case."""
 
     @property
     def place(self) -> str:
-        """What tells it from other trials of the same case."""
+        """What distinguishes it from other trials of the same case."""
         role = str(self.role) if self.case.every else ""
         return " ".join(filter(None, (self.transport if self.case.transports else "", "" if self.listens else "dialing", role)))
 
@@ -92,7 +92,7 @@ class Trial:
 
     @property
     def why_not(self) -> str | None:
-        """Say why it does not apply; None: it does."""
+        """Say why the case does not apply; None: it does."""
         subject = self.subject
         if self.transport not in subject.transports:
             return f"no {self.transport}"
@@ -108,7 +108,7 @@ class Trial:
 
 
 def trials(subject: Subject) -> list[Trial]:
-    """Return all trials of *subject*, those that do not apply as well, so that all subjects have the same."""
+    """Return all trials of *subject*, including those that do not apply, so that all subjects have the same ones."""
     return [
         Trial(case, subject, transport, listens, role)
         for case in CASES

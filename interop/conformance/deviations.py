@@ -1,4 +1,4 @@
-"""Who is known to deviate, where, and what the implementation does there: so that a change in either direction is seen."""
+"""Known deviations, and what the implementation does instead, so that a test notices a change in either direction."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from interop.conformance.run import CRASHED, FAILED
 
 @attrs.frozen
 class Deviation:
-    """What is observed, instead of a pass."""
+    """What is observed instead of a pass."""
 
     kind: str
     says: str
-    """A part of the one line that the table shows."""
+    """A part of the line that the run prints."""
     why: str
 
 
@@ -25,27 +25,27 @@ _LEFTOVER = Deviation(
     FAILED,
     "the subject has ended the connection: expected an answer",
     "libnanomsg's dialer keeps one receive buffer for all its connections (aio/usock_posix.inc empties it in nn_usock_init only): "
-    "bytes of a connection that it has given up are read as the first ones of the next",
+    "it reads bytes of a connection that it has given up as the first bytes of the next one",
 )
 _REFUSED_AND_SERVED = Deviation(
     FAILED,
     "but served all the same",
-    "libnanomsg answers 400 and then starts the pipe all the same (transports/ws/ws_handshake.c)",
+    "libnanomsg answers 400 and then uses the connection anyway (transports/ws/ws_handshake.c)",
 )
 _NO_PONG = Deviation(
     FAILED,
     "a frame with opcode 2 has come: expected the pong",
-    "libnanomsg hands a ping to the application as a message, and answers none (transports/ws/sws.c)",
+    "libnanomsg gives a ping to the application as a message, and does not answer it (transports/ws/sws.c)",
 )
 _NO_REDIAL = Deviation(
     FAILED,
     "the subject does not dial (again)",
-    "libnanomsg dials a WebSocket no more once it has ended with a Close or within the handshake (transports/ws/cws.c)",
+    "libnanomsg never dials a WebSocket again after it has ended with a Close or within the handshake (transports/ws/cws.c)",
 )
 _NO_CLOSE = Deviation(
     FAILED,
     "the subject has ended the connection: expected a Close",
-    "libnng 1.5 ends the connection without a word when it gets a Close; 1.11 answers 1000 (supplemental/websocket/websocket.c)",
+    "libnng 1.5 ends the connection without an answer when it gets a Close; 1.11 answers 1000 (supplemental/websocket/websocket.c)",
 )
 
 KNOWN: Final[Mapping[tuple[str, str], Deviation]] = {
@@ -83,11 +83,11 @@ KNOWN: Final[Mapping[tuple[str, str], Deviation]] = {
     ),
     ("nanocat", "dials_again_after_*"): _NO_REDIAL,
 }
-"""By the subject, and a pattern for the keys of its trials."""
+"""By subject, and a pattern for the keys of its trials."""
 
 
 def known(subject: str, key: str) -> Deviation | None:
-    """Return how *subject* is known to deviate there."""
+    """Return the known deviation of *subject* in the trial with *key*; None: there is none."""
     for (name, pattern), deviation in KNOWN.items():
         if name == subject and fnmatchcase(key, pattern):
             return deviation

@@ -48,7 +48,7 @@ async def receive(socket: Any) -> None:
 
 
 async def work(socket: Any, options: argparse.Namespace) -> None:
-    """Do what the socket is there for."""
+    """Do what the role asks for."""
     data = options.data.encode()
 
     async def ask() -> None:

@@ -1,4 +1,4 @@
-"""Runs trials, those of each subject several at a time, and says what was seen of each."""
+"""Runs trials, several of each subject at a time, and returns the outcomes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from interop.conformance.case import Trial
 from interop.conformance.target import Crashed, NotStarted, running
 
 SECONDS: Final = 30
-"""What no trial needs, however slow the machine."""
+"""More than any trial needs, however slow the machine."""
 
 ATTEMPTS: Final = 3
-"""How often a program is started that does not come up."""
+"""The most times that a program is started, if it does not come up."""
 
 PASSED, FAILED, CRASHED, NOT_APPLICABLE = "passed", "FAILED", "CRASHED", "not applicable"
 
 
 @attrs.frozen
 class Outcome:
-    """What was seen of a trial."""
+    """The outcome of a trial."""
 
     kind: str
     note: str | None = None
-    """The choice that was made, or in one line why not."""
+    """The choice that was seen, or in one line why the trial was not passed."""
 
     def __str__(self) -> str:
         return self.kind if self.note is None else f"{self.kind}: {self.note}" if self.bad else f"{self.kind} ({self.note})"
@@ -68,15 +68,15 @@ async def _observe(trial: Trial, *, held: bool) -> str | None:
             trial.subject, trial.role, trial.transport, Path(directory), listens=trial.listens, once=case.once, held=held
         ) as target:
             choice = await case.function(target)
-            # Whether a WebSocket is dialed again, dials_again and its like ask.
+            # Whether a WebSocket is dialed again is a case of its own.
             if case.lives and (trial.listens or trial.transport != "ws"):
                 await target.lives()
     return choice
 
 
 async def run(plan: Sequence[Trial], *, jobs: int) -> Mapping[Trial, Outcome]:
-    """Run all trials of *plan* in their order, of each subject at most *jobs* at a time."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # some abort, and are expected to
+    """Run all trials of *plan* in order, at most *jobs* of each subject at a time."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # some programs abort, as expected
     seen: dict[Trial, Outcome] = {}
 
     async def work(queue: Iterator[Trial]) -> None:

@@ -1,4 +1,4 @@
-"""Who is examined, and by what command it is started."""
+"""The subjects of the suite, and the commands that start them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ ANSWERING: Final = ("rep", "respondent")
 ASKING: Final = ("req", "surveyor")
 SENDING: Final = ("pub", "push")
 RECEIVING: Final = ("rep", "respondent", "pull", "sub", "bus", "pair0", "pair1")
-"""Of whom it can be seen that a message was delivered: by the answer, or by what they print."""
+"""Roles that show that a message was delivered: they answer it or print it."""
 STREAMS: Final = ("tcp", "ipc")
 TRANSPORTS: Final = (*STREAMS, "ws")
 
 DATA: Final = b"conformance"
-"""What the programs that we know are told to send."""
+"""What the known programs are told to send."""
 TOPIC: Final = b"news:"
 """What their SUB is subscribed to."""
 LIMIT: Final = 1 << 20
 """Their largest message."""
 
 Arguments = Callable[[str, str, bool, bool], Sequence[str]]
-"""From role, URL, whether it listens, and whether as a REQ it asks once instead of again and again, to a command."""
+"""Makes a command of a role, a URL, whether it listens, and whether a REQ asks only once."""
 
 
 @attrs.frozen(kw_only=True)
 class Subject:
-    """An implementation, and what is known of the program that stands for it."""
+    """An implementation, and what is known about the program that stands for it."""
 
     name: str
     command: Arguments | None = None
-    """None: it runs already, at *url*."""
+    """None: it is running already, at *url*."""
     url: str = ""
     roles: tuple[str, ...] = tuple(ROLES)
     transports: tuple[str, ...] = TRANSPORTS
     dials: bool = True
     prints: bool = True
-    """Whether it prints each message that it receives on a line of its own, which may stand in quotes."""
+    """Whether it prints each message that it receives on a line of its own, in quotes or not."""
     limit: int | None = LIMIT
     """Its largest message; None: there is none."""
     data: bytes | None = DATA
@@ -52,7 +52,10 @@ class Subject:
 
 
 def _tool(tool: Sequence[str], verbs: tuple[str, str], intervals: Mapping[str, str], names: Mapping[str, str] | None = None) -> Arguments:
-    """Return the arguments that nngcat, nanocat and ours have in common; *intervals* are those between two messages, ``""`` by default."""
+    """Return the arguments that nngcat, nanocat and our program have in common.
+
+    *intervals* has the seconds between two messages by role; ``""`` is the default.
+    """
 
     def arguments(role: str, url: str, listens: bool, once: bool) -> Sequence[str]:
         command = [*tool, f"--{(names or {}).get(role, role)}", verbs[0] if listens else verbs[1], url]
@@ -69,8 +72,9 @@ def _tool(tool: Sequence[str], verbs: tuple[str, str], intervals: Mapping[str, s
     return arguments
 
 
-# A survey of nngcat and nanocat takes a second, and is best over before the next one; so long waits a REQ of nanocat for its answer.
-# nngcat ends itself where its first message had to wait for a peer longer than the interval.
+# A survey of nngcat and nanocat takes a second and should be over before the next one begins.  A REQ of
+# nanocat waits a second for its answer.  nngcat exits if its first message waits longer for a peer than
+# the interval.
 _nngcat = _tool(
     ["nngcat", "--async", "--recv-maxsz", str(LIMIT)],
     ("--listen", "--dial"),
@@ -90,7 +94,7 @@ SUBJECTS: Final = {
 
 
 def templates(listening: str, dialing: str | None) -> Arguments:
-    """Return the arguments that two commands stand for, in which ``{url}``, ``{role}`` and ``{data}`` are replaced."""
+    """Return the arguments of two commands, with ``{url}``, ``{role}`` and ``{data}`` replaced."""
 
     def arguments(role: str, url: str, listens: bool, _: bool) -> Sequence[str]:
         command = shlex.split(listening if listens or dialing is None else dialing)

@@ -1,4 +1,4 @@
-"""What was seen, as a table: a row for each case, a column for each subject."""
+"""The outcomes as a table: a row for each case, a column for each subject."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Seen = list[tuple[Trial, Outcome]]
 
 
 def rows(subjects: Sequence[str], outcomes: Outcomes) -> list[tuple[Case, list[Seen]]]:
-    """Return what was seen of each case and subject."""
+    """Return the outcomes of each case, by subject."""
     seen: dict[tuple[str, str], Seen] = {}
     for trial, outcome in outcomes.items():
         seen.setdefault((trial.case.name, trial.subject.name), []).append((trial, outcome))
@@ -21,7 +21,7 @@ def rows(subjects: Sequence[str], outcomes: Outcomes) -> list[tuple[Case, list[S
 
 
 def cell(seen: Seen) -> str:
-    """Say in a few words what was seen of a case, and where, if not everywhere."""
+    """Sum up the outcomes of a case in a few words; if it was not passed everywhere, say where not."""
     kinds = {outcome.kind for _, outcome in seen}
     if kinds == {NOT_APPLICABLE}:
         return NOT_APPLICABLE
@@ -37,7 +37,7 @@ def cell(seen: Seen) -> str:
 
 
 def text(subjects: Sequence[str], outcomes: Outcomes) -> str:
-    """Return the table for a terminal, a line for each trial that was not passed, and the sum."""
+    """Return the table for a terminal, a line for each trial that was not passed, and the totals."""
     table = [([*map(cell, cells)], case.sentence) for case, cells in rows(subjects, outcomes)]
     shown = [([*subjects], "case"), *((cells, sentence) for cells, sentence in table if {*cells} != {NOT_APPLICABLE})]
     widths = [max(len(cells[place]) for cells, _ in shown) for place in range(len(subjects))]
@@ -49,7 +49,7 @@ def text(subjects: Sequence[str], outcomes: Outcomes) -> str:
 
 
 def markdown(subjects: Sequence[str], outcomes: Outcomes) -> str:
-    """Return the table for README.md, and below it what is known of those that were not passed."""
+    """Return the table for README.md, and below it the known reasons for what was not passed."""
     whys: list[str] = []
     lines = [["case", "source", *subjects], ["---"] * (len(subjects) + 2)]
     for case, cells in rows(subjects, outcomes):

@@ -1,4 +1,4 @@
-"""A subject that runs: how it is reached, what is said to it, and how it is seen to live."""
+"""A running subject: how to reach it, how to talk to it, and how to see that it still works."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import trio
 
 from interop.conformance.subjects import ANSWERING, ASKING, SENDING, Subject
 from interop.conformance.wire import (
-    HOLD_TIME,
     ROLES,
+    TIMEOUT,
     Head,
     Pipe,
     PipeEnded,
@@ -35,11 +35,14 @@ from interop.conformance.wire import (
 )
 
 START: Final = 15.0
-"""Seconds within which a program is there."""
+"""Seconds that a program has to come up."""
 
 
 def reserve() -> socket.socket:
-    """Return a socket that keeps a port from everybody but a program that is told it: who listens there with SO_REUSEADDR, as all do."""
+    """Return a socket that reserves a port for a program that will be told it.
+
+    The program can still listen there, if it uses SO_REUSEADDR as all do.
+    """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
@@ -47,7 +50,7 @@ def reserve() -> socket.socket:
 
 
 def _place(url: str) -> tuple[str, str, int, str]:
-    """Return scheme, host or path, port, and what a WebSocket asks for."""
+    """Return scheme, host or path, port, and the target of a WebSocket request."""
     scheme, _, rest = url.partition("://")
     if scheme == "ipc":
         return scheme, rest, 0, ""
@@ -81,7 +84,7 @@ async def _listen(transport: str, directory: Path) -> tuple[trio.SocketListener,
 
 
 class Target:
-    """A subject that runs in one role at one address."""
+    """A subject running in one role at one address."""
 
     def __init__(self, subject: Subject, role: Role, url: str, listener: trio.SocketListener | None, process: trio.Process | None) -> None:
         self.subject = subject
@@ -99,20 +102,20 @@ class Target:
 
     @property
     def host(self) -> str:
-        """What a WebSocket's client calls the subject."""
+        """The value of ``Host`` in a request to the subject."""
         return self.url.partition("://")[2].partition("/")[0]
 
     # Connections.
 
     async def connect(self) -> Wire:
-        """Return a new connection, on which nothing was said."""
+        """Return a new connection on which nothing was sent yet."""
         refused: OSError | None = None
-        with trio.move_on_after(START if not self.seen else HOLD_TIME):
+        with trio.move_on_after(START if not self.seen else TIMEOUT):
             while True:
                 try:
                     stream = await (_connect(self.url) if self._listener is None else self._listener.accept())
                 except OSError as error:
-                    refused = error  # it is about to listen, or has ended
+                    refused = error  # it will listen soon, or it has ended
                 else:
                     self.seen = True
                     self._wires.append(Wire(stream))
@@ -124,7 +127,7 @@ class Target:
         )
 
     async def pipe(self) -> Pipe:
-        """Return a new connection, greeted rightly."""
+        """Return a new connection after a correct greeting."""
         if self.transport == "ws":
             return await self.websocket()
         wire = await self.connect()
@@ -151,7 +154,7 @@ class Target:
     async def handshake(
         self, *, method: str = "GET", version: str = "HTTP/1.1", path: str = "", **changed: str | None
     ) -> tuple[Wire, Head]:
-        """Ask for a WebSocket, with *changed* headers (None: left out), and return what the subject says."""
+        """Ask for a WebSocket, with *changed* headers (None: left out); return the answer."""
         wire = await self.connect()
         await wire.send(self.request(method=method, version=version, path=path, **changed))
         return wire, await receive_answer(wire)
@@ -192,7 +195,7 @@ class Target:
             return _identity(text) + self.body(text)
         return (word(1) if self.role.name == "pair1" else b"") + self.body(text)
 
-    async def printed(self, *, within: float = HOLD_TIME) -> bytes:
+    async def printed(self, *, within: float = TIMEOUT) -> bytes:
         """Return what the subject prints next, without its quotes."""
         with trio.move_on_after(within):
             try:
@@ -203,13 +206,16 @@ class Target:
         raise NotPrinted(f"the subject has not printed a message within {within:g} seconds")
 
     async def expect_printed(self, *bodies: bytes) -> None:
-        """See that the subject prints *bodies* next, each a line."""
+        """Check that the subject prints *bodies* next, each on a line."""
         for body in bodies:
             line = await self.printed()
             assert line == body, f"the subject has received {_short(line)}: expected {_short(body)}"
 
     async def delivered(self, pipe: Pipe, *texts: str) -> None:
-        """See that of all messages those with *texts* are the next that the subject receives, or answers; PipeEnded: it ends *pipe*."""
+        """Check that the messages with *texts*, and no others, are the next that the subject receives or answers.
+
+        Raises PipeEnded if it ends *pipe* instead.
+        """
         if self.role.name in ANSWERING:
             for text in texts:
                 answer = await pipe.receive(f"an answer to {text!r}")
@@ -227,7 +233,7 @@ class Target:
                     failure = error
                     nursery.cancel_scope.cancel()
                 except AssertionError:
-                    pass  # it says nothing
+                    pass  # it is silent
 
             nursery.start_soon(see_end)
             try:
@@ -239,7 +245,7 @@ class Target:
             raise failure
 
     async def dropped_or_closed(self, pipe: Pipe, *hostile: bytes) -> str:
-        """Send *hostile* messages, of which none may be delivered or answered, and return which of the two happens."""
+        """Send *hostile* messages, none of which may be delivered or answered; return which of the two happens."""
         await pipe.send(*hostile, self.message("good"))
         try:
             await self.delivered(pipe, "good")
@@ -248,7 +254,7 @@ class Target:
         return "dropped"
 
     async def fate(self, *hostile: bytes) -> str:
-        """Return what happens to each of *hostile*, of which none may be delivered or answered."""
+        """Send each of *hostile* on a pipe of its own; return what happens.  None may be delivered or answered."""
         fates = set()
         for message in hostile:
             fates.add(await self.dropped_or_closed(await self.pipe(), message))
@@ -256,7 +262,7 @@ class Target:
         return " or ".join(sorted(fates))
 
     async def serve(self, pipe: Pipe) -> None:
-        """See that the subject does its work on *pipe*."""
+        """Check that the subject does its work on *pipe*."""
         self._asked += 1
         text = f"work {self._asked}"
         if self.role.name in ASKING:
@@ -270,16 +276,16 @@ class Target:
             await self.delivered(pipe, text)
 
     async def lives(self) -> None:
-        """See that the subject, with all its connections gone, does its work on a new one."""
+        """End all connections, and check that the subject does its work on a new one."""
         await self.leave()
         self.check_running()
-        deadline = trio.current_time() + HOLD_TIME
+        deadline = trio.current_time() + TIMEOUT
         while True:
             try:
                 await self.serve(await self.pipe())
                 break
             except PipeEnded:
-                # Who has one peer only may not have seen yet that the last one is gone.
+                # A subject with room for one peer may not have noticed yet that the last one is gone.
                 if not self.role.name.startswith("pair") or trio.current_time() > deadline:
                     raise
             await trio.sleep(0.05)
@@ -293,7 +299,7 @@ class Target:
         self._wires.clear()
 
     async def drop(self) -> None:
-        """End all connections without a word."""
+        """End all connections at once."""
         for wire in self._wires:
             await trio.aclose_forcefully(wire.stream)
         if self._process is not None and self._process.stdout is not None:
@@ -304,7 +310,7 @@ class Target:
             raise AssertionError("the subject has ended")
 
     async def read_output(self) -> None:
-        """Read what the program prints, for as long as it does."""
+        """Read what the program prints, until it ends."""
         assert self._process is not None
         assert self._process.stdout is not None
         rest = b""
@@ -325,20 +331,20 @@ def _short(data: bytes) -> str:
 
 
 class NotPrinted(AssertionError):
-    """The subject has printed nothing in time."""
+    """The subject did not print anything in time."""
 
 
 class Crashed(AssertionError):
-    """The subject's process has ended itself."""
+    """The subject's process has ended by itself."""
 
 
 class NotStarted(Crashed):
-    """It has done so before anybody could connect: its port may have gone to somebody else meanwhile."""
+    """It has ended before anybody could connect; another program may have taken its port."""
 
 
-async def _end(process: trio.Process, hold_time: float) -> int | None:
-    """End *process*, and return its status; None: it was still running, for *patience* seconds."""
-    with trio.move_on_after(hold_time):
+async def _end(process: trio.Process, seconds: float) -> int | None:
+    """Give *process* some *seconds* to end, then kill it.  Returns its status; None: it was still running."""
+    with trio.move_on_after(seconds):
         await process.wait()
     status = process.poll()
     if status is None:
@@ -351,9 +357,9 @@ async def _end(process: trio.Process, hold_time: float) -> int | None:
 async def running(
     subject: Subject, role: str, transport: str, directory: Path, *, listens: bool, once: bool = False, held: bool = True
 ) -> AsyncIterator[Target]:
-    """Run *subject* for as long as the block lasts, in a *directory* that is empty; Crashed says that it did not hold out.
+    """Run *subject* while the block lasts, in an empty *directory*.  Raises Crashed if the subject ends by itself.
 
-    The port that it is to listen on is *held* for it meanwhile, which some may not bear.
+    With *held*, the port that it will listen on is reserved for it until then.  Some programs cannot listen then.
     """
     if subject.command is None:
         target = Target(subject, ROLES[role], subject.url, None, None)

@@ -22,7 +22,7 @@ from interop.partners import PACKAGES, missing
 
 Outcomes = Mapping[Trial, Outcome]
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for all trials, which takes minutes on a busy machine
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all trials: minutes, on a busy machine
 
 ALL = [trial for subject in SUBJECTS.values() for trial in trials(subject)]
 README = Path(__file__).with_name("README.md")
@@ -40,7 +40,7 @@ each_trial = pytest.mark.parametrize(
 
 @pytest.fixture(scope="session")
 def outcomes(request: pytest.FixtureRequest) -> Outcomes:
-    """What is seen of all trials that were asked for: they run side by side, since many of them wait for a program's next second."""
+    """The outcomes of all trials that were asked for.  They run side by side, since many only wait for a program's next message."""
     asked = {id(item.callspec.params.get("trial")) for item in request.session.items if hasattr(item, "callspec")}
     there = [name for name in SUBJECTS if name not in PACKAGES or missing(name) is None]
     return trio.run(lambda: run([trial for trial in ALL if id(trial) in asked and trial.subject.name in there], jobs=6))
@@ -70,12 +70,12 @@ def test_the_readme_has_the_table(outcomes: Outcomes) -> None:
     assert [line for line in _verdicts(markdown(list(SUBJECTS), seen)) if line not in written] == []
 
 
-# A program that does nothing but answer, over ipc.
+# A program that only answers, over ipc.
 
 
 @asynccontextmanager
 async def answering(directory: Path, reaction: str) -> AsyncIterator[Subject]:
-    """A REP that does *reaction* to a message whose type is not 1."""
+    """A REP that reacts to a message of another type than 1 as *reaction* says."""
 
     async def serve(stream: trio.SocketStream) -> None:
         wire = Wire(stream)
@@ -87,7 +87,7 @@ async def answering(directory: Path, reaction: str) -> AsyncIterator[Subject]:
                 message = await wire.receive_exactly(size, "its body")
                 if kind != 1 and reaction == "closed":
                     break
-                if kind == 1 or reaction == "taken":
+                if kind == 1 or reaction == "accepted":
                     await wire.send(frame(message[:4] + b"answer", kind=1))
                 elif reaction == "spoiled":
                     await wire.send(frame(b"\x80\0\0\0answer", kind=1))
@@ -102,7 +102,7 @@ async def answering(directory: Path, reaction: str) -> AsyncIterator[Subject]:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("reaction", ["closed", "taken", "dropped"])
+@pytest.mark.parametrize("reaction", ["closed", "accepted", "dropped"])
 async def test_any_reaction_to_an_ipc_message_of_another_type_passes(reaction: str, tmp_path: Path) -> None:
     async with answering(tmp_path, reaction) as subject:
         (trial,) = (trial for trial in trials(subject) if trial.case.name == "type_of_an_ipc_message")
@@ -116,5 +116,5 @@ async def test_a_message_that_arrives_as_another_one_does_not_pass(tmp_path: Pat
 
 
 def _verdicts(text: str) -> list[str]:
-    """Return the lines of *text* without the choices that were seen: where several conform, a partner may take now one and now another."""
+    """Return the lines of *text* without the choices that were seen: where several conform, a partner may choose differently each time."""
     return [re.sub(r"passed \([^)]*\)", "passed", line) for line in text.splitlines()]

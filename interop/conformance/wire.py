@@ -1,7 +1,7 @@
-"""What goes over the wire, byte by byte: connections, greetings, frames, WebSockets.
+"""The bytes on the wire: connections, greetings, frames, WebSockets.
 
-An independent witness: nothing here knows any implementation, and a connection does nothing that a case did not ask for.
-What must come and does not is an AssertionError, whose text is the one line that the table shows.
+This is an independent witness: it knows no implementation, and a connection does nothing that a case did not ask for.
+If something that must come does not come, it raises AssertionError, whose text is the line that the run prints.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Final
 import attrs
 import trio
 
-HOLD_TIME: Final = 5.0
-"""Seconds within which comes what must come."""
+TIMEOUT: Final = 5.0
+"""Seconds within which something must come."""
 SILENCE: Final = 1.0
-"""Seconds after which nothing comes any more, where nothing that could be waited for comes after it."""
+"""Seconds of silence that show that nothing comes, where no later message could show it."""
 PACE: Final = 0.002
-"""Seconds between two pieces that shall be read one at a time; no verdict hangs on it."""
+"""Seconds between two pieces that should be read one at a time; no verdict depends on it."""
 
 
 @attrs.frozen
@@ -34,7 +34,7 @@ class Role:
     peer: int
     """The number of its counterpart."""
     subprotocol: str
-    """What a WebSocket to such a listener is called."""
+    """The sub-protocol of a WebSocket to such a listener."""
 
 
 def _role(name: str, number: int, peer: int) -> Role:
@@ -60,7 +60,7 @@ ROLES: Final[Mapping[str, Role]] = {
 
 
 class PipeEnded(AssertionError):
-    """The subject has ended the connection while something was to come."""
+    """The subject has ended the connection although something had to come."""
 
 
 def greeting(number: int) -> bytes:
@@ -72,7 +72,7 @@ def word(value: int) -> bytes:
 
 
 def frame(message: bytes, *, kind: int | None = None) -> bytes:
-    """A message of tcp, or with a *kind* of ipc."""
+    """Return a message of tcp; with a *kind*, one of ipc."""
     return (b"" if kind is None else bytes((kind,))) + struct.pack(">Q", len(message)) + message
 
 
@@ -84,7 +84,7 @@ class Wire:
         self._ahead = b""
 
     async def send(self, data: bytes) -> None:
-        """Send *data*; that the subject has hung up is seen when reading."""
+        """Send *data*.  If the subject has hung up, the next read shows it."""
         with suppress(trio.BrokenResourceError):
             await self.stream.send_all(data)
 
@@ -95,21 +95,21 @@ class Wire:
             await trio.sleep(PACE)
 
     async def send_end(self) -> None:
-        """Say that nothing more will be sent."""
+        """Tell the subject that nothing more will be sent."""
         with suppress(trio.BrokenResourceError, OSError):
             await self.stream.send_eof()
 
     async def receive_some(self) -> bytes:
-        """Return the next bytes; none: the end, be it a FIN or an RST."""
+        """Return the next bytes; empty at the end, whether by FIN or RST."""
         try:
             return await self.stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 
     async def _receive(self, expected: str) -> bytes:
-        with trio.move_on_after(HOLD_TIME):
+        with trio.move_on_after(TIMEOUT):
             return await self.receive_some()
-        raise AssertionError(f"nothing came within {HOLD_TIME:g} seconds: expected {expected}")
+        raise AssertionError(f"nothing came within {TIMEOUT:g} seconds: expected {expected}")
 
     async def receive_exactly(self, size: int, expected: str = "more") -> bytes:
         data = self._ahead
@@ -128,14 +128,14 @@ class Wire:
         return data
 
     async def receive_end(self, why: str) -> bytes:
-        """Return what still comes until the subject ends the connection, which it must *why*."""
+        """Return what comes until the subject ends the connection.  *why*: after what it must do so, for errors."""
         data, self._ahead = self._ahead, b""
         while more := await self._receive(f"the end of the connection, {why}"):
             data += more
         return data
 
     async def leave(self) -> None:
-        """End the connection, and wait for the subject to have seen it: who has one peer only is then free for the next."""
+        """End the connection, and wait until the subject has noticed: then one with room for one peer can take the next."""
         await self.send_end()
         with trio.move_on_after(1), suppress(AssertionError):
             await self.receive_end("after ours")
@@ -143,7 +143,7 @@ class Wire:
 
 
 class Pipe:
-    """A greeted connection, and the SP messages on it."""
+    """A connection after its greeting, and the SP messages on it."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -185,7 +185,7 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 @attrs.frozen
 class Frame:
-    """A frame, as it was received."""
+    """A received frame."""
 
     final: bool
     reserved: int
@@ -195,14 +195,14 @@ class Frame:
 
     @property
     def code(self) -> int | None:
-        """What a Close says."""
+        """The code of a Close."""
         return int.from_bytes(self.payload[:2], "big") if len(self.payload) >= 2 else None
 
 
 def ws_frame(
     opcode: int, payload: bytes = b"", *, masked: bool = True, final: bool = True, reserved: int = 0, size: int | None = None
 ) -> bytes:
-    """Return a frame, which may claim to have another *size* than it has."""
+    """Return a frame, which may announce another *size* than it has."""
     size = len(payload) if size is None else size
     bit = 0x80 if masked else 0
     first = (0x80 if final else 0) | reserved << 4 | opcode
@@ -224,7 +224,7 @@ def _masked(payload: bytes, key: bytes) -> bytes:
 
 
 class WebSocketPipe(Pipe):
-    """A pipe of ws; its client masks."""
+    """A pipe of ws; the client masks its frames."""
 
     def __init__(self, wire: Wire, *, masked: bool) -> None:
         super().__init__(wire)
@@ -263,7 +263,7 @@ class WebSocketPipe(Pipe):
                     return message
 
     async def receive_close(self, why: str) -> str:
-        """Return how the subject ends the connection, which it must *why*: with a Close or without a word."""
+        """Return how the subject ends the connection, with a Close or without.  *why*: after what it must do so."""
         try:
             got = await self.receive_frame(f"a Close or the end, {why}")
         except PipeEnded:
@@ -287,7 +287,7 @@ class Head:
 
     @property
     def status(self) -> int:
-        """Of an answer; 0: it is none."""
+        """The status of an answer; 0: this is not an answer."""
         parts = self.first.split(" ")
         return int(parts[1]) if len(parts) > 1 and parts[0].startswith("HTTP/") and parts[1].isdigit() else 0
 
@@ -311,7 +311,7 @@ async def receive_request(wire: Wire) -> Head:
 
 
 async def receive_answer(wire: Wire) -> Head:
-    """Return an answer, of a refusal the first line only: libnanomsg does not end it."""
+    """Return an answer; only the first line of a refusal, since libnanomsg does not end that."""
     first = await wire.receive_until(b"\r\n", "an answer to the handshake")
     if Head.parse(first).status != 101:
         return Head.parse(first)

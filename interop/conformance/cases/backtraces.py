@@ -1,4 +1,4 @@
-"""The words in front of the body: request/reply and survey have the same rules for them."""
+"""The words in front of the body; request/reply and survey have the same rules for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from interop.conformance.target import Target
 from interop.conformance.wire import PipeEnded, word
 
 TTL = 8
-"""How many words all implementations take by default."""
+"""The number of words that all implementations accept by default."""
 SOURCE = f"{REQREP}, 6; SP surveyor/respondent, 6"
 
 
@@ -19,7 +19,7 @@ def stack(size: int, bottom: int = 0x80000001) -> bytes:
 
 @case(SOURCE, roles=ANSWERING, every=True)
 async def backtrace_comes_back(target: Target) -> None:
-    """The answer carries the backtrace of what it answers, of one word to eight, unchanged."""
+    """An answer carries the backtrace of its question unchanged, from one word to eight."""
     pipe = await target.pipe()
     bodies = set()
     for size in range(1, TTL + 1):
@@ -33,7 +33,7 @@ async def backtrace_comes_back(target: Target) -> None:
 
 @case(SOURCE, roles=ANSWERING)
 async def empty_body(target: Target) -> None:
-    """A question without a body is one as well."""
+    """A question with an empty body is answered."""
     pipe = await target.pipe()
     await pipe.send(stack(2))
     assert (await pipe.receive("an answer")).startswith(stack(2))
@@ -41,25 +41,25 @@ async def empty_body(target: Target) -> None:
 
 @case("SP request/reply, 7; the limit is 8 by default, " + AGREED, roles=ANSWERING, every=True)
 async def too_many_hops(target: Target) -> str:
-    """A question with more words than the limit allows is not answered: it is dropped, or its pipe closed."""
+    """A question with more words than the limit allows is not answered: it is dropped, or its pipe is closed."""
     return await target.fate(*(stack(size) + b"question" for size in (TTL + 1, 2 * TTL, 255)))
 
 
 @case(SOURCE, roles=ANSWERING, every=True)
 async def no_bottom(target: Target) -> str:
-    """A question in which no word has the highest bit set is not answered: it is dropped, or its pipe closed."""
+    """A question in which no word has the highest bit set is not answered: it is dropped, or its pipe is closed."""
     return await target.fate(word(1), word(1) + word(2), word(1) + word(2) + word(3) + b"ab", b"question")
 
 
 @case(SOURCE, roles=ANSWERING, every=True)
 async def shorter_than_a_word(target: Target) -> str:
-    """A question too short for a word is not answered: it is dropped, or its pipe closed."""
+    """A question too short for one word is not answered: it is dropped, or its pipe is closed."""
     return await target.fate(b"", b"\x80", b"\x80\0\0")
 
 
 @case(SOURCE, roles=ANSWERING, every=True)
 async def answers_go_where_the_question_came_from(target: Target) -> None:
-    """Of two pipes with the same words, each gets the answers to its own questions, and only them."""
+    """When two pipes use the same words, each gets the answers to its own questions and no others."""
     first, second = await target.pipe(), await target.pipe()
     await first.send(stack(1) + b"of the first", stack(2) + b"of the first again")
     await second.send(stack(1) + b"of the second")
@@ -72,7 +72,7 @@ async def answers_go_where_the_question_came_from(target: Target) -> None:
 
 @case(f"{REQREP}, 5.2", roles=ANSWERING, every=True)
 async def who_asked_is_gone(target: Target) -> None:
-    """Who asks and leaves at once does no harm."""
+    """A peer that asks and leaves at once does no harm."""
     for _ in range(5):
         pipe = await target.pipe()
         await pipe.send(*[stack(1) + b"question"] * 10)
@@ -81,7 +81,7 @@ async def who_asked_is_gone(target: Target) -> None:
 
 @case(f"{REQREP}, 6.1; SP surveyor/respondent, 6.1", roles=ASKING, every=True)
 async def question_has_one_word(target: Target) -> None:
-    """What it asks has one word in front, with the highest bit set, and the next question has another one."""
+    """Its question begins with one word that has the highest bit set, and the next question has another word."""
     pipe = await target.pipe()
     seen = set()
     for _ in range(2):
@@ -96,7 +96,7 @@ async def question_has_one_word(target: Target) -> None:
 
 @case(f"{REQREP}, 6.1; SP surveyor/respondent, 6.1", roles=ASKING, every=True, shown=True, once=True, lives=False)
 async def foreign_answers(target: Target) -> None:
-    """An answer to another question than its own, or with no highest bit set, is ignored, and the right one taken."""
+    """It ignores an answer to another question, or without the highest bit, and accepts the right answer."""
     pipe = await target.pipe()
     own = (await pipe.receive("a question"))[:4]
     last = int.from_bytes(own, "big")
@@ -107,7 +107,7 @@ async def foreign_answers(target: Target) -> None:
 
 @case(f"{REQREP}, 6.1; SP surveyor/respondent, 6.1", roles=ASKING, every=True, shown=True)
 async def answers_too_short(target: Target) -> str:
-    """An answer too short for a word is ignored, or ends its pipe."""
+    """An answer too short for one word is ignored, or ends its pipe."""
     fates = set()
     for short in (b"", b"\x80\0\0"):
         pipe = await target.pipe()
@@ -137,7 +137,7 @@ async def second_answer(target: Target) -> None:
 
 @case(f"{REQREP}, 1 and 6.1; {AGREED}", roles=("req",), shown=True, sides=BOTH, once=True, lives=False)
 async def asks_again_when_the_pipe_dies(target: Target) -> str:
-    """A request whose pipe dies is sent again on the next one, with the same word or another; and its answer taken."""
+    """When the pipe of a request ends, it is sent again on the next one, with the same word or another, and the answer is accepted."""
     first = await target.pipe()
     before = await first.receive("a request")
     await first.wire.leave()
@@ -152,7 +152,7 @@ async def asks_again_when_the_pipe_dies(target: Target) -> str:
 
 @case(f"{REQREP}, 5.1", roles=("req",))
 async def one_peer_is_asked(target: Target) -> None:
-    """Of two peers only one is asked the same question."""
+    """Each question goes to one peer only."""
     pipes = [await target.pipe(), await target.pipe()]
     seen = []
     question = await pipes[0].receive("a request, on the pipe that was there first")

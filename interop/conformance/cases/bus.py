@@ -1,4 +1,4 @@
-"""Bus, beyond what pubsub.py says of its messages."""
+"""Bus, beyond the cases in pubsub.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from interop.conformance.target import Target
 
 @case(AGREED, roles=("bus",), shown=True)
 async def nothing_is_forwarded(target: Target) -> None:
-    """What a peer sends goes to the application, and neither back to that peer nor on to another one."""
+    """A peer's message goes to the application, and neither back to that peer nor on to another one."""
     pipes = [await target.pipe(), await target.pipe()]
     await pipes[0].send(b"of a peer")
     await target.expect_printed(b"of a peer")

@@ -1,4 +1,4 @@
-"""Messages in the stream of tcp and ipc, and how large they may be."""
+"""Messages over tcp and ipc, and how large they may be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from interop.conformance.wire import BINARY, PipeEnded, frame
 
 @case(f"{TCP}, 3", roles=("pull", "bus", "pair0"), shown=True, transports=TRANSPORTS)
 async def empty_message(target: Target) -> None:
-    """A message without a byte is delivered."""
+    """An empty message is delivered."""
     pipe = await target.pipe()
     await pipe.send(b"", target.message("behind"))
     await target.expect_printed(b"", target.body("behind"))
@@ -37,7 +37,7 @@ async def messages_in_a_segment(target: Target) -> None:
 
 @case("TCP", roles=RECEIVING, shown=True, transports=STREAMS)
 async def unfinished_message(target: Target) -> None:
-    """Of a message that is cut off nothing is delivered."""
+    """A message that is cut off is not delivered, not even in part."""
     for size in (1, 8, 12, 60):
         pipe = await target.pipe()
         await pipe.wire.send(pipe.encode(target.message("x" * 100))[:size])
@@ -77,7 +77,7 @@ async def largest_message(target: Target) -> None:
 
 @case(AGREED, roles=RECEIVING, shown=True, limited=True, transports=STREAMS)
 async def message_too_large(target: Target) -> None:
-    """A message that is one byte larger ends the connection before it is there, and is not delivered."""
+    """A message that is one byte larger ends the connection before it has arrived, and is not delivered."""
     assert target.subject.limit is not None
     pipe = await target.pipe()
     await pipe.wire.send(pipe.encode(bytes(target.subject.limit + 1))[:64])
@@ -95,9 +95,9 @@ async def websocket_message_too_large(target: Target) -> str:
 
 @case(f"{IPC}, 3, names no reaction", roles=RECEIVING, shown=True, transports=("ipc",))
 async def type_of_an_ipc_message(target: Target) -> str:
-    """An ipc message of another type than 1 ends the connection, is taken or is dropped.
+    """An ipc message of another type than 1 ends the connection, is accepted, or is dropped.
 
-    nng ends the connection, mangos takes the message.
+    nng ends the connection, mangos accepts the message.
     """
     fates = set()
     for kind in (0, 2, 255):
@@ -106,7 +106,7 @@ async def type_of_an_ipc_message(target: Target) -> str:
         await pipe.wire.send(odd + pipe.encode(target.message("good")))
         try:
             await target.delivered(pipe, "odd", "good")
-            fates.add("taken")
+            fates.add("accepted")
         except PipeEnded:
             fates.add("closed")
         except AssertionError:

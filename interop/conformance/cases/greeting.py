@@ -11,7 +11,7 @@ from interop.conformance.wire import ROLES, Wire, greeting
 
 
 async def refused(target: Target, *greetings: bytes) -> None:
-    """See that each of *greetings* ends a connection, and that nothing is said there but the subject's own."""
+    """Check that each of *greetings* ends a connection, on which the subject sends only its own greeting."""
     for said in greetings:
         wire = await target.connect()
         await wire.send(said)
@@ -33,7 +33,7 @@ async def greets(target: Target) -> None:
 
 @case(f"{TCP}, 2", roles=ANY, every=True, transports=("tcp",))
 async def greets_first(target: Target) -> None:
-    """It greets at once, without waiting for its peer, with the number of its protocol; and serves who greets it."""
+    """It sends its greeting, with the number of its protocol, without waiting for the peer's, and then serves the peer."""
     await greets(target)
 
 
@@ -45,7 +45,7 @@ async def greets_first_everywhere(target: Target) -> None:
 
 @case(f"{TCP}, 2", roles=ANY, transports=STREAMS, sides=BOTH)
 async def wrong_magic(target: Target) -> None:
-    """A greeting with a wrong byte among the first four, of which the last is the version, ends the connection."""
+    """A greeting with a wrong byte among the first four (the last of them is the version) ends the connection."""
     right = greeting(target.role.peer)
     wrong = [right[:place] + bytes((byte,)) + right[place + 1 :] for place, byte in ((0, 1), (1, 0x73), (2, 0), (3, 1), (3, 255))]
     await refused(target, *wrong, b"GET / HTTP/1.1\r\n\r\n")
@@ -59,20 +59,20 @@ async def reserved_bytes(target: Target) -> None:
 
 
 def strangers(target: Target) -> list[bytes]:
-    """Return the greetings of all others, of nobody, and of the peer with its bytes swapped."""
+    """Return the greetings of all other protocols, of numbers that no protocol has, and of the peer with its bytes swapped."""
     (swapped,) = struct.unpack("<H", struct.pack(">H", target.role.peer))
     return [greeting(number) for number in {0, 0xFFFF, swapped, *(role.number for role in ROLES.values())} - {target.role.peer}]
 
 
 @case(f"{TCP}, 2; SP request/reply, 3", roles=ANY, every=True, transports=("tcp",))
 async def wrong_protocol(target: Target) -> None:
-    """A peer whose protocol is not the counterpart is turned away, and sees no message."""
+    """A peer of a protocol that is not the counterpart is turned away and gets no message."""
     await refused(target, *strangers(target))
 
 
 @case(f"{TCP}, 2; SP request/reply, 3", roles=ANY, transports=STREAMS, sides=DIALS)
 async def wrong_protocol_of_who_is_dialed(target: Target) -> None:
-    """So is one that the subject has dialed."""
+    """A peer of a wrong protocol that the subject has dialed is turned away as well."""
     await refused(target, *strangers(target)[:3])
 
 
@@ -97,7 +97,7 @@ async def message_behind_the_greeting(target: Target) -> None:
 
 @case(f"{TCP}, 6", roles=ANY, transports=STREAMS)
 async def unfinished_greetings(target: Target) -> None:
-    """Peers that do not finish their greeting, or say nothing, keep nobody from being served."""
+    """Peers that do not finish their greeting, or send nothing, do not keep others from being served."""
     for size in (0, 4, 7):
         wire = await target.connect()
         await wire.send(greeting(target.role.peer)[:size])
@@ -106,7 +106,7 @@ async def unfinished_greetings(target: Target) -> None:
 
 @case("TCP", roles=ANY, transports=STREAMS, sides=BOTH)
 async def end_in_the_greeting(target: Target) -> None:
-    """A connection that ends within the greeting is given up."""
+    """When a connection ends within the greeting, the subject gives it up."""
     for size in (0, 5):
         wire = await target.connect()
         await wire.send(greeting(target.role.peer)[:size])

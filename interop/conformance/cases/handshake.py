@@ -1,4 +1,4 @@
-"""The HTTP in front of a WebSocket."""
+"""The HTTP handshake of a WebSocket."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from interop.conformance.wire import (
 
 
 def _other_name(target: Target) -> str:
-    """Return a name that a listener in another role has."""
+    """Return the name of a listener in another role."""
     return ROLES["push" if target.role.name != "push" else "rep"].subprotocol
 
 
@@ -40,7 +40,7 @@ def _check(head: Head, *headers: tuple[str, str]) -> None:
 
 
 async def refused(target: Target, *, method: str = "GET", version: str = "HTTP/1.1", path: str = "", **changed: str | None) -> str:
-    """See that a handshake is refused, and that who does not look at the answer is not served either; return the status."""
+    """Check that a handshake is refused, and that a client that ignores the answer is not served either; return the status."""
     try:
         wire, head = await target.handshake(method=method, version=version, path=path, **changed)
     except PipeEnded:
@@ -65,7 +65,7 @@ async def refused(target: Target, *, method: str = "GET", version: str = "HTTP/1
 
 @case(f"{RFC6455}, 4.2.2; {WS}, 2", roles=ANY, every=True, transports=("ws",))
 async def handshake_is_answered(target: Target) -> None:
-    """A right handshake with the name of the listener's protocol is answered by 101, the same name and the right key."""
+    """A correct handshake with the name of the listener's protocol is answered with 101, the same name and the right key."""
     key = new_key()
     wire, head = await target.handshake(Sec_WebSocket_Key=key)
     assert head.status == 101, f"the subject has answered {head.first!r}"
@@ -91,19 +91,19 @@ async def slow_handshake(target: Target) -> None:
 
 @case(f"{RFC6455}, 4.2.2", roles=ANY, transports=("ws",))
 async def several_names(target: Target) -> str:
-    """Of several names the right one is taken; or the handshake is refused, as by nng."""
+    """Among several names the right one is chosen; or the handshake is refused, as nng does."""
     wire, head = await target.handshake(Sec_WebSocket_Protocol=f"chat.example.org, {target.role.subprotocol}")
     if head.status == 101:
         name = head.headers.get("sec-websocket-protocol")
         assert name == target.role.subprotocol, f"the name in the answer is {name!r}"
         await target.serve(WebSocketPipe(wire, masked=True))
-        return "taken"
+        return "chosen"
     return await refused(target, Sec_WebSocket_Protocol=f"chat.example.org, {target.role.subprotocol}")
 
 
 @case(f"{NNG_AND_MANGOS}; nanomsg ignores it", roles=ANY, transports=("ws",))
 async def another_path(target: Target) -> str:
-    """A handshake for another path is refused, or the path ignored."""
+    """A handshake for another path is refused, or the path is ignored."""
     _, head = await target.handshake(path="/not/here")
     if head.status == 101:
         return "ignored"
@@ -114,7 +114,7 @@ REFUSED: Final[Sequence[tuple[str, str, str, Mapping[str, str | None]]]] = (
     (
         "name_of_no_protocol",
         f"{WS}, 2",
-        "with a name that is none of SP",
+        "with a name that is not SP's",
         {"Sec_WebSocket_Protocol": "chat.protocol.of.others.example.org"},
     ),
     ("no_name", f"{WS}, 2", "without a name", {"Sec_WebSocket_Protocol": None}),
@@ -127,7 +127,7 @@ REFUSED: Final[Sequence[tuple[str, str, str, Mapping[str, str | None]]]] = (
 CASES.extend(
     Case(
         name=name,
-        sentence=f"A handshake {what} is refused, and no message exchanged.",
+        sentence=f"A handshake {what} is refused, and no message is exchanged.",
         source=source,
         roles=ANY,
         transports=("ws",),
@@ -139,13 +139,13 @@ CASES.extend(
 
 @case(f"{WS}, 2", roles=ANY, transports=("ws",))
 async def name_of_another_protocol(target: Target) -> str:
-    """A handshake with the name of another protocol is refused, by a status or by Close 1002, and no message exchanged."""
+    """A handshake with the name of another protocol is refused, by a status or by Close 1002, and no message is exchanged."""
     return await refused(target, Sec_WebSocket_Protocol=_other_name(target))
 
 
 @case(RFC6455, roles=ANY, transports=("ws",))
 async def unfinished_handshakes(target: Target) -> None:
-    """Peers that do not finish their handshake, or say nothing, keep nobody from being served."""
+    """Peers that do not finish their handshake, or send nothing, do not keep others from being served."""
     for size in (0, 10, 60):
         wire = await target.connect()
         await wire.send(target.request()[:size])
@@ -157,7 +157,7 @@ async def unfinished_handshakes(target: Target) -> None:
 
 @case(AGREED, roles=RECEIVING, transports=TRANSPORTS, sides=DIALS, shown=True)
 async def dials_again(target: Target) -> None:
-    """Who dials dials again when its pipe has ended."""
+    """A dialer dials again when its pipe has ended."""
     for _ in range(3):
         pipe = await target.pipe()
         await target.serve(pipe)
@@ -166,7 +166,7 @@ async def dials_again(target: Target) -> None:
 
 @case(NNG_AND_MANGOS, roles=RECEIVING, transports=("ws",), sides=DIALS, shown=True)
 async def dials_again_after_a_close(target: Target) -> None:
-    """Who dials dials again when its WebSocket has ended with a Close."""
+    """A dialer dials again when its WebSocket has ended with a Close."""
     pipe = await target.websocket()
     await pipe.wire.send(pipe.frame(CLOSE, b"\x03\xe8"))
     await pipe.receive_close("after ours")
@@ -176,7 +176,7 @@ async def dials_again_after_a_close(target: Target) -> None:
 
 @case(NNG_AND_MANGOS, roles=RECEIVING, transports=("ws",), sides=DIALS, shown=True)
 async def dials_again_after_half_a_handshake(target: Target) -> None:
-    """Who dials dials again when the connection has ended before its handshake was answered."""
+    """A dialer dials again when the connection has ended before its handshake was answered."""
     wire = await target.connect()
     await receive_request(wire)
     await wire.leave()
@@ -185,7 +185,7 @@ async def dials_again_after_half_a_handshake(target: Target) -> None:
 
 @case(f"{RFC6455}, 4.1; {WS}, 2", roles=ANY, every=True, transports=("ws",), sides=DIALS)
 async def handshake_is_asked_for(target: Target) -> None:
-    """Who dials asks by GET for version 13, with 16 random bytes as its key and the name of its peer's protocol."""
+    """A dialer asks by GET for version 13, with 16 random bytes as its key and the name of its peer's protocol."""
     keys = set()
     for _ in range(2):
         wire, request = await _dialed(target)
@@ -210,7 +210,7 @@ async def handshake_is_asked_for(target: Target) -> None:
 
 @case(f"{RFC6455}, 4.1", roles=ANY, transports=("ws",), sides=DIALS)
 async def target_of_the_request(target: Target) -> None:
-    """Where the URL has no path, it asks for /."""
+    """When the URL has no path, it asks for /."""
     _, request = await _dialed(target)
     asked = request.first.split(" ")[1]
     assert asked == "/", f"it asks for {asked!r}"
@@ -222,7 +222,7 @@ async def _dialed(target: Target) -> tuple[Wire, Head]:
 
 
 async def not_accepted(target: Target, *, status: str = "101 Switching Protocols", **changed: str | None) -> None:
-    """See that such an answer makes the subject end the connection, without a message."""
+    """Check that such an answer makes the subject end the connection, without delivering a message."""
     wire, request = await _dialed(target)
     await target.accept(wire, request, status=status, **changed)
     pipe = WebSocketPipe(wire, masked=False)
@@ -238,7 +238,7 @@ NOT_TAKEN: Final[Sequence[tuple[str, str, Mapping[str, str | None]]]] = (
 CASES.extend(
     Case(
         name=name,
-        sentence=f"An answer {what} is not taken.",
+        sentence=f"An answer {what} is not accepted.",
         source=f"{RFC6455}, 4.1",
         roles=RECEIVING,
         transports=("ws",),
@@ -251,13 +251,13 @@ CASES.extend(
 
 @case(f"{RFC6455}, 4.1", roles=RECEIVING, transports=("ws",), sides=DIALS)
 async def wrong_name_in_the_answer(target: Target) -> None:
-    """An answer with a name that was not asked for is not taken."""
+    """An answer with a name that was not asked for is not accepted."""
     await not_accepted(target, Sec_WebSocket_Protocol=_other_name(target))
 
 
 @case(f"{RFC6455}, 4.1, allows both", roles=RECEIVING, transports=("ws",), sides=DIALS, shown=True)
 async def no_name_in_the_answer(target: Target) -> str:
-    """An answer without a name is refused, or taken."""
+    """An answer without a name is refused, or accepted."""
     wire, request = await _dialed(target)
     await target.accept(wire, request, Sec_WebSocket_Protocol=None)
     pipe = WebSocketPipe(wire, masked=False)
@@ -266,4 +266,4 @@ async def no_name_in_the_answer(target: Target) -> str:
         await target.delivered(pipe, "of a server without a name")
     except PipeEnded:
         return "refused"
-    return "taken"
+    return "accepted"

@@ -1,4 +1,4 @@
-"""Push/pull, beyond what pubsub.py says of who only sends or receives."""
+"""Push/pull, beyond the cases in pubsub.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from interop.conformance.target import Target
 
 @case(AGREED, roles=("pull",), shown=True)
 async def pulls_in_order(target: Target) -> None:
-    """What one peer pushes is received whole and in order."""
+    """The messages that one peer pushes are received whole and in order."""
     pipe = await target.pipe()
     bodies = [b"%d" % n for n in range(500)]
     await pipe.send(*bodies)
@@ -17,7 +17,7 @@ async def pulls_in_order(target: Target) -> None:
 
 @case(AGREED, roles=("pull",), shown=True)
 async def pulls_from_everybody(target: Target) -> None:
-    """What several peers push is received."""
+    """The messages that several peers push are all received."""
     pipes = [await target.pipe() for _ in range(3)]
     for n, pipe in enumerate(pipes):
         await pipe.send(b"from %d" % n)
@@ -27,7 +27,7 @@ async def pulls_from_everybody(target: Target) -> None:
 
 @case(AGREED, roles=("push",))
 async def pushes_to_who_is_there(target: Target) -> None:
-    """When a peer leaves, the others go on being pushed to."""
+    """When a peer leaves, the others still get messages."""
     first, second = await target.pipe(), await target.pipe()
     await first.wire.leave()
     for _ in range(2):

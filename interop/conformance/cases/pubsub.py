@@ -10,7 +10,7 @@ from interop.conformance.wire import PipeEnded, WebSocketPipe
 
 @case(AGREED, roles=(*SENDING, "bus", "pair0"), every=True)
 async def only_the_body(target: Target) -> None:
-    """It sends the body and nothing else, without a header."""
+    """It sends the body alone, without a header."""
     pipe = await target.pipe()
     body = await pipe.receive("a message")
     assert target.subject.data in (None, body), f"the subject has sent {body!r}"
@@ -25,7 +25,7 @@ async def everybody_gets_what_is_published(target: Target) -> None:
 
 @case(NNG_AND_MANGOS, roles=SENDING, every=True)
 async def who_only_sends_gets_a_message(target: Target) -> str:
-    """Who only sends and gets a message drops it, or closes the pipe."""
+    """A subject that only sends drops a message that it gets, or closes the pipe."""
     pipe = await target.pipe()
     await pipe.send(b"unwanted", b"")
     try:
@@ -38,7 +38,7 @@ async def who_only_sends_gets_a_message(target: Target) -> str:
 
 @case(AGREED, roles=("sub",), shown=True)
 async def filter_by_prefix(target: Target) -> None:
-    """A SUB takes what begins with its topic, byte by byte, and drops the rest."""
+    """A SUB accepts messages that begin with its topic, byte by byte, and drops the rest."""
     topic = target.subject.topic
     others = [b"", topic[:-1], topic[1:] + b"x", topic[:-1] + b"\xff", b"x" + topic, topic.upper()] if topic else []
     pipe = await target.pipe()
@@ -48,7 +48,7 @@ async def filter_by_prefix(target: Target) -> None:
 
 @case(AGREED, roles=("sub", "pull"), every=True)
 async def who_only_receives_says_nothing(target: Target) -> None:
-    """Who only receives sends nothing, so no subscription either."""
+    """A subject that only receives sends nothing, not even a subscription."""
     pipe = await target.pipe()
     await target.serve(pipe)
     await pipe.wire.send_end()

@@ -1,4 +1,4 @@
-"""Surveys, beyond what backtraces.py says of them."""
+"""Surveys, beyond the cases in backtraces.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from interop.conformance.case import SURVEY, case
 from interop.conformance.target import NotPrinted, Target
 
 _SURVEYS: Final = 3
-"""Surveys after which a surveyor has taken the answers of one, also on a busy machine."""
+"""Surveys after which a surveyor has accepted the answers of one, even on a busy machine."""
 
 
 @case(f"{SURVEY}, 5.1", roles=("surveyor",), shown=True)
 async def everybody_is_asked(target: Target) -> None:
-    """A survey goes to all peers with the same word, and the answers of all are taken."""
+    """A survey goes to all peers with the same word, and the answers of all are accepted."""
     pipes = [await target.pipe(), await target.pipe()]
     asked = [[(await pipe.receive("a survey"))[:4]] for pipe in pipes]
     for _ in range(_SURVEYS):

@@ -20,7 +20,10 @@ TALKING = ("rep", "respondent", "pub", "push", "bus", "pair0", "pair1", "req", "
 
 
 async def fails(target: Target, *hostile: bytes) -> str:
-    """Return how each of *hostile*, on a pipe of its own, ends it; none may be delivered or answered.  Who dials gets the first only."""
+    """Send each of *hostile* on a pipe of its own; return how the pipes end.  None may be delivered or answered.
+
+    A subject that dials gets only the first.
+    """
     fates = set()
     for sent in hostile if target.listens else hostile[:1]:
         pipe = await target.websocket()
@@ -36,7 +39,7 @@ def _frame(target: Target, opcode: int, payload: bytes = b"", *, final: bool = T
 
 @case(f"{RFC6455}, 5.1 and 5.2; {WS}, 3", roles=TALKING, transports=("ws",), sides=BOTH)
 async def frames_of_a_message(target: Target) -> None:
-    """A message is a binary frame or several, masked by who dials and by nobody else, without reserved bits."""
+    """A message is one or more binary frames without reserved bits, masked by the dialer and never by the listener."""
     pipe = await target.websocket()
     if target.role.name in ANSWERING:
         await pipe.send(target.message("question"))
@@ -48,13 +51,13 @@ async def frames_of_a_message(target: Target) -> None:
 
 @case(f"{RFC6455}, 5.1", roles=RECEIVING, shown=True, transports=("ws",), sides=BOTH)
 async def wrong_masking(target: Target) -> str:
-    """A frame without a mask from who dials, or with one from who listens, ends the connection."""
+    """An unmasked frame from a dialer, or a masked one from a listener, ends the connection."""
     return await fails(target, ws_frame(BINARY, target.message("wrongly masked"), masked=not target.listens))
 
 
 @case(f"{RFC6455}, 5.4; {WS}, 3", roles=RECEIVING, shown=True, transports=("ws",), sides=BOTH)
 async def fragments(target: Target) -> None:
-    """A message may come in fragments, of which some are empty."""
+    """A message may come in fragments, some of them empty."""
     pipe = await target.websocket()
     whole = target.message("in fragments")
     await pipe.wire.send(pipe.frame(BINARY, whole[:1], final=False) + pipe.frame(CONTINUATION, final=False))
@@ -76,7 +79,7 @@ async def ping_between_fragments(target: Target) -> None:
 
 @case(f"{RFC6455}, 5.5.2 and 5.5.3", roles=RECEIVING, shown=True, transports=("ws",), sides=BOTH)
 async def ping(target: Target) -> None:
-    """A ping is answered by a pong with the same payload, and neither it nor a pong is delivered to the application."""
+    """A ping is answered with a pong of the same payload, and neither pings nor pongs reach the application."""
     pipe = await target.websocket()
     for payload in (b"", b"x" * 125):
         await pipe.wire.send(pipe.frame(PONG, b"unasked") + pipe.frame(PING, payload) + pipe.encode(target.message("behind")))
@@ -87,7 +90,7 @@ async def ping(target: Target) -> None:
 
 @case(f"{RFC6455}, 5.5.1", roles=RECEIVING, transports=("ws",), sides=BOTH)
 async def close(target: Target) -> str:
-    """A Close is answered by a Close, and then the connection ends."""
+    """A Close is answered with a Close, and then the connection ends."""
     answers = set()
     for payload in (b"\x03\xe8", b"\x03\xe9going away", b"")[: 3 if target.listens else 1]:
         pipe = await target.websocket()
@@ -109,7 +112,7 @@ async def reserved_bits(target: Target) -> str:
 
 @case(f"{RFC6455}, 5.2", roles=RECEIVING, shown=True, transports=("ws",))
 async def unknown_opcodes(target: Target) -> str:
-    """A frame with an opcode that means nothing ends the connection."""
+    """A frame with an undefined opcode ends the connection."""
     return await fails(target, *(_frame(target, opcode, target.message("unknown")) for opcode in (3, 7, 11, 15)))
 
 
@@ -127,7 +130,7 @@ async def fragmented_control_frame(target: Target) -> str:
 
 @case(f"{RFC6455}, 5.4", roles=RECEIVING, shown=True, transports=("ws",))
 async def stray_continuation(target: Target) -> str:
-    """A continuation of nothing, and a message within another one, end the connection."""
+    """A continuation without a beginning, or a message within another one, ends the connection."""
     whole = target.message("out of order")
     return await fails(
         target, _frame(target, CONTINUATION, whole), _frame(target, BINARY, whole, final=False) + _frame(target, BINARY, whole)
@@ -136,7 +139,7 @@ async def stray_continuation(target: Target) -> str:
 
 @case(f"{WS}, 3", roles=RECEIVING, shown=True, transports=("ws",))
 async def text(target: Target) -> str:
-    """A message in a text frame is delivered; or it ends the connection, as at nng."""
+    """A message in a text frame is delivered; or it ends the connection, as with nng."""
     pipe = await target.websocket()
     # A REP's first word is no UTF-8 on its own: U+10FFFF is, but for its highest bit it serves as well.
     message = "\U0010ffff".encode() + b"text" if target.role.name in ANSWERING else target.message("text")
