@@ -10,6 +10,7 @@ import trio
 
 from sp.checks import check_seconds
 from sp.core.pipe_task import PipeTask
+from sp.core.reloads import ReloadReports
 from sp.errors import Error, StateError
 from sp.events import Event, EventKind
 from sp.interrupts import uninterrupted
@@ -39,7 +40,7 @@ class ListenerTask:
         self._core = core
         self._tls = tls
         self._priority = priority
-        self._reported = (0, "") if tls is None else tls.contexts.status  # of reloads
+        self._reloads = None if tls is None else ReloadReports(core, self.url, tls.contexts)
         self._acceptors = acceptors
         self._greeting: dict[Connection, None] = {}  # the oldest first
         self._pipes: set[PipeTask] = set()
@@ -92,12 +93,12 @@ class ListenerTask:
     def reload(self) -> None:
         """Read the files of the TLS configuration again.  See ``Listener.reload``."""
         self._core.check_caller()
-        if self._tls is None:
+        if self._tls is None or self._reloads is None:
             raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
         try:
             self._tls.reload()
         finally:
-            self._reported = self._core.tell_reload(self._tls.contexts, self.url, self._reported)
+            self._reloads.report()
 
     def statistics(self) -> ListenerStatistics:
         return ListenerStatistics(
@@ -122,17 +123,16 @@ class ListenerTask:
             async with trio.open_nursery() as nursery:
                 for acceptor in self._acceptors:
                     nursery.start_soon(self._accept, acceptor)
-                if self._tls is not None and self._tls.watch_files is not None:
-                    nursery.start_soon(self._watch, self._tls, self._tls.watch_files)
+                if self._tls is not None and self._reloads is not None and self._tls.watch_files is not None:
+                    nursery.start_soon(self._watch_files, self._reloads, self._tls.watch_files)
         finally:
             self.stop()
 
-    async def _watch(self, tls: TLSServerConfig, interval: float) -> None:
+    async def _watch_files(self, reloads: ReloadReports, interval: float) -> None:
         while not self._stopped:
             await trio.sleep(interval)
             if not self._stopped:
-                tls.contexts.check_files()
-                self._reported = self._core.tell_reload(tls.contexts, self.url, self._reported)
+                reloads.check_files()
 
     async def _accept(self, acceptor: Acceptor) -> None:
         troubled = False

@@ -1,7 +1,8 @@
-"""Core: what a socket consists of, below its public verbs: an engine, pipes, and the tasks that serve them.
+"""Core: a socket below its public calls.  It holds the engine, the pipes, and the tasks that serve them.
 
-One task a socket writes (so that a message to a hundred peers wakes one task, not a hundred), one task a pipe reads, one task a
-dialer or listener makes new pipes; a task that waits for a full kernel buffer exists only as long as that is so.
+Each socket has one task that writes, so that a message to a hundred peers wakes one task, not a hundred.  Each pipe has a task that
+reads, and each dialer and listener a task that makes new pipes.  A task that waits for a full kernel buffer exists only while the
+buffer is full.
 """
 
 from __future__ import annotations
@@ -9,53 +10,39 @@ from __future__ import annotations
 import enum
 import logging
 import math
-import os
-import sys
-import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from threading import get_ident
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
 
 import trio
 
+from sp.core import forks
 from sp.core.admission import Admission
+from sp.core.direct_read import DirectRead
+from sp.core.event_log import EventLog
 from sp.core.pipe_task import PipeTask
 from sp.core.receivers import Receivers
 from sp.core.senders import Senders
-from sp.errors import (
-    MalformedMessage,
-    MessageTooLarge,
-    PeerClosed,
-    PipeRefused,
-    StateError,
-    TLSConfigError,
-)
+from sp.core.writer import Writer
+from sp.errors import MessageTooLarge, PipeRefused, StateError
 from sp.events import Event, EventKind, EventStream
 from sp.interrupts import uninterrupted
 from sp.pipe import Pipe, worker_of
 from sp.protocol_numbers import protocol_name
 from sp.statistics import DropReason, SocketStatistics
-from sp.transports.contract import SHORTEST_KEEPALIVE, EndpointConfig
+from sp.transports.contract import EndpointConfig
 
 if TYPE_CHECKING:
     from sp.core.accepting import ListenerTask
     from sp.core.dialing import DialerTask
     from sp.options import SocketOptions
     from sp.protocols.engine import Engine, Mailbox
-    from sp.tls.context import ContextSource
 
 log = logging.getLogger("sp")
 
 _Arguments = TypeVarTuple("_Arguments")
 
-_WRITES_A_TURN: Final = 64
-"""Pipes that are written to before other tasks get their turn."""
-_LOOKS: Final = 8
-"""Within the keepalive time, at a pipe with data in flight."""
-_GRANT_LASTS: Final = 0.02
-"""Seconds after which a pipe reads for itself again when the task that read it last has not come back."""
 _OTHER_THREAD: Final = (
     "a socket is used by tasks of the trio run that has entered it, and this call comes from another thread: "
     "use trio.from_thread.run_sync(...), or trio.from_thread.run(...) for what is awaited, "
@@ -94,37 +81,29 @@ class Core:
         """The thread whose calls are accepted, that of the trio run; 0: nobody's are."""
         self.closed_in_order = False
         """Whether what ended, or ends, the socket is ``aclose``."""
-        self.direct_reader: PipeTask | None = None
-        """A pipe that a waiting task may read itself, or does."""
-        self.granted = 0
-        """How often one has."""
         self.in_device = False
         """Whether a device passes on what the socket receives."""
-        self.parked = 0
-        """Tasks that wait for messages and do not read."""
         self.timer_idle = False
         """Whether an engine's new deadline must wake the timer task."""
         self.admission = Admission(self)
         """Makes pipes of new connections."""
         self.senders = Senders(self)
         """The tasks that wait to send."""
+        self.writer = Writer(options.tcp_keepalive)
+        """Writes to the pipes."""
+        self.direct_read = DirectRead(self)
+        """Lets a task that waits for a message read the only pipe."""
         self._state = _State.NEW
         self._thread = 0  # of the trio run, as long as there may be tasks of the socket
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self._changed = trio.Event()
-        self._events: weakref.WeakSet[EventStream] | None = None  # it takes 1 kB: made when needed
+        self._event_log = EventLog(self.name)
         self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
-        self._due: list[PipeTask] = []
-        self._writer: trio.lowlevel.Task | None = None
-        self._watched: dict[PipeTask, None] = {}  # with data in flight, or written since the last look
-        self._until_look = trio.CancelScope()
-        self._look_every = max(SHORTEST_KEEPALIVE, options.tcp_keepalive or 0) / _LOOKS
         self._timer_wanted = trio.Event()
         self._timer_until = math.inf
-        self._watching = False
         self._past = Counter[str]()  # what the pipes moved that are gone
-        _cores.add(self)
+        forks.cores.add(self)
 
     @property
     def name(self) -> str:
@@ -199,7 +178,7 @@ class Core:
                 if self.engine.timed:
                     nursery.start_soon(self._time)
                 task_status.started()
-                await self._write()
+                await self.writer.run()
         finally:
             self.close()
             self._end()
@@ -278,8 +257,7 @@ class Core:
         finally:  # also when a handler of the log has raised
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel()
-            for stream in list(self._events or ()):
-                stream.end()
+            self._event_log.end()
             self.engine.socket_closed()
             self.announce_change()
 
@@ -303,8 +281,7 @@ class Core:
 
     def attach(self, pipe: PipeTask) -> None:
         """Make *pipe*, which was admitted, one of the socket's.  Raises PipeRefused when the engine does not take it."""
-        if self.direct_reader is not None:
-            self.direct_reader.revoke()  # from now on messages may come by any pipe
+        self.direct_read.revoke()  # from now on, messages may come from any pipe
         self.pipes[pipe.id] = pipe
         pipe.attach()
         try:
@@ -319,8 +296,8 @@ class Core:
         """*pipe* has ended."""
         if self.pipes.pop(pipe.id, None) is None:
             return
-        self._watched.pop(pipe, None)
-        pipe.settle()
+        self.writer.forget(pipe.outbox)
+        pipe.outbox.settle()
         if not (self.open and self.engine.sends_again):
             self.dropped[DropReason.PIPE_CLOSED if self.open else DropReason.SOCKET_CLOSED] += pipe.unsent
         self._past.update(_moved(pipe))
@@ -337,24 +314,14 @@ class Core:
             raise ValueError(f"{pipe!r} is a pipe of another socket")
         return task
 
-    def lone(self, pipe: PipeTask) -> bool:
-        """Whether *pipe* is the only one, so that a message can come by no other."""
+    def has_only(self, pipe: PipeTask) -> bool:
+        """Whether *pipe* is the only one, so that messages can come from no other."""
         return self.open and len(self.pipes) == 1 and pipe.id in self.pipes
 
-    def watch_direct_reader(self) -> None:
-        """A task has read *lender* in its stead: see to it that somebody reads if it does not come again."""
-        if not self._watching:
-            self._watching = True
-            self.spawn(self._watch_direct_reader)
-
-    async def _watch_direct_reader(self) -> None:
-        granted = -1
-        while granted != self.granted:
-            granted = self.granted
-            await trio.sleep(_GRANT_LASTS)
-        self._watching = False
-        if self.direct_reader is not None and self.direct_reader.on_offer:
-            self.direct_reader.resume()
+    def pipe_has_room(self, pipe: PipeTask) -> None:
+        """Let the messages that wait for room go: *pipe* can take some again."""
+        self.engine.pipe_has_room(pipe)
+        self.senders.serve(pipe)
 
     async def changed(self) -> None:
         """Wait for the next change of the pipes, or of the socket's state."""
@@ -368,92 +335,17 @@ class Core:
     # Events.
 
     def emit(self, event: Event) -> None:
-        """Give *event* to those who listen, wake those who wait for a change, and log it."""
-        for stream in list(self._events or ()):
-            stream.put(event)
+        """Tell everybody who is interested in *event*, and wake the tasks that wait in ``changed``."""
         self.announce_change()
-        level = logging.INFO
-        if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)):
-            level = logging.WARNING  # a message that one side sent and the other does not accept would come again and again without a word
-        elif event.kind is EventKind.REFUSED and isinstance(event.error, PeerClosed) and event.error.silent:
-            level = logging.DEBUG  # balancers do that every few seconds
-        if log.isEnabledFor(level):
-            pipe = f" pipe {event.pipe.id} {event.pipe.remote_address}" if event.pipe is not None else ""
-            log.log(level, "%s %s %s%s%s", self.name, event.kind.value, event.url, pipe, f": {event.reason}" if event.reason else "")
+        self._event_log.put(event)
 
     def events(self) -> EventStream:
         """Return a stream of the events from now on."""
         self.check_caller()
-        stream = EventStream(self.check_caller)
+        stream = self._event_log.stream(self.check_caller)
         if self._state is _State.CLOSED:
             stream.end()
-        if self._events is None:
-            self._events = weakref.WeakSet()
-        self._events.add(stream)
         return stream
-
-    def tell_reload(self, contexts: ContextSource, url: str, reported: tuple[int, str]) -> tuple[int, str]:
-        """Tell what has become of the contexts of the endpoint *url* since it *told* last, whoever has reloaded them; return the news."""
-        status = generation, failure = contexts.status
-        if failure and status != reported:
-            self.emit(Event(kind=EventKind.RELOAD_FAILED, url=url, reason=failure, error=contexts.failure))
-        elif generation != reported[0]:
-            self.emit(Event(kind=EventKind.RELOADED, url=url))
-        return status
-
-    # Writing.
-
-    def write_soon(self, pipe: PipeTask) -> None:
-        """Let the writer task write what *pipe* has gathered by its next turn."""
-        self._due.append(pipe)
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            trio.lowlevel.reschedule(writer)
-
-    async def _write(self) -> None:
-        while True:
-            with trio.CancelScope() as self._until_look:
-                self._plan_look()
-                await self._write_due()
-            self._look()
-
-    def watch(self, pipe: PipeTask) -> None:
-        """Look from time to time whether the peer of *pipe* acknowledges what was written.
-
-        Until ``look`` of the pipe has said that nothing is in flight any more.
-        """
-        self._watched[pipe] = None
-        if len(self._watched) == 1:
-            self._plan_look()
-
-    def _plan_look(self) -> None:
-        if self._watched:
-            self._until_look.deadline = trio.current_time() + self._look_every
-
-    def _look(self) -> None:
-        now = trio.current_time()
-        self._watched = {pipe: None for pipe in list(self._watched) if pipe.look(now)}
-
-    async def _write_due(self) -> None:
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._writer = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        while True:
-            if not self._due:
-                self._writer = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(abort)
-            due, self._due = self._due, []
-            for count, pipe in enumerate(due, 1):
-                pipe.write_due()
-                if count % _WRITES_A_TURN == 0:
-                    with trio.CancelScope(shield=True):  # a look must not make us forget the rest
-                        await trio.lowlevel.checkpoint()
-
-    def room(self, pipe: PipeTask) -> None:
-        """*pipe* can take messages again."""
-        self.engine.pipe_has_room(pipe)
-        self.senders.serve(pipe)
 
     # Calls that wait to receive.
 
@@ -468,6 +360,11 @@ class Core:
     def receivers_rest(self, receivers: Receivers) -> None:
         """Nobody waits there any more."""
         self._receivers.pop(receivers, None)
+
+    @property
+    def has_waiting_tasks(self) -> bool:
+        """Whether a task waits for a message."""
+        return bool(self._receivers)
 
     # Time.
 
@@ -516,39 +413,8 @@ class Core:
 
 def _moved(pipe: PipeTask) -> dict[str, int]:
     return {
-        "messages_sent": pipe.messages_sent,
-        "bytes_sent": pipe.bytes_sent,
+        "messages_sent": pipe.outbox.messages_sent,
+        "bytes_sent": pipe.outbox.bytes_sent,
         "messages_received": pipe.messages_received,
         "bytes_received": pipe.bytes_received,
     }
-
-
-_cores: weakref.WeakSet[Core] = weakref.WeakSet()
-
-
-def _disown_all() -> None:
-    for core in list(_cores):
-        core.disown()
-
-
-def end_child(error: BaseException | None) -> NoReturn:
-    """End this process, a forked child that leaves a block of its parent.
-
-    Going on would take events from the parent and unregister what it waits for: trio's event loop
-    is that of both.
-    """
-    status: object = 1
-    if isinstance(error, SystemExit):
-        status = error.code or 0
-        if not isinstance(status, int):
-            print(status, file=sys.stderr)
-    else:
-        log.critical("a forked child leaves the block of a socket of its parent, and ends here: end it by os._exit", exc_info=error)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
-            stream.flush()
-    os._exit(status if isinstance(status, int) else 1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_all)

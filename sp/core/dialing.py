@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sp.core.pipe_task import TAKEN_HINT, PipeTask
+from sp.core.reloads import ReloadReports
 from sp.dialer import Dialer
 from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
 from sp.events import Event, EventKind
@@ -70,7 +71,7 @@ class DialerTask:
         self._address = address
         self._terms = terms
         self._priority = priority
-        self._reported = (0, "") if terms.tls is None else terms.tls.contexts.status  # of reloads
+        self._reloads = None if terms.tls is None else ReloadReports(core, address.url, terms.tls.contexts)
         self._give_up = once  # the first failure is reported to the caller instead of tried again
         self._back_off = BackOff(core.options.redial_min, core.options.redial_max, _random)
         self._scope = trio.CancelScope()
@@ -168,9 +169,8 @@ class DialerTask:
 
     async def _connect(self) -> PipeTask:
         tls = self._terms.tls
-        if tls is not None and tls.watch_files is not None:
-            tls.contexts.check_files()
-            self._reported = self._core.tell_reload(tls.contexts, self.url, self._reported)
+        if tls is not None and self._reloads is not None and tls.watch_files is not None:
+            self._reloads.check_files()
         self._attempts += 1
         self._emit(EventKind.DIALING)
         connection = None

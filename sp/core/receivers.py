@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Receivers:
-    """The tasks that wait for one mailbox, served in the order of their calls."""
+    """The tasks that wait for one mailbox, served in the order of their calls.
+
+    The first of them may read the socket's only pipe itself while it waits (``sp.core.direct_read``).
+    """
 
     __slots__ = ("_core", "_error", "_exclusive", "_mailbox", "_of", "_reading", "_waiting")
 
@@ -27,49 +30,43 @@ class Receivers:
         self._core = core
         self._mailbox = mailbox
         self._exclusive = exclusive
-        self._reading: tuple[PipeTask, Receiver] | None = None  # one of us reads that pipe while it waits
-        self._error: Exception | None = None  # why it should stop
-        self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()
-        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}  # by receiver, which may end alone
+        self._reading: Receiver | None = None  # the receiver of the task that reads directly
+        self._error: Exception | None = None  # why that task should stop
+        self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()  # the others, the oldest call first
+        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}  # the same by receiver: a receiver may be closed alone
 
     async def wait(self, receiver: Receiver) -> Message:
-        """Wait until *receiver* has a message.  Cancelled, none was taken."""
-        core, mailbox = self._core, self._mailbox
+        """Wait until *receiver* has a message.  If it is cancelled, no message was taken."""
         has_read = False
-        if mailbox.wake is not None:  # somebody waits already
-            if self._exclusive:
-                raise trio.BusyResourceError("another task waits for the reply on this context: use request(), or a context for each task")
-        elif core.direct_reader is not None and core.direct_reader.on_offer:
-            has_read = True
-            message = await self._read(core.direct_reader, receiver)
-            if message is not None:
-                return message
+        if self._mailbox.wake is None:
+            pipe = self._core.direct_read.offered
+            if pipe is not None:
+                has_read = True
+                message = await self._read(pipe, receiver)
+                if message is not None:
+                    return message
+        elif self._exclusive:
+            raise trio.BusyResourceError("another task waits for the reply on this context: use request(), or a context for each task")
         task = trio.lowlevel.current_task()
         self._waiting[task] = receiver
         if has_read:
             self._waiting.move_to_end(task, last=False)
         self._of.setdefault(receiver, {})[task] = None
-        core.receivers_wait(self)
-        mailbox.wake = self._serve
-        mailbox.fail = self.fail
-        core.parked += 1
+        self._listen()
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._leave(task)
-            self._rest()
             return trio.lowlevel.Abort.SUCCEEDED
 
         received: Message = await trio.lowlevel.wait_task_rescheduled(abort)
         return received
 
     async def _read(self, pipe: PipeTask, receiver: Receiver) -> Message | None:
-        """Wait by reading *pipe*.  None: there is none yet, and the caller has to wait in another way."""
-        self._reading = (pipe, receiver)
-        self._core.receivers_wait(self)
-        self._mailbox.wake = self._serve
-        self._mailbox.fail = self.fail
+        """Wait by reading *pipe*.  Returns None if there is no message yet and the caller has to wait in another way."""
+        self._reading = receiver
+        self._listen()
         try:
-            message = await pipe.read_for(receiver)
+            message = await self._core.direct_read.read(pipe, receiver)
             error = self._error
             if message is None and error is None:
                 message = receiver.receive()
@@ -80,34 +77,42 @@ class Receivers:
         finally:
             self._reading = self._error = None
             self._serve_waiting()
-            self._rest()
+            self._stop_listening()
+            if self._core.has_waiting_tasks:
+                self._core.direct_read.revoke()  # so that the pipe is read for them
         if message is None and error is not None:
             raise error
         return message
 
+    def _listen(self) -> None:
+        """Be told of messages and errors."""
+        self._mailbox.wake = self._serve
+        self._mailbox.fail = self.fail
+        self._core.receivers_wait(self)
+
+    def _stop_listening(self) -> None:
+        """Undo ``_listen`` if no task waits any more."""
+        if not self._waiting and self._reading is None:
+            self._mailbox.wake = self._mailbox.fail = None
+            self._core.receivers_rest(self)
+
     def _leave(self, task: trio.lowlevel.Task) -> None:
-        """*task* waits no more."""
+        """Remove *task*, which waits no more."""
         receiver = self._waiting.pop(task)
         others = self._of[receiver]
         del others[task]
         if not others:
             del self._of[receiver]
-        self._core.parked -= 1
-
-    def _rest(self) -> None:
-        """Ask to be woken no more, if nobody waits."""
-        if not self._waiting and self._reading is None:
-            self._mailbox.wake = self._mailbox.fail = None
-            self._core.receivers_rest(self)
+        self._stop_listening()
 
     def _serve(self) -> None:
         if self._reading is not None:
-            self._reading[0].interrupt()  # who reads called first
+            self._core.direct_read.interrupt()  # that task called first
         else:
             self._serve_waiting()
 
     def _serve_waiting(self) -> None:
-        # A message is handed over with the wake-up: from then on trio cannot cancel that task before it has it.
+        # A message is handed over with the wake-up, since from then on trio cannot cancel the task before it has the message.
         while self._waiting:
             task, receiver = next(iter(self._waiting.items()))
             message = receiver.receive()
@@ -115,14 +120,12 @@ class Receivers:
                 return
             self._leave(task)
             trio.lowlevel.reschedule(task, outcome.Value(message))
-        self._rest()
 
     def fail(self, error: Callable[[], Exception], receiver: Receiver | None = None) -> None:
-        """Wake those that wait for *receiver*, or all, with an error."""
+        """Wake the tasks that wait for *receiver*, or all if it is None, with an error."""
         for task in list(self._waiting if receiver is None else self._of.get(receiver, ())):
             self._leave(task)
             trio.lowlevel.reschedule(task, outcome.Error(error()))
-        if self._reading is not None and receiver in (None, self._reading[1]):
+        if self._reading is not None and receiver in (None, self._reading):
             self._error = error()
-            self._reading[0].interrupt()
-        self._rest()
+            self._core.direct_read.interrupt()

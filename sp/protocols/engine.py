@@ -45,11 +45,11 @@ class EnginePipe(Protocol):
         """A count that grows whenever a peer that kept us waiting has read something."""
         ...
 
-    def offer(self, message: Message) -> bool:
+    def offer(self, message: Message, /) -> bool:
         """Queue *message* to be written.  False: the outbox is full, and ``pipe_has_room`` will tell when it no longer is."""
         ...
 
-    def offer_many(self, messages: list[Message]) -> int:
+    def offer_many(self, messages: list[Message], /) -> int:
         """Do as ``offer`` with each of *messages* until one is not taken; return how many were."""
         ...
 

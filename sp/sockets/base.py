@@ -15,8 +15,9 @@ from sp.address import Address
 from sp.checks import check_int
 from sp.core.accepting import ListenerTask
 from sp.core.budget import CheckpointBudget
-from sp.core.core import Core, end_child
+from sp.core.core import Core
 from sp.core.dialing import DialerTask
+from sp.core.forks import end_child
 from sp.core.receivers import Receivers
 from sp.dialer import Dialer
 from sp.errors import AddressError, DialError, StateError, TLSConfigError

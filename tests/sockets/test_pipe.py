@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
 from sp.core.pipe_task import PipeTask
+from sp.core.writer import Writer
 from sp.message import Message
 from sp.options import SocketOptions
 from tests.transports.wire import connect_as, frame, socket_of, until
@@ -67,10 +68,9 @@ class Tasks:
     def __init__(self, nursery: trio.Nursery, **options: Any) -> None:
         self.options = SocketOptions(**options)
         self.spawn = nursery.start_soon
-        self.due: list[PipeTask] = []
-        self.write_soon = self.due.append
+        self.writer = Writer(None)
 
-    def room(self, pipe: PipeTask) -> None:
+    def pipe_has_room(self, pipe: PipeTask) -> None:
         pass
 
 
@@ -116,7 +116,7 @@ async def test_a_pipe_that_leaves_while_nothing_can_be_written_writes_all_later_
         pipe = attached(nursery, wire)
         for number in range(4):
             assert pipe.offer(Message(b"%d" % number))
-        pipe.write_due()
+        pipe.outbox.write_due()
         await wait_all_tasks_blocked()
         wire.room = math.inf
         attempts = wire.attempts

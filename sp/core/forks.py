@@ -1,0 +1,48 @@
+"""Forks: what becomes of sockets in a forked child.
+
+Their descriptors and trio's event loop are the parent's as well, so a child touches neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sp.core.core import Core
+
+log = logging.getLogger("sp")
+
+cores: weakref.WeakSet[Core] = weakref.WeakSet()
+"""All sockets of this process.  In a forked child, each of them is disowned."""
+
+
+def _disown_all() -> None:
+    for core in list(cores):
+        core.disown()
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """End this process, a forked child that leaves an ``async with`` block of its parent, with *error* or without one.
+
+    If the child went on, it would take events from the parent and unregister what the parent waits for.
+    """
+    status: object = 1
+    if isinstance(error, SystemExit):
+        status = error.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+    else:
+        log.critical("a forked child leaves the block of a socket of its parent, and ends here: end it by os._exit", exc_info=error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there is no such stream, or it is closed
+            stream.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)

@@ -1,0 +1,79 @@
+"""Writer: the one task of a socket that writes to its pipes, so that a message to a hundred peers wakes one task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sp.interrupts import uninterrupted
+from sp.transports.contract import SHORTEST_KEEPALIVE
+
+if TYPE_CHECKING:
+    from sp.core.outbox import Outbox
+
+_WRITES_A_TURN: Final = 64
+"""Outboxes that are written before other tasks get their turn."""
+_LOOKS: Final = 8
+"""Looks at a pipe with data in flight within the keepalive time."""
+
+
+@uninterrupted
+class Writer:
+    """Writes what outboxes have gathered, and watches whether the peers acknowledge it."""
+
+    def __init__(self, tcp_keepalive: float | None) -> None:
+        self._due: list[Outbox] = []
+        self._task: trio.lowlevel.Task | None = None  # while it waits for something to write
+        self._watched: dict[Outbox, None] = {}  # with data in flight, or written since the last look
+        self._look_every = max(SHORTEST_KEEPALIVE, tcp_keepalive or 0) / _LOOKS
+        self._until_look = trio.CancelScope()
+
+    def write_soon(self, outbox: Outbox) -> None:
+        """Write *outbox* at the next turn."""
+        self._due.append(outbox)
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def watch(self, outbox: Outbox) -> None:
+        """Look from time to time whether the peer acknowledges what was written, until ``outbox.look`` returns False."""
+        self._watched[outbox] = None
+        if len(self._watched) == 1:
+            self._plan_look()
+
+    def forget(self, outbox: Outbox) -> None:
+        """Watch *outbox* no more: its pipe has ended."""
+        self._watched.pop(outbox, None)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            with trio.CancelScope() as self._until_look:
+                self._plan_look()
+                await self._write_due()
+            self._look()
+
+    def _plan_look(self) -> None:
+        if self._watched:
+            self._until_look.deadline = trio.current_time() + self._look_every
+
+    def _look(self) -> None:
+        now = trio.current_time()
+        self._watched = {outbox: None for outbox in list(self._watched) if outbox.look(now)}
+
+    async def _write_due(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            if not self._due:
+                self._task = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            due, self._due = self._due, []
+            for count, outbox in enumerate(due, 1):
+                outbox.write_due()
+                if count % _WRITES_A_TURN == 0:
+                    with trio.CancelScope(shield=True):  # the end of the scope for looks must not make us forget the rest
+                        await trio.lowlevel.checkpoint()
