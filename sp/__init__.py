@@ -18,7 +18,6 @@ from sp.errors import (
     PeerSilent,
     PeerStalled,
     PipeRefused,
-    RefusalKind,
     RequestLost,
     RequestReplaced,
     StateError,
@@ -28,10 +27,12 @@ from sp.errors import (
     WrongProtocol,
 )
 from sp.events import Event, EventKind, EventStream
-from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, WSClientConfig, WSServerConfig
+from sp.http.config import WSClientConfig, WSServerConfig
+from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse
 from sp.listener import Listener
 from sp.message import Message
 from sp.pipe import Pipe
+from sp.refusal import RefusalKind
 from sp.sockets.base import Socket
 from sp.sockets.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
 from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, RequestStream, Respondent0, Sub0, Survey, Surveyor0

@@ -6,11 +6,13 @@ one REQ context), ``WouldBlock`` (the ``_nowait`` calls) and ``EndOfChannel``.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, Final
+
+from sp.refusal import RefusalKind
 
 if TYPE_CHECKING:
     from sp.http.message import HTTPResponse
+    from sp.refusal import RefusalResponse
 
 
 class Error(Exception):
@@ -46,23 +48,6 @@ class TLSConfigError(Error, ValueError):
 
 class DialError(Error):
     """The first attempt of a dial failed; ``__cause__`` is the reason."""
-
-
-class RefusalKind(Enum):
-    """Why this side turned a new pipe away."""
-
-    NOT_AUTHORIZED = "not authorized"
-    """``authorize`` did not return True."""
-    NO_ROOM = "no room"
-    """A PAIR has its peer already, or is about to: the same pipe may be welcome later."""
-
-
-class RefusalResponse:
-    """The base of what ``authorize`` may return to say more than no.  ``HTTPResponse`` is the only one."""
-
-    __slots__ = ()
-
-    status: int
 
 
 class PipeRefused(Error):

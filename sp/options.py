@@ -10,7 +10,8 @@ import attrs
 from sp.checks import count, flag, optional, plain_function, seconds
 
 if TYPE_CHECKING:
-    from sp.http.message import HTTPResponse, WSClientConfig, WSServerConfig
+    from sp.http.config import WSClientConfig, WSServerConfig
+    from sp.http.message import HTTPResponse
     from sp.pipe import Pipe
     from sp.tls.config import TLSClientConfig, TLSServerConfig
 

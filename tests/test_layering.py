@@ -32,6 +32,7 @@ VALUES = {
     "options",
     "pipe",
     "protocol_numbers",
+    "refusal",
     "statistics",
 }
 WITHOUT_IO = {

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sp.core.pipe_task import PipeTask
-from sp.errors import GreetingError, PipeRefused, RefusalKind, RefusalResponse, WrongProtocol
+from sp.errors import GreetingError, PipeRefused, WrongProtocol
 from sp.interrupts import uninterrupted
 from sp.protocol_numbers import protocol_name
+from sp.refusal import RefusalKind, RefusalResponse
 
 if TYPE_CHECKING:
     from sp.core.core import Core

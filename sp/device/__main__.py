@@ -14,7 +14,7 @@ import trio
 from sp.address import Address
 from sp.device import device
 from sp.errors import AddressError, Error
-from sp.http.message import WSServerConfig
+from sp.http.config import WSServerConfig
 from sp.sockets.base import Socket
 from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Respondent0, Sub0, Surveyor0
 from sp.tls.config import TLSClientConfig, TLSServerConfig

@@ -9,7 +9,8 @@ from typing import Final
 import attrs
 
 from sp.address import host_port
-from sp.http.message import HTTPHeaders, IPAddress, WSServerConfig
+from sp.http.config import IPAddress, WSServerConfig
+from sp.http.message import HTTPHeaders
 
 _MAX_PORT: Final = 65535
 UNKNOWN: Final = "unknown"

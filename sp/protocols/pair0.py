@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sp.errors import PipeRefused, RefusalKind
+from sp.errors import PipeRefused
 from sp.protocol_numbers import PAIR0
 from sp.protocols.engine import EnginePipe
 from sp.protocols.inbox import InboxEngine
+from sp.refusal import RefusalKind
 
 if TYPE_CHECKING:
     from sp.message import Message

@@ -22,7 +22,7 @@ from sp.core.receivers import Receivers
 from sp.dialer import Dialer
 from sp.errors import AddressError, DialError, StateError, TLSConfigError
 from sp.events import Event, EventKind, EventStream
-from sp.http.message import WSClientConfig, WSServerConfig
+from sp.http.config import WSClientConfig, WSServerConfig
 from sp.interrupts import uninterrupted
 from sp.listener import Listener
 from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions

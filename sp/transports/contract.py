@@ -14,7 +14,8 @@ import attrs
 
 from sp.address import Address
 from sp.errors import PipeRefused
-from sp.http.message import HTTPInfo, WSClientConfig, WSServerConfig
+from sp.http.config import WSClientConfig, WSServerConfig
+from sp.http.message import HTTPInfo
 from sp.message import FindBody, Message
 from sp.options import SocketOptions
 from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig

@@ -12,8 +12,9 @@ from typing import Final
 import trio
 
 from sp.address import Address
-from sp.errors import PeerClosed, PeerError, PipeRefused, RefusalKind
+from sp.errors import PeerClosed, PeerError, PipeRefused
 from sp.message import Message
+from sp.refusal import RefusalKind
 from sp.transports.contract import Acceptor, Connection, EndpointConfig
 from sp.transports.framing import broken_header, too_large
 

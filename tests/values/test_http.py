@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from sp.http.config import WSClientConfig, WSServerConfig
+from sp.http.connect_proxy import ConnectProxy
 from sp.http.forwarding import Client, client_of
-from sp.http.message import ConnectProxy, HTTPHeaders, HTTPInfo, HTTPResponse, WSClientConfig, WSServerConfig, retry_after
+from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, retry_after
 
 Config = Callable[..., WSServerConfig | WSClientConfig]
 
@@ -54,7 +56,7 @@ def test_a_time_is_a_positive_number_of_seconds(config: Config, name: str, value
 
 @both
 def test_without_a_timeout_there_is_no_telling_that_a_peer_is_gone(config: Config) -> None:
-    with pytest.raises(TypeError, match="ping_timeout must be a number of seconds, not None: for no pings, ping_interval=None"):
+    with pytest.raises(TypeError, match="ping_timeout must be a number of seconds, not None: set ping_interval=None to send no pings"):
         config(ping_timeout=None)
 
 
@@ -149,7 +151,7 @@ def test_a_value_may_have_blanks_inside_and_latin_letters(config: Config, name: 
 
 @pytest.mark.parametrize("headers", [[("Host", "a.example"), ("host", "b.example")], {"Host": ""}, {"Host": "a b"}])
 def test_there_is_one_host_and_it_is_a_name(headers: Any) -> None:
-    with pytest.raises(ValueError, match="headers: there is one Host, a name or address and perhaps a port, not "):
+    with pytest.raises(ValueError, match="headers: expected one Host, a name or an address with or without a port, not "):
         WSClientConfig(headers=headers)
 
 
@@ -223,7 +225,7 @@ def test_what_is_no_origin_is_refused_with_what_was_expected(value: str) -> None
     ("value", "given"), [(5, "int"), (None, "NoneType"), (b"10.0.0.0/8", "int"), ([None], "NoneType"), ([b"*"], "bytes")]
 )
 def test_a_list_of_names_is_a_str_or_several(name: str, value: object, given: str) -> None:
-    with pytest.raises(TypeError, match=f"expected str, or several, not ({given}|bytes)"):
+    with pytest.raises(TypeError, match=f"expected a str or several, not ({given}|bytes)"):
         WSServerConfig(**{name: value})  # type: ignore[arg-type]
 
 
@@ -237,7 +239,7 @@ def test_a_health_path_is_a_path(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "healthz", "/a b", "/ü", "/a?b", "/a#b", "/%2", "/a\n", "http://h/a"])
 def test_what_is_no_path_is_refused_with_what_was_expected(value: str) -> None:
-    with pytest.raises(ValueError, match="health_path must be a path, as /healthz, not ") as caught:
+    with pytest.raises(ValueError, match="health_path must be a path like /healthz, not ") as caught:
         WSServerConfig(health_path=value)
     assert repr(value) in str(caught.value)
 
@@ -250,9 +252,9 @@ def test_a_health_path_of_another_type_is_refused(value: object) -> None:
 
 def test_health_is_callable_and_needs_a_path() -> None:
     WSServerConfig(health_path="/healthz", health=lambda: True)
-    with pytest.raises(TypeError, match="health must be callable, not 'ok'"):
+    with pytest.raises(TypeError, match="health must be a function or None, not 'ok'"):
         WSServerConfig(health_path="/healthz", health="ok")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="health says nothing without health_path"):
+    with pytest.raises(ValueError, match="health is never called without health_path"):
         WSServerConfig(health=lambda: True)
 
 
@@ -266,7 +268,7 @@ def test_a_proxy_is_trusted_by_network_address_or_unix(value: str | list[str]) -
 
 @pytest.mark.parametrize("value", ["", "proxy.example", "10.0.0.0/33", "10.0.0.1/8", "10.0.0", "UNIX", "10.0.0.1:80", "*"])
 def test_what_is_no_network_is_refused_with_what_was_expected(value: str) -> None:
-    with pytest.raises(ValueError, match='is no network, as 10.0.0.0/8 or 2001:db8::7, nor "unix"') as caught:
+    with pytest.raises(ValueError, match='is no network like 10.0.0.0/8 or 2001:db8::7, nor "unix"') as caught:
         WSServerConfig(trusted_proxies=value)
     assert f"trusted_proxies: {value!r}" in str(caught.value)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import ipaddress
 import math
 import time
-import urllib.request
 from contextlib import suppress
 from typing import Final, cast
 
@@ -14,8 +11,10 @@ import trio
 from websockets.protocol import Side
 
 from sp.address import Address, bracketed, plain_zone, without_zone
-from sp.errors import AddressError, GreetingError, PeerError, PipeRefused, UpgradeRefused
-from sp.http.message import ConnectProxy, HTTPInfo, WSClientConfig, retry_after
+from sp.errors import GreetingError, PeerError, PipeRefused, UpgradeRefused
+from sp.http.config import WSClientConfig
+from sp.http.connect_proxy import ConnectProxy, proxy_for
+from sp.http.message import HTTPInfo, retry_after
 from sp.tls.config import TLSClientConfig
 from sp.transports import ipc, tcp
 from sp.transports.contract import Connection, EndpointConfig
@@ -36,7 +35,7 @@ async def connect(address: Address, terms: EndpointConfig) -> Connection:
     link: Link
     if address.scheme == "ws+unix":
         return ClientConnection(await ipc.connect_link(address), terms, address)
-    proxy = _proxy_for(address, config)
+    proxy = proxy_for(address, config.proxy)
     inner = await tcp.connect_link(address, terms) if proxy is None else await _connect_through(proxy, address, terms)
     link = inner
     if isinstance(terms.tls, TLSClientConfig):
@@ -137,44 +136,15 @@ async def _read_until_agreed(link: Link, answer: ClientHandshake | Answer) -> No
 # Dialing through a proxy.
 
 
-def _proxy_for(address: Address, config: WSClientConfig) -> ConnectProxy | None:
-    if config.proxy is None:
-        return None
-    if isinstance(config.proxy, str):
-        return ConnectProxy.parse(config.proxy)
-    kind = "https" if address.is_encrypted else "http"
-    url = urllib.request.getproxies().get(kind)
-    if not url or _is_local(address.host) or urllib.request.proxy_bypass(f"{bracketed(address.host)}:{address.port}"):
-        return None
-    try:
-        return ConnectProxy.parse(url)
-    except ValueError as error:
-        raise AddressError(f"{kind.upper()}_PROXY in the environment: {error}") from None
-
-
-def _is_local(host: str) -> bool:
-    """Whether no proxy could reach *host* for us: as in Go, the environment then does not count."""
-    if without_zone(host) != host:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-
-
 async def _connect_through(proxy: ConnectProxy, address: Address, terms: EndpointConfig) -> SocketLink:
     """Connect to *proxy*, and have it connect to *address* (RFC 9110, 9.3.6)."""
     authority = f"{bracketed(without_zone(address.host))}:{address.port}"
-    lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
-    if proxy.username is not None:
-        credentials = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
-        lines.append(f"Proxy-Authorization: Basic {credentials}")
     try:
         link = await tcp.connect_link(Address(f"http://{proxy.address}", "tcp", host=plain_zone(proxy.host), port=proxy.port), terms)
     except OSError as error:
         raise OSError(error.errno, f"the proxy {proxy.address} cannot be reached: {error.strerror or error}") from error
     try:
-        await link.open("\r\n".join([*lines, "", ""]).encode())
+        await link.open(proxy.request(authority))
         answer = Answer(f"the proxy {proxy.address}", range(200, 300))
         await _read_answer(link, answer)
         if answer.rest:  # nothing may follow, since it is we who speak first

@@ -10,7 +10,8 @@ from typing import Final, cast
 import trio
 
 from sp.errors import PeerClosed, PeerError, PeerSilent, PipeRefused
-from sp.http.message import HTTPInfo, WSClientConfig, WSServerConfig
+from sp.http.config import WSClientConfig, WSServerConfig
+from sp.http.message import HTTPInfo
 from sp.message import Message
 from sp.transports.contract import EndpointConfig
 from sp.transports.link import READ_SIZE, Link, wait_for_either

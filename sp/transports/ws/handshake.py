@@ -24,7 +24,7 @@ from websockets.typing import Subprotocol
 
 from sp.errors import GreetingError, PeerError, UpgradeRefused, WrongProtocol, printable
 from sp.guess import guess_protocol
-from sp.http.message import HTTPHeaders, HTTPResponse, refusal
+from sp.http.message import HTTPHeaders, HTTPResponse, text_response
 from sp.protocol_numbers import BUS, COUNTERPARTS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR, protocol_name
 from sp.transports.framing import encode_greeting
 from sp.transports.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
@@ -136,7 +136,8 @@ class ServerHandshake:
         elif self.protocol.handshake_exc is not None:
             self.problem = self._explain(self.protocol.handshake_exc)
         elif self._head.size > MAX_HEAD:
-            self.problem = refusal(431, f"more than {MAX_HEAD} bytes of headers"), f"the request has more than {MAX_HEAD} bytes of headers"
+            reason = f"more than {MAX_HEAD} bytes of headers"
+            self.problem = text_response(431, reason), f"the request has {reason}"
         return self.request is not None or self.problem is not None
 
     @property
@@ -159,7 +160,7 @@ class ServerHandshake:
         hosts = self.request.headers.get_all("Host")
         if (len(hosts) != 1 and self.request.protocol == "HTTP/1.1") or not all(map(_HOST.fullmatch, hosts)):
             error: PeerError = GreetingError("the request has not exactly one Host header, a name or address")
-            return refusal(400, "expected one Host header"), error
+            return text_response(400, "expected one Host header"), error
         response = protocol.accept(_without_alternatives(self.request))
         if response.status_code == SWITCHING:
             self.response = response
@@ -196,14 +197,14 @@ class ServerHandshake:
         reason = printable(without_quotation(error.__cause__ or error))
         line = self._head.first_line
         if isinstance(error, RequestLineTooLong):
-            return refusal(414, "the request line is too long"), f"the request line is too long: {error}"
+            return text_response(414, "the request line is too long"), f"the request line is too long: {error}"
         if isinstance(error, (HeaderLineTooLong, TooManyHeaders)):
-            return refusal(431, f"too many or too long headers: {error}"), f"the request's headers are too many or too long: {error}"
+            return text_response(431, f"too many or too long headers: {error}"), f"the request's headers are too many or too long: {error}"
         method = line.partition(b" ")[0]
         if method.isalpha() and method not in (b"GET", b"HEAD") and line.endswith((b" HTTP/1.1", b" HTTP/1.0")):
-            return refusal(405, "expected GET", {"Allow": "GET"}), f"the request's method is {method!r}, expected GET"
+            return text_response(405, "expected GET", {"Allow": "GET"}), f"the request's method is {method!r}, expected GET"
         hint = guess_protocol(self._head.begun, "ws", over_tls=self._over_tls)
-        return refusal(
+        return text_response(
             400, f"no HTTP request: {reason}{hint}"
         ), f"the peer does not speak HTTP: it began with {without_query(line)!r} ({reason}{hint})"
 

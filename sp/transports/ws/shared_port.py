@@ -19,9 +19,11 @@ import trio
 from websockets.protocol import Side
 
 from sp.address import Address, normal_path
-from sp.errors import AddressError, GreetingError, PeerClosed, PeerError, PipeRefused, RefusalKind, TLSConfigError
+from sp.errors import AddressError, GreetingError, PeerClosed, PeerError, PipeRefused, TLSConfigError
+from sp.http.config import WSServerConfig
 from sp.http.forwarding import Client, client_of, parse_ip
-from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, WSServerConfig, refusal
+from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, text_response
+from sp.refusal import RefusalKind
 from sp.tls.config import TLSServerConfig
 from sp.transports import ipc, tcp
 from sp.transports.contract import Acceptor, AnsweredByHTTP, Connection, EndpointConfig, HandedOver
@@ -316,7 +318,7 @@ class ServerConnection(WSConnection):
         if route is None:
             healthy = self._port.health_at(path)
             if healthy is None:
-                await self._answer(refusal(404, "nobody listens here"))
+                await self._answer(text_response(404, "nobody listens here"))
                 raise GreetingError(f"HTTP 404: nobody listens at {path[:200]!r}")
             await self._tell_health(healthy, request.method)
             raise AnsweredByHTTP
@@ -338,11 +340,11 @@ class ServerConnection(WSConnection):
         http = self.http
         assert http is not None
         if route.draining or route.closed:
-            await self._answer(refusal(503, "going away"))
+            await self._answer(text_response(503, "going away"))
             raise GreetingError("HTTP 503: the listener is going away")
         origin = http.headers.get("Origin")
         if origin is not None and not route.config.allows_origin(origin):
-            await self._answer(refusal(403, "pages of this origin may not connect"))
+            await self._answer(text_response(403, "pages of this origin may not connect"))
             raise GreetingError(f"HTTP 403: origin {origin[:200]!r} is not among the allowed origins")
         response, error = handshake.accept(self._terms.number)
         if response is not None:
@@ -369,10 +371,10 @@ class ServerConnection(WSConnection):
         await self._answer(_answer_for(refusal))
 
     async def _tell_health(self, route: Route, method: str) -> None:
-        response = refusal(405, "expected GET or HEAD", {"Allow": "GET, HEAD"})
+        response = text_response(405, "expected GET or HEAD", {"Allow": "GET, HEAD"})
         if method in ("GET", "HEAD"):
             self._asking = True
-            response = refusal(503, "draining") if route.draining else await _ask_health(route.config)
+            response = text_response(503, "draining") if route.draining else await _ask_health(route.config)
         log.debug("%s asked for the health: %d", self.remote_address, response.status)
         await self._answer(response)
 
@@ -395,7 +397,7 @@ class ServerConnection(WSConnection):
         if self._opened and not self._answered and not self.closed:
             self._answered = True
             is_late = isinstance(error, GreetingError) and self.http is None and not self._asking
-            response = refusal(408, "no request in time") if is_late else _answer_for(error)
+            response = text_response(408, "no request in time") if is_late else _answer_for(error)
             try:
                 self._link.send(self._encode_answer(response))
             except (OSError, PeerError):
@@ -408,10 +410,10 @@ def _answer_for(error: Exception | None) -> HTTPResponse:
     if isinstance(error, PipeRefused):
         if isinstance(error.response, HTTPResponse):
             return error.response
-        return refusal(503, str(error)) if error.kind is RefusalKind.NO_ROOM else refusal(403, "refused")
+        return text_response(503, str(error)) if error.kind is RefusalKind.NO_ROOM else text_response(403, "refused")
     if isinstance(error, trio.ClosedResourceError):  # authorize has closed the pipe
-        return refusal(403, "refused")
-    return refusal(503, "going away")
+        return text_response(403, "refused")
+    return text_response(503, "going away")
 
 
 _ABSOLUTE: Final = re.compile(r"(?:http|ws)s?://[^/?]*", re.IGNORECASE)
@@ -435,13 +437,13 @@ async def _ask_health(config: WSServerConfig) -> HTTPResponse:
         if inspect.isawaitable(answer):
             answer = await answer
         if isinstance(answer, bool):
-            return HTTPResponse(200, "ok\n") if answer else refusal(503, "not healthy")
+            return HTTPResponse(200, "ok\n") if answer else text_response(503, "not healthy")
     except Exception as error:
         log.warning("health raised %r", error)
-        return refusal(500, "nobody knows")
+        return text_response(500, "nobody knows")
     if isinstance(answer, HTTPResponse):
         return answer
     if isinstance(answer, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         return HTTPResponse(200, answer)
     log.warning("health returned %s, expected a bool, a str or an HTTPResponse", type(answer).__name__)
-    return refusal(500, "nobody knows")
+    return text_response(500, "nobody knows")
