@@ -1,4 +1,4 @@
-# make demo        install into .venv and run the main job
+# make demo        install into .venv and run the examples: TLS, publish and subscribe
 # make test        install and run all tests, interop included: ARGS='-k tls' some of them, ARGS=-n0 in one process
 # make test-fast   run the tests that take little time and need no other program
 # make coverage    measure what those reach in sp/, and fail where it is too little

@@ -1,1 +1,1 @@
-"""Programs to start from.  The tests run each of them."""
+"""Programs to start from.  The tests run each one."""

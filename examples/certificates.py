@@ -1,7 +1,13 @@
-"""Makes a small authority and three certificates signed by it: ``python -m examples.certificates DIRECTORY``.
+"""Makes certificates to try things out: ``python -m examples.certificates DIRECTORY``.
 
-For trying things out: the keys are not encrypted, that of the authority is thrown away, and all is over in a month.  ``ca.pem`` is
-what the others are checked with; ``server.pem`` is for localhost; ``client.pem`` for somebody called client-7, ``other.pem`` for client-8.
+It writes four files:
+
+- ``ca.pem``, the certificate of an authority, which the others are checked with;
+- ``server.pem``, certificate and key of a server at localhost;
+- ``client.pem`` and ``other.pem``, certificates and keys of the clients client-7 and client-8.
+
+The keys are not encrypted, the key of the authority is thrown away, and the certificates expire after
+a month.
 """
 
 import datetime
@@ -23,7 +29,7 @@ def common_name(name: str) -> x509.Name:
 
 
 def key_usage(*, of_authority: bool) -> x509.KeyUsage:
-    """Signing other certificates and revocation lists, or signing in a handshake; nothing else."""
+    """Allow an authority to sign certificates and revocation lists, and others to sign in a handshake."""
     return x509.KeyUsage(
         digital_signature=not of_authority,
         key_cert_sign=of_authority,
@@ -40,7 +46,7 @@ def key_usage(*, of_authority: bool) -> x509.KeyUsage:
 def certificate(
     subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, issuer_key: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
-    """Begin a certificate with all that strict clients ask for, Python 3.13 among them."""
+    """Begin a certificate with all that strict clients want, for example Python 3.13."""
     now = datetime.datetime.now(datetime.UTC)
     is_authority = key is issuer_key
     return (
@@ -60,7 +66,7 @@ def certificate(
 
 def write(path: Path, signed: x509.Certificate, key: ec.EllipticCurvePrivateKey | None = None) -> None:
     pem = signed.public_bytes(serialization.Encoding.PEM)
-    path.unlink(missing_ok=True)  # its mode would stay
+    path.unlink(missing_ok=True)  # an old file would keep its mode
     path.touch(mode=0o644 if key is None else 0o600)
     if key is not None:
         pem += key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

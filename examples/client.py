@@ -1,4 +1,7 @@
-"""Asks a service ten questions at once: ``python -m examples.client URL [CERTIFICATES]``."""
+"""Asks a service ten questions at the same time: ``python -m examples.client URL [CERTIFICATES]``.
+
+CERTIFICATES is a directory that ``examples.certificates`` has filled, for a URL with TLS.
+"""
 
 import sys
 from pathlib import Path

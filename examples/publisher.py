@@ -1,4 +1,7 @@
-"""Publishes a temperature and a humidity to two subscribers, once both are there: ``python -m examples.publisher [URL]``."""
+"""Publishes temperatures and humidities: ``python -m examples.publisher [URL]``.
+
+It waits for two subscribers, so that they miss nothing.
+"""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""A service that answers questions, any number at once: ``python -m examples.service [URL [CERTIFICATES]]``.
+"""Answers questions, any number at the same time: ``python -m examples.service [URL [CERTIFICATES]]``.
 
-CERTIFICATES is a directory as ``examples.certificates`` makes it.  With it, and a URL such as ``tls+tcp://127.0.0.1:5555``, clients
-need a certificate of that authority.
+For TLS, give a URL such as ``tls+tcp://127.0.0.1:5555`` and a directory that ``examples.certificates``
+has filled.  Clients then need a certificate from the same directory.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Prints what is published under a topic: ``python -m examples.subscriber URL TOPIC``."""
+"""Prints what is published under one topic: ``python -m examples.subscriber URL TOPIC``."""
 
 import sys
 

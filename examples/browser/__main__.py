@@ -1,6 +1,9 @@
-"""Serves a page that subscribes and asks: ``python -m examples.browser CERTIFICATES [PAGE_PORT [SERVICE_PORT [SECONDS]]]``.
+"""Serves a web page, and the sockets that it subscribes to and asks.
 
-CERTIFICATES is a directory as ``examples.certificates`` makes it; something is published every SECONDS.  README.md has the rest.
+``python -m examples.browser CERTIFICATES [PAGE_PORT [SERVICE_PORT [SECONDS]]]``
+
+CERTIFICATES is a directory that ``examples.certificates`` has filled.  A tick is published every SECONDS.
+README.md, beside this file, explains the rest.
 """
 
 import itertools
@@ -43,9 +46,9 @@ async def main(certificates: Path, page_port: int, service_port: int, seconds: f
         threading.Thread(target=server.serve_forever).start()
         try:
             page = f"http://localhost:{server.server_port}"
-            # Without origins=, no page may connect: any page that is open in somebody's browser would do so in that person's name.
-            http = sp.WSServerConfig(origins=page)
-            async with sp.Pub0(tls=tls, ws=http) as pub, sp.Rep0(tls=tls, ws=http) as rep, trio.open_nursery() as nursery:
+            # A page can connect with the cookies of the person who opened it, so only the origins listed here may.
+            ws = sp.WSServerConfig(origins=page)
+            async with sp.Pub0(tls=tls, ws=ws) as pub, sp.Rep0(tls=tls, ws=ws) as rep, trio.open_nursery() as nursery:
                 ticks = await pub.listen(f"wss://localhost:{service_port}/ticks")
                 service = ticks.url.removesuffix("/ticks")
                 await rep.listen(f"{service}/questions")  # two sockets, one port

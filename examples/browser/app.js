@@ -1,11 +1,12 @@
-// SP over WebSocket needs no library: a message of SP is a binary message of WebSocket, and the sub-protocol names the protocol of
-// the side that listens. See README.md.
+// SP over WebSocket needs no library: each SP message is one binary WebSocket message, and the
+// sub-protocol names the protocol of the side that listens. See README.md.
 "use strict";
 
 const service = new URLSearchParams(location.search).get("service") ?? "wss://localhost:8443";
 const show = (id, text) => { document.getElementById(id).textContent = text; };
 
-// Keep a connection to a listener of `protocol`. `opened` gets each new WebSocket, `received` the bytes of each message.
+// Keep a connection to a listener that speaks `protocol`. `opened` is called with each new WebSocket,
+// `received` with the bytes of each message.
 function connect(name, protocol, opened, received) {
   const socket = new WebSocket(`${service}/${name}`, `${protocol}.sp.nanomsg.org`);
   socket.binaryType = "arraybuffer";
@@ -17,7 +18,7 @@ function connect(name, protocol, opened, received) {
   };
 }
 
-// SUB: a PUB sends everything to everybody, and the subscriber picks by the first bytes.
+// SUB: a PUB sends every message to all subscribers, and each one picks its own by the first bytes.
 function subscribe(topic, received) {
   const prefix = new TextEncoder().encode(topic);
   connect("ticks", "pub", () => {}, (body) => {
@@ -25,8 +26,8 @@ function subscribe(topic, received) {
   });
 }
 
-// REQ: a request is an id of 4 bytes, the first bit set, and the body. The answer comes with the same id.
-const waiting = new Map(); // by id: the request, so that it can be sent again, and who waits for the answer
+// REQ: a request is an id of 4 bytes, with the highest bit set, and the body. The answer has the same id.
+const waiting = new Map(); // by id: the request, to send it again, and `resolve`, to call with the answer
 let questions = null;
 let nextId = crypto.getRandomValues(new Uint32Array(1))[0];
 
@@ -42,7 +43,7 @@ function ask(body) {
 
 connect("questions", "rep", (socket) => {
   questions = socket;
-  for (const { request } of waiting.values()) socket.send(request); // what was not answered before the connection was lost
+  for (const { request } of waiting.values()) socket.send(request); // not answered before the connection was lost
 }, (message) => {
   const id = new DataView(message.buffer).getUint32(0);
   waiting.get(id)?.resolve(new TextDecoder().decode(message.subarray(4)));
