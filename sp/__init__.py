@@ -37,7 +37,8 @@ from sp.sockets.base import Socket
 from sp.sockets.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
 from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, RequestStream, Respondent0, Sub0, Survey, Surveyor0
 from sp.statistics import DialerStatistics, DropReason, ListenerStatistics, PipeStatistics, SocketStatistics
-from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig
+from sp.tls.config import TLSClientConfig, TLSServerConfig
+from sp.tls.info import TLSInfo
 from sp.transports.proxy_protocol import ProxiedTLSInfo, ProxyInfo
 
 __version__ = "0.1.0"

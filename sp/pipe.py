@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from sp.http.message import HTTPInfo
     from sp.statistics import PipeStatistics
-    from sp.tls.config import TLSInfo
+    from sp.tls.info import TLSInfo
     from sp.transports.proxy_protocol import ProxyInfo
 
 

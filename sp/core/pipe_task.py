@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.http.message import HTTPInfo
     from sp.message import Message
-    from sp.tls.config import TLSInfo
+    from sp.tls.info import TLSInfo
     from sp.transports.contract import Connection
     from sp.transports.proxy_protocol import ProxyInfo
 

@@ -9,7 +9,7 @@ from sp.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.tls.context import ContextSource
+    from sp.tls.reload import ContextSource
 
 
 @uninterrupted

@@ -1,15 +1,13 @@
-"""From a TLS configuration to OpenSSL contexts: reads the files, says what is wrong with them, keeps the sessions."""
+"""One OpenSSL context of a TLS configuration: reads the files, and says what is wrong with them."""
 
 from __future__ import annotations
 
 import datetime
 import logging
 import os
-import threading
-from collections import OrderedDict, deque
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import attrs
 from cryptography import x509
@@ -18,236 +16,149 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
 from sp.errors import TLSConfigError
-from sp.tls.config import TLSClientConfig, TLSServerConfig
 from sp.tls.openssl import begin_no_sessions
 from sp.tls.pem import Pem, quietly
+from sp.tls.session_cache import SessionCache
+from sp.tls.settings import ClientSettings, ServerSettings, Source
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-
-    from sp.tls.config import Source
-    from sp.tls.session import TLSSession
 
 log = logging.getLogger("sp")
 
 _VERSIONS: Final = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 _GROUPS: Final = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 _CIPHERS: Final = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!eNULL:!aDSS:!PSK:!SRP"
-"""For TLS 1.2: forward secrecy and authenticated encryption, which all have had for many years."""
+"""For TLS 1.2: forward secrecy and authenticated encryption, which every peer has had for many years."""
 HTTP_1_1: Final = b"http/1.1"
-"""What wss says in ALPN, and nothing else: WebSocket over HTTP/2 is another protocol."""
-_SESSIONS_PER_SERVER: Final = 8
-"""Tickets kept for one server: as many dialers can resume at once."""
+"""The only protocol that wss offers by ALPN: WebSocket over HTTP/2 is another protocol."""
 _RELEASE_BUFFERS: Final = 0x10
-"""SSL_MODE_RELEASE_BUFFERS: an idle connection does not keep 34 KiB for records.  pyOpenSSL has no name for it."""
+"""SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: an idle connection does not keep 34 KiB for records."""
 _PARTIAL_WRITE: Final = 0x01
-"""SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets: a write would stop after each record."""
+"""SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets.  With it, a write would stop after each record."""
 
 
-class SessionCache:
-    """What a client remembers of servers, for one use each.  The least recently used server is forgotten first."""
+class Handshake(Protocol):
+    """What the callbacks of a context expect as the app data of a connection."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._lock = threading.Lock()  # a configuration may be shared by several trio runs
-        self._sessions: OrderedDict[str, deque[SSL.Session]] = OrderedDict()
+    problem: Exception | None
 
-    def __len__(self) -> int:
-        return len(self._sessions)
+    @property
+    def http(self) -> bool: ...
 
-    def take(self, server: str) -> SSL.Session | None:
-        """Return the newest session with *server*, which nobody else gets; None: there is none."""
-        with self._lock:
-            sessions = self._sessions.get(server)
-            if sessions is None:
-                return None
-            self._sessions.move_to_end(server)
-            session = sessions.pop()
-            if not sessions:
-                del self._sessions[server]
-            return session
-
-    def put(self, server: str, session: SSL.Session) -> None:
-        """Remember *session*."""
-        with self._lock:
-            self._sessions.setdefault(server, deque(maxlen=_SESSIONS_PER_SERVER)).append(session)
-            self._sessions.move_to_end(server)
-            if len(self._sessions) > self._size:
-                self._sessions.popitem(last=False)
-
-    def forget(self, server: str) -> None:
-        """Drop what is remembered of *server*."""
-        with self._lock:
-            self._sessions.pop(server, None)
+    def certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool: ...
 
 
 class TLSContext:
-    """One OpenSSL context, made once and never changed: what connections of one endpoint have in common."""
+    """One OpenSSL context, which the connections of an endpoint share.  It never changes."""
 
-    def __init__(self, config: TLSServerConfig | TLSClientConfig) -> None:
-        self.is_server = isinstance(config, TLSServerConfig)
+    def __init__(self, config: ServerSettings | ClientSettings) -> None:
+        self.is_server = isinstance(config, ServerSettings)
         self.ready_made = config.context is not None
         self.sessions: SessionCache | None = None
-        if isinstance(config, TLSClientConfig) and config.session_reuse:
+        if isinstance(config, ClientSettings) and config.session_reuse:
             self.sessions = SessionCache(config.session_cache_size)
-        self.server_name = config.server_name if isinstance(config, TLSClientConfig) else None
-        self.context = _ready_made(config) if config.context is not None else self._build(config)
+        self.server_name = config.server_name if isinstance(config, ClientSettings) else None
+        self.context = _ready_made(config) if config.context is not None else _build(config)
         mode = self.context.get_verify_mode()
         self.verifies = bool(mode & SSL.VERIFY_PEER)
         """Whether the peer's certificate is verified: a server's always, a client's if it is asked for one."""
 
-    def _build(self, config: TLSServerConfig | TLSClientConfig) -> SSL.Context:
-        context = SSL.Context(SSL.TLS_SERVER_METHOD if self.is_server else SSL.TLS_CLIENT_METHOD)
-        context.set_min_proto_version(_VERSIONS[config.minimum_version])
-        if config.maximum_version is not None:
-            if config.maximum_version < config.minimum_version:
-                raise TLSConfigError(f"maximum_version {config.maximum_version} is older than minimum_version {config.minimum_version}")
-            context.set_max_proto_version(_VERSIONS[config.maximum_version])
-        context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
-        context.set_mode(_RELEASE_BUFFERS)
-        context.clear_mode(_PARTIAL_WRITE)
-        # Servers: tickets, so nothing is kept here.  Clients: the cache is ours.
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        if not config.session_reuse:
-            begin_no_sessions(context)
-        _set_ciphers(context, config)
-        if config.certificate is not None:
-            _use_certificate(context, config)
-        elif config.private_key is not None or config.password is not None:
-            what = "private_key" if config.private_key is not None else "password"
-            raise TLSConfigError(f"{what} was given without a certificate")
-        elif self.is_server:
-            raise TLSConfigError("a server needs a certificate: give certificate= (and private_key=, if it is in a file of its own)")
-        context.set_verify_depth(config.max_chain_depth)
-        if isinstance(config, TLSServerConfig):
-            context.set_session_id(_SESSION_ID)  # without one no session is ever resumed
-            context.set_alpn_select_callback(_select_protocol)
-            if config.client_ca is not None:
-                for certificate in _trust(context, config.client_ca, "client_ca"):
-                    context.add_client_ca(certificate)
-                required = 0 if config.require_client_certificate is False else SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-                context.set_verify(SSL.VERIFY_PEER | required, _certificate_checked)
-            elif config.require_client_certificate is not None:
-                raise TLSConfigError("require_client_certificate says nothing without client_ca: give that as well")
-        else:
-            if config.ca is not None:
-                _trust(context, config.ca, "ca")
-            else:
-                context.set_default_verify_paths()
-            if not config.insecure_skip_verification:
-                context.set_verify(SSL.VERIFY_PEER, _certificate_checked)
-        if config.revoked is not None:
-            _use_revoked(context, config.revoked)
-            if isinstance(config, TLSClientConfig) and config.insecure_skip_verification:
-                raise TLSConfigError("revoked says nothing beside insecure_skip_verification: nobody is verified")
-            if isinstance(config, TLSServerConfig) and config.client_ca is None:
-                raise TLSConfigError("revoked is about clients' certificates: give client_ca as well")
-        if config.key_log_file is not None:
-            self._log_keys(context, Path(config.key_log_file))
-        return context
 
-    def _log_keys(self, context: SSL.Context, path: Path) -> None:
-        def append(connection: SSL.Connection, line: bytes) -> None:
-            try:
-                with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
-                    file.write(line + b"\n")
-            except OSError as error:
-                connection.get_app_data().problem = TLSConfigError(f"key_log_file: cannot write {str(path)!r}: {error.strerror}")
+def _build(config: ServerSettings | ClientSettings) -> SSL.Context:
+    is_server = isinstance(config, ServerSettings)
+    context = SSL.Context(SSL.TLS_SERVER_METHOD if is_server else SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(_VERSIONS[config.minimum_version])
+    if config.maximum_version is not None:
+        if config.maximum_version < config.minimum_version:
+            raise TLSConfigError(f"maximum_version {config.maximum_version} is older than minimum_version {config.minimum_version}")
+        context.set_max_proto_version(_VERSIONS[config.maximum_version])
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    context.set_mode(_RELEASE_BUFFERS)
+    context.clear_mode(_PARTIAL_WRITE)
+    # A server keeps nothing: its tickets hold the sessions.  A client has a cache of our own.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    if not config.session_reuse:
+        begin_no_sessions(context)
+    _set_ciphers(context, config)
+    if config.certificate is not None:
+        _use_certificate(context, config, config.certificate)
+    elif config.private_key is not None or config.password is not None:
+        what = "private_key" if config.private_key is not None else "password"
+        raise TLSConfigError(f"{what} was given without a certificate: give certificate= as well")
+    elif is_server:
+        raise TLSConfigError("a server needs a certificate: give certificate= (and private_key= if the key is in a file of its own)")
+    context.set_verify_depth(config.max_chain_depth)
+    if isinstance(config, ServerSettings):
+        _set_up_server(context, config)
+    else:
+        _set_up_client(context, config)
+    if config.revoked is not None:
+        _use_revoked(context, config, config.revoked)
+    if config.key_log_file is not None:
+        _log_keys(context, Path(config.key_log_file))
+    return context
 
+
+def _set_up_server(context: SSL.Context, config: ServerSettings) -> None:
+    context.set_session_id(_SESSION_ID)  # without an id, no session can be resumed
+    context.set_alpn_select_callback(_select_protocol)
+    if config.client_ca is not None:
+        for certificate in _trust(context, config.client_ca, "client_ca"):
+            context.add_client_ca(certificate)
+        required = 0 if config.require_client_certificate is False else SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        context.set_verify(SSL.VERIFY_PEER | required, _certificate_checked)
+    elif config.require_client_certificate is not None:
+        raise TLSConfigError("require_client_certificate has no effect without client_ca: give client_ca= as well")
+
+
+def _set_up_client(context: SSL.Context, config: ClientSettings) -> None:
+    if config.ca is not None:
+        _trust(context, config.ca, "ca")
+    else:
+        context.set_default_verify_paths()
+    if not config.insecure_skip_verification:
+        context.set_verify(SSL.VERIFY_PEER, _certificate_checked)
+
+
+def _log_keys(context: SSL.Context, path: Path) -> None:
+    def append(connection: SSL.Connection, line: bytes) -> None:
         try:
-            with open(path, "ab", opener=partial(os.open, mode=0o600)):
-                pass
+            with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
+                file.write(line + b"\n")
         except OSError as error:
-            raise TLSConfigError(f"key_log_file: cannot write {str(path)!r}: {error.strerror}") from error
-        log.warning("TLS: the secrets of all connections are written to %s", path)
-        context.set_keylog_callback(append)
+            handshake: Handshake = connection.get_app_data()
+            handshake.problem = TLSConfigError(f"key_log_file: cannot write {str(path)!r}: {error.strerror}")
 
-
-class ContextSource:
-    """The context that new connections get, and how it is replaced when files change."""
-
-    def __init__(self, config: TLSServerConfig | TLSClientConfig) -> None:
-        self._config = config
-        self._seen = self._signature()
-        self.current = TLSContext(config)
-        self._generation = 1
-        self.failure: TLSConfigError | None = None
-        """Why the last reload has failed; None: it has not."""
-        if isinstance(config, TLSClientConfig) and config.insecure_skip_verification:
-            log.warning("TLS: insecure_skip_verification is on: whoever answers is believed")
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a TLS configuration cannot be pickled: make it in the process that uses it")
-
-    def reload(self) -> None:
-        """Build a new context from what the files hold now.  Raises TLSConfigError, and then the old one stays."""
-        if self._config.context is not None:
-            raise TLSConfigError("a ready-made context cannot be reloaded: make a new configuration")
-        self._seen = self._signature()
-        try:
-            self.current = TLSContext(self._config)
-        except TLSConfigError as error:
-            self.failure = error
-            raise
-        self._generation += 1
-        self.failure = None
-
-    @property
-    def status(self) -> tuple[int, str]:
-        """How often a context was built, and why the last reload has failed, in words."""
-        return self._generation, str(self.failure or "")
-
-    def check_files(self) -> None:
-        """Reload if a file has changed, or after a failure, which may be over without that; ``status`` tells how it went."""
-        if self.failure is not None or self._signature() != self._seen:
-            try:
-                self.reload()
-            except TLSConfigError:
-                pass
-
-    def _signature(self) -> tuple[object, ...]:
-        config = self._config
-        trusted = config.client_ca if isinstance(config, TLSServerConfig) else config.ca
-        sources = (config.certificate, config.private_key, config.revoked, trusted)
-        return tuple(_stamp(path) for source in sources if isinstance(source, str | os.PathLike) for path in _files(Path(source)))
-
-
-def _files(path: Path) -> list[Path]:
-    """Return the file at *path*, or the directory and what is in it."""
     try:
-        return [path, *sorted(path.iterdir())] if path.is_dir() else [path]
-    except OSError:
-        return [path]
+        with open(path, "ab", opener=partial(os.open, mode=0o600)):
+            pass
+    except OSError as error:
+        raise TLSConfigError(f"key_log_file: cannot write {str(path)!r}: {error.strerror}") from error
+    log.warning("TLS: the secrets of all connections are written to %s", path)
+    context.set_keylog_callback(append)
 
 
-def _stamp(path: Path) -> object:
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return path, found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _ready_made(config: TLSServerConfig | TLSClientConfig) -> SSL.Context:
+def _ready_made(config: ServerSettings | ClientSettings) -> SSL.Context:
     context = config.context
     if not isinstance(context, SSL.Context):
         raise TLSConfigError(f"context must be an OpenSSL.SSL.Context, not {type(context).__name__}")
-    if isinstance(config, TLSClientConfig) and not config.insecure_skip_verification and not context.get_verify_mode() & SSL.VERIFY_PEER:
+    if isinstance(config, ClientSettings) and not config.insecure_skip_verification and not context.get_verify_mode() & SSL.VERIFY_PEER:
         raise TLSConfigError(
-            "the ready-made context verifies nobody: call its set_verify(VERIFY_PEER), or give insecure_skip_verification=True"
+            "the ready-made context does not verify the server: call its set_verify(VERIFY_PEER), or give insecure_skip_verification=True"
         )
     set_twice = [
         field.name for field in attrs.fields(type(config)) if field.name in _ABOUT_CONTEXT and getattr(config, field.name) != field.default
     ]
     if set_twice:
-        raise TLSConfigError(f"a ready-made context leaves no room for {', '.join(set_twice)}: set that on the context itself")
+        raise TLSConfigError(f"context= replaces {', '.join(set_twice)}, so they cannot be given together: set that on the context itself")
     try:
-        if isinstance(config, TLSServerConfig):
-            context.set_session_id(_SESSION_ID)  # without one, a client with a certificate that wants to resume is an error
+        if isinstance(config, ServerSettings):
+            context.set_session_id(_SESSION_ID)  # without an id, a client with a certificate cannot resume but fails
         if not config.session_reuse:
             begin_no_sessions(context)
     except ValueError as error:
-        raise TLSConfigError("the ready-made context was used before: make a new one") from error
+        raise TLSConfigError("the ready-made context was used before: create a new one") from error
     return context
 
 
@@ -258,19 +169,18 @@ _ABOUT_CONTEXT: Final = {
 }  # fmt: skip
 
 
-def _use_certificate(context: SSL.Context, config: TLSServerConfig | TLSClientConfig) -> None:
-    assert config.certificate is not None
-    pem = Pem.read(config.certificate, "certificate")
+def _use_certificate(context: SSL.Context, config: ServerSettings | ClientSettings, source: Source) -> None:
+    pem = Pem.read(source, "certificate")
     own, *intermediates = pem.certificates()
     key_pem = pem if config.private_key is None else Pem.read(config.private_key, "private_key")
     if config.private_key is None and not pem.has_key:
-        raise TLSConfigError(f"{pem.name} has no private key beside it: give private_key=")
+        raise TLSConfigError(f"{pem.name} contains no private key: give private_key=")
     key = key_pem.key(config.password)
     public = _public(key)
     if any(quietly(_public, other) == public for other in intermediates):
-        raise TLSConfigError(f"{pem.name}: the certificate of the private key has to come first, before its issuers")
+        raise TLSConfigError(f"{pem.name}: the certificate of the private key must come first, before its issuers")
     if quietly(_public, own) != public:
-        raise TLSConfigError(f"the private key in {key_pem.name} is not that of the certificate in {pem.name}")
+        raise TLSConfigError(f"the private key in {key_pem.name} does not belong to the certificate in {pem.name}")
     now = datetime.datetime.now(datetime.UTC)
     if now > own.not_valid_after_utc:
         raise TLSConfigError(f"{pem.name} expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
@@ -291,7 +201,7 @@ def _public(holder: PrivateKeyTypes | x509.Certificate) -> bytes:
 
 
 def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certificate]:
-    """Trust the certificates of a file, of all files in a directory, or of PEM bytes; return them."""
+    """Trust the certificates in a file, in all files of a directory, or in PEM bytes.  Return them."""
     found: list[x509.Certificate] = []
     if not isinstance(source, bytes) and Path(source).is_dir():
         try:
@@ -302,7 +212,7 @@ def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certif
             if path.is_file() and (pem := Pem.read(path, field)).has_certificate:
                 found += pem.certificates()
         if not found:
-            raise TLSConfigError(f"{field}: no file in directory {os.fspath(source)!r} has a certificate in it")
+            raise TLSConfigError(f"{field}: no file in directory {os.fspath(source)!r} contains a certificate")
     else:
         found = Pem.read(source, field).certificates()
     found = list(dict.fromkeys(found))
@@ -313,20 +223,24 @@ def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certif
     return found
 
 
-def _use_revoked(context: SSL.Context, source: Source) -> None:
+def _use_revoked(context: SSL.Context, config: ServerSettings | ClientSettings, source: Source) -> None:
     pem = Pem.read(source, "revoked")
     store = context.get_cert_store()
     assert store is not None
     for crl in pem.revocation_lists():
         if crl.next_update_utc is not None and crl.next_update_utc < datetime.datetime.now(datetime.UTC):
             raise TLSConfigError(
-                f"{pem.name}: the list of {crl.issuer.rfc4514_string()} was to be replaced by {crl.next_update_utc:%Y-%m-%d %H:%M} UTC"
+                f"{pem.name}: the list of {crl.issuer.rfc4514_string()} is out of date since {crl.next_update_utc:%Y-%m-%d %H:%M} UTC"
             )
         store.add_crl(crl)
     store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+    if isinstance(config, ServerSettings) and config.client_ca is None:
+        raise TLSConfigError("revoked has no effect on a server without client_ca: give client_ca= as well")
+    if isinstance(config, ClientSettings) and config.insecure_skip_verification:
+        raise TLSConfigError("revoked has no effect with insecure_skip_verification=True: leave one of them out")
 
 
-def _set_ciphers(context: SSL.Context, config: TLSServerConfig | TLSClientConfig) -> None:
+def _set_ciphers(context: SSL.Context, config: ServerSettings | ClientSettings) -> None:
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     try:
         context.set_cipher_list((config.ciphers or _CIPHERS).encode())
@@ -342,21 +256,21 @@ def _set_ciphers(context: SSL.Context, config: TLSServerConfig | TLSClientConfig
 
 
 def _certificate_checked(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
-    """Called by OpenSSL for each certificate of the peer's chain, the root first."""
-    session: TLSSession = connection.get_app_data()
-    return session.certificate_checked(certificate, error, depth, bool(ok))
+    """OpenSSL calls this for each certificate of the peer's chain, the root first."""
+    handshake: Handshake = connection.get_app_data()
+    return handshake.certificate_checked(certificate, error, depth, bool(ok))
 
 
 def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes | Any:
-    """Called by OpenSSL when a client offers protocols: a context may serve wss and tls+tcp."""
-    session: TLSSession = connection.get_app_data()
-    return HTTP_1_1 if session.http and HTTP_1_1 in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+    """OpenSSL calls this when a client offers protocols: wss and tls+tcp may share a context."""
+    handshake: Handshake = connection.get_app_data()
+    return HTTP_1_1 if handshake.http and HTTP_1_1 in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def explain(error: Exception) -> str:
-    """Return OpenSSL's reasons, without its codes; never empty."""
+    """Return OpenSSL's reasons without its codes.  Never empty."""
     entries: object = error.args[0] if error.args else None
     if isinstance(entries, list):
         reasons = [reason for _, _, reason in cast("list[tuple[str, str, str]]", entries) if reason]
-        return "; ".join(dict.fromkeys(reasons)) or "no reason is known"
+        return "; ".join(dict.fromkeys(reasons)) or "no reason is given"
     return str(error) or type(error).__name__

@@ -1,7 +1,7 @@
-"""PEM as people have it: certificates, private keys, revocation lists, and what is wrong with them.
+"""Reads certificates, private keys and revocation lists from PEM, and says what is wrong with them.
 
-A source may hold a private key, whatever it was given as, and parsers quote what they stumble over.
-So nothing that a parser says reaches an error of ours, its cause or its context.
+Any source may hold a private key, and a parser's error may quote what it could not parse.  So no
+text of a parser reaches an error of ours, nor its cause or context.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from sp.errors import TLSConfigError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-    from sp.tls.config import Source
+    from sp.tls.settings import Source
 
 T = TypeVar("T")
 
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----([^-]*(?:-(?!----)[^-]*)*)-----END \1-----")
-"""Looks ahead at dashes only: at each byte of a large revocation list it would cost a hundred times its size."""
+"""The lookahead is at dashes only.  At every byte, it would make a large revocation list a hundred times slower."""
 _KEY: Final = re.compile(rb"(?:([A-Z0-9]+) )?PRIVATE KEY")
 _WIDTH: Final = 64
 
 
 @attrs.frozen
 class Pem:
-    """The content of a source, and what to call it in errors."""
+    """The content of a source, and its name in errors."""
 
     data: bytes = attrs.field(repr=False)
     name: str
 
     @classmethod
     def read(cls, source: Source, field: str) -> Pem:
-        """Return what *source* holds, which was given as *field*."""
+        """Return the content of *source*, which was given as *field*.  Raises TLSConfigError."""
         if isinstance(source, bytes):
             return cls(source, f"{field} (PEM bytes)")
         name = f"{field} {os.fspath(source)!r}"
@@ -51,50 +51,50 @@ class Pem:
 
     @property
     def has_certificate(self) -> bool:
-        """Whether a certificate begins in it."""
+        """Whether it contains the beginning of a certificate."""
         return b"-----BEGIN CERTIFICATE-----" in self.data
 
     @property
     def has_key(self) -> bool:
-        """Whether there seems to be a private key in it."""
+        """Whether it seems to contain a private key."""
         return b"PRIVATE KEY-----" in self.data
 
     def certificates(self) -> list[x509.Certificate]:
-        """Return all certificates, of which there has to be one at least."""
+        """Return all certificates, at least one.  Raises TLSConfigError."""
         if not self.has_certificate:
-            raise TLSConfigError(f"{self.name} has no certificate in it: expected PEM, with a line -----BEGIN CERTIFICATE-----")
+            raise TLSConfigError(f"{self.name} contains no certificate: expected PEM with a line -----BEGIN CERTIFICATE-----")
         begun = self.data.count(b"-----BEGIN CERTIFICATE-----")
         blocks = self._blocks("CERTIFICATE")
         if len(blocks) != begun:
-            raise TLSConfigError(f"{self.name} is cut off: {len(blocks)} of {begun} certificates are whole")
+            raise TLSConfigError(f"{self.name} is cut off: {len(blocks)} of {begun} certificates are complete")
         return self._parse(blocks, x509.load_pem_x509_certificate, "certificate")
 
     def revocation_lists(self) -> list[x509.CertificateRevocationList]:
-        """Return all revocation lists, of which there has to be one at least."""
+        """Return all revocation lists, at least one.  Raises TLSConfigError."""
         begun = self.data.count(b"-----BEGIN X509 CRL-----")
         if not begun:
-            raise TLSConfigError(f"{self.name} has no revocation list in it: expected PEM, with a line -----BEGIN X509 CRL-----")
+            raise TLSConfigError(f"{self.name} contains no revocation list: expected PEM with a line -----BEGIN X509 CRL-----")
         blocks = self._blocks("X509 CRL")
         if len(blocks) != begun:
-            raise TLSConfigError(f"{self.name} is cut off: {len(blocks)} of {begun} revocation lists are whole")
+            raise TLSConfigError(f"{self.name} is cut off: {len(blocks)} of {begun} revocation lists are complete")
         return self._parse(blocks, x509.load_pem_x509_crl, "revocation list")
 
     def key(self, password: str | bytes | None) -> PrivateKeyTypes:
-        """Return the first private key, decrypted with *password* if it is encrypted."""
+        """Return the first private key, decrypted with *password* if it is encrypted.  Raises TLSConfigError."""
         if not self.has_key:
-            raise TLSConfigError(f"{self.name} has no private key in it: expected PEM, with a line -----BEGIN PRIVATE KEY-----")
+            raise TLSConfigError(f"{self.name} contains no private key: expected PEM with a line -----BEGIN PRIVATE KEY-----")
         found = next((block for block in _BLOCK.finditer(self.data) if _KEY.fullmatch(block[1])), None)
         if found is None:
-            raise TLSConfigError(f"{self.name} has a broken private key in it: its BEGIN or its END line is missing or is not whole")
+            raise TLSConfigError(f"{self.name} contains a broken private key: its BEGIN or END line is missing or incomplete")
         if found[1].startswith(b"OPENSSH"):
-            raise TLSConfigError(f"{self.name} has a key in OpenSSH's own format: convert it with ssh-keygen -p -m PEM")
+            raise TLSConfigError(f"{self.name} contains a key in OpenSSH's own format: convert it with ssh-keygen -p -m PEM")
         encrypted = b"ENCRYPTED" in found[0]  # in the BEGIN line or in a header
         if encrypted and password is None:
             raise TLSConfigError(f"{self.name} is encrypted: give password=")
         key = quietly(serialization.load_pem_private_key, _tidy(found), _secret(password) if encrypted else None)
         if key is None:
-            broken = "has a broken private key in it: it cannot be parsed, or is of a kind that is not known"
-            what = "cannot be decrypted: wrong password, or it is broken" if encrypted else broken
+            broken = "contains a broken private key: it cannot be parsed, or its type is unknown"
+            what = "cannot be decrypted: the password is wrong, or the key is broken" if encrypted else broken
             raise TLSConfigError(f"{self.name} {what}")
         return key
 
@@ -106,13 +106,13 @@ class Pem:
         for number, block in enumerate(blocks, 1):
             parsed = quietly(parse, block)
             if parsed is None:
-                raise TLSConfigError(f"{self.name} has a broken {what} in it: number {number} of {len(blocks)} cannot be parsed")
+                raise TLSConfigError(f"{self.name} contains a broken {what}: number {number} of {len(blocks)} cannot be parsed")
             found.append(parsed)
         return found
 
 
 def quietly(call: Callable[..., T], *arguments: Any) -> T | None:
-    """Return what *call* does; None: it has raised something, which may quote a secret."""
+    """Return what *call* returns.  None: it raised an exception, which is dropped because it may quote a secret."""
     try:
         return call(*arguments)
     except Exception:
@@ -124,12 +124,12 @@ def _secret(password: str | bytes | None) -> bytes | None:
         return password
     secret = quietly(password.encode, "utf-8", "surrogateescape")
     if secret is None:
-        raise TLSConfigError("password has a character that UTF-8 has no bytes for: give it as bytes")
+        raise TLSConfigError("password contains a character that UTF-8 cannot encode: give it as bytes")
     return secret
 
 
 def _tidy(block: re.Match[bytes]) -> bytes:
-    """Return *block* as parsers want it: a copy may have gained blank lines and spaces."""
+    """Return *block* in the form that parsers accept: copying may have added blank lines and spaces."""
     lines = [line.strip() for line in block[2].splitlines()]
     headers = [line for line in lines if b":" in line]  # RFC 1421; base64 has no colon
     body = b"".join(b"".join(line.split()) for line in lines if b":" not in line)

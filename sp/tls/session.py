@@ -1,7 +1,8 @@
-"""One TLS connection without I/O: bytes from the network in, bytes for the network out, by pyOpenSSL over memory buffers.
+"""One TLS connection without I/O: pyOpenSSL over memory buffers.
 
-The order is that of any user of memory buffers: feed, read until OpenSSL wants more, then drain; what a failure leaves to drain is
-the alert that tells the peer.  Whatever goes wrong comes out as TLSError or its subclass AuthenticationError.
+The caller feeds what came from the network, reads until OpenSSL wants more, then drains what is to be
+sent.  After a failure, what is left to drain is the alert that tells the peer.  Every failure is a
+TLSError or its subclass AuthenticationError.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from OpenSSL import SSL
 from sp.errors import AuthenticationError, TLSError, printable
 from sp.guess import guess_protocol
 from sp.tls.certificate_names import packed_address, wrong_name
-from sp.tls.config import TLSInfo
 from sp.tls.context import HTTP_1_1, TLSContext, explain
+from sp.tls.info import TLSInfo
 from sp.tls.openssl import EarlyGreeting, bytes_of, expect_name, is_same_session, reason_of, verification_of, was_resumed
 
 if TYPE_CHECKING:
@@ -25,53 +26,55 @@ _ALERT: Final = b"\x15"
 _HANDSHAKE: Final = b"\x16"
 _SHOWN: Final = 8
 _READS_WATCHED: Final = 8
-"""Reads after which a server that has sent no ticket will send none."""
+"""A server that has sent no ticket after so many reads will send none."""
 _WRONG_NAME: Final = (62, 64)
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 _ABOUT_CERTIFICATES: Final = ("certificate", "unknown ca", "access denied", "decrypt error")
-"""What OpenSSL's names of alerts have in common that refuse a certificate (RFC 8446, 6.2)."""
+"""Parts of OpenSSL's names for the alerts that refuse a certificate (RFC 8446, 6.2)."""
 
 
 class TLSSession:
     """The state of one connection."""
 
     def __init__(self, context: TLSContext, *, peer: str = "", host: str = "", port: int = 0, http: bool = False) -> None:
-        """Begin.  *peer* is what errors call the other side; a client says where it has connected, and so whom it expects.
+        """Prepare a connection of *context*.
 
-        *http*: what will be spoken, which is said in the handshake (ALPN, RFC 7301).  SP itself has no name there.
+        *peer* names the other side in errors.  A client gives *host* and *port*, where it has
+        connected: they tell which name to verify and which session to resume.  *http* says that
+        HTTP will be spoken, which the handshake announces (ALPN, RFC 7301).  SP has no such name.
         """
         self.http = http
         self.established = False
         self.greeted = False
-        """Whether the greeting has left with the handshake, so that it need not be written."""
+        """Whether the greeting was sent with the handshake, so that it need not be written."""
         self._context = context
         self._peer = peer
-        self._first = b""  # of the peer's bytes, until the handshake is complete
-        self._refusal = ""
+        self._first = b""  # the peer's first bytes, until the handshake is complete
+        self._refusal = ""  # why we refused the peer's certificate
         self.problem: Exception | None = None
-        """What went wrong in a callback, where OpenSSL lets no exception through."""
-        self.is_stranger = False
-        """Whether the peer has shown that it does not speak TLS; OpenSSL then says nothing to it."""
+        """What went wrong in a callback, which OpenSSL lets no exception through."""
+        self.is_not_tls = False
+        """Whether the peer turned out not to speak TLS.  OpenSSL then has no alert for it."""
         self._failed = False
         self._info: TLSInfo | None = None
         connection = SSL.Connection(context.context)
         self._connection = connection
         self.bytes = bytes_of(connection, self._failure)
-        """What moves them: it knows whether the peer has ``ended``, and whether there ``has_more`` to be read."""
-        # Each message goes this way, so there is no frame of ours in between.
+        """Moves bytes in and out; knows whether the peer has ``ended`` and whether it ``has_more`` to read."""
+        # Every message passes through these, so they are the methods themselves, without a frame of ours.
         self.receive_data = self.bytes.feed
-        """Takes what came from the network, after the handshake."""
+        """Take what came from the network, after the handshake."""
         self.read = self.bytes.read
-        """Returns at most so many bytes that were decrypted; empty: more must be received first, or it has ended.  Raises TLSError."""
+        """Return at most so many decrypted bytes.  Empty: more must be received first, or the peer has ended.  Raises TLSError."""
         self.write = self.bytes.write
-        """Encrypts all that it is given.  Raises TLSError."""
+        """Encrypt all of what is given.  Raises TLSError."""
         self.data_to_send = self.bytes.drain
-        """Returns what is to go to the network, a bounded part of it; empty: nothing.  It is good until any session's next call."""
+        """Return a bounded part of what is to be sent.  Empty: nothing is.  It is valid until the next call of any session."""
         self._early: EarlyGreeting | None = None
         self._name = self._server = ""
-        self._session: SSL.Session | None = None  # the newest that we know of
+        self._session: SSL.Session | None = None  # the newest known
         self._reads_watched = 0
-        self._heard = False  # something of the peer, so that it has not refused us
+        self._heard = False  # the peer has sent something, so it has not refused us
         if not context.ready_made:
             connection.set_app_data(self)  # for callbacks
         if context.is_server:
@@ -82,7 +85,7 @@ class TLSSession:
             self._begin_client(connection, host, port)
 
     def _begin_client(self, connection: SSL.Connection, host: str, port: int) -> None:
-        """Say whom is expected, and resume a session with it if there is one."""
+        """Set the name to expect, and resume a session with that server if there is one."""
         context = self._context
         connection.set_connect_state()
         if self.http:
@@ -100,13 +103,13 @@ class TLSSession:
 
     @property
     def info(self) -> TLSInfo | None:
-        """What can be said of the connection; None until it is established."""
+        """The connection's facts.  None until it is established."""
         return self._info if self.established else None
 
     def handshake(self, data: bytes, greeting: bytes) -> bool:
-        """Take *data* from the network and go as far as it leads.  True: the connection is established.  Raises TLSError.
+        """Take *data* from the network and go on with the handshake.  True: the connection is established.
 
-        A server sends *greeting* with its first flight if it can, see ``greeted``.
+        A server sends *greeting* with its first flight if it can, see ``greeted``.  Raises TLSError.
         """
         if len(self._first) < _SHOWN:
             self._first += data[: _SHOWN - len(self._first)]
@@ -124,16 +127,17 @@ class TLSSession:
     def finish(self) -> None:
         """Tell the peer that nothing more will be sent.
 
-        OpenSSL takes a connection that is freed without this for cut off, and its session for spoilt, also in our cache.
+        If a connection is freed without this, OpenSSL thinks that it was cut off, and makes its
+        session useless, in our cache too.
         """
         if self.established and not self._failed:
             try:
                 self._connection.shutdown()
             except SSL.Error:
-                pass  # it has ended by itself
+                pass  # the connection has already failed
 
     def close(self) -> None:
-        """Do the same, and let go.  What is left to send can still be drained."""
+        """Finish, and release all references.  What is left to send can still be drained."""
         self.finish()
         if self._heard and not self._failed:
             self._remember()
@@ -146,9 +150,10 @@ class TLSSession:
         if self._early is not None:
             self._early.step()
             early, self._early = self._early, None
-            # A client that was asked for a certificate hears nothing before it is known who it is, which a resumed session tells.
-            # So a greeting from us always means that the client was accepted.
-            # There is no cipher yet when the client was asked for another hello: then a greeting would leave in plain text.
+            # A client that was asked for a certificate gets no greeting before it is verified, so that
+            # a greeting always means that it was accepted.  A resumed session has verified it already.
+            # If the client was asked for another hello, there is no cipher yet, and the greeting would
+            # be sent in plain text.
             has_keys = connection.get_protocol_version() == SSL.TLS1_3_VERSION and connection.get_cipher_name() is not None
             may_greet = has_keys and (not self._context.verifies or self._resumed_validly())
             if may_greet and greeting:
@@ -156,10 +161,10 @@ class TLSSession:
                 self.greeted = True
         connection.do_handshake()
         self.established = True
-        self.bytes.has_more = True  # what came with the end of the handshake
+        self.bytes.has_more = True  # data may have come with the end of the handshake
         self._first = b""
         if self._info is None:
-            self._info = TLSInfo(connection, self._context, resumed=was_resumed(connection))
+            self._info = TLSInfo(connection, verifies=self._context.verifies, resumed=was_resumed(connection))
             if self._context.verifies and self._info.resumed:
                 self._check_dates(self._info)
             elif self._context.verifies and self._context.ready_made and not self._context.is_server:
@@ -168,31 +173,31 @@ class TLSSession:
             self._reads_watched = _READS_WATCHED
             self.read = self._read_and_watch
             if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
-                # Tickets come later.  This session cannot be resumed, but held on to it tells them apart.
+                # Tickets come later.  This session cannot be resumed; it is kept to tell a new one by.
                 self._session = connection.get_session()
 
     def _resumed_validly(self) -> bool:
         if not was_resumed(self._connection):
             return False
-        self._info = TLSInfo(self._connection, self._context, resumed=True)
+        self._info = TLSInfo(self._connection, verifies=self._context.verifies, resumed=True)
         self._check_dates(self._info)
         return True
 
     def _check_name(self, info: TLSInfo) -> None:
-        """Look at what a ready-made context does not: OpenSSL's own checks leave out names."""
+        """Check the name for a ready-made context, since OpenSSL alone checks no names."""
         certificate = info.peer_certificate
-        reason = "it has shown no certificate" if certificate is None else wrong_name(certificate, self._name)
+        reason = "it sent none" if certificate is None else wrong_name(certificate, self._name)
         if reason:
-            raise AuthenticationError(self._say(f"the server's certificate was refused: {reason}"))
+            raise AuthenticationError(self._describe(f"the server's certificate was refused: {reason}"))
 
     def _check_dates(self, info: TLSInfo) -> None:
-        """Look at what OpenSSL does not when it resumes.  The name was checked: the session was kept for that name."""
+        """Check the dates, which OpenSSL does not do when it resumes.  The name is right: the cache is by name."""
         certificate = info.peer_certificate
         if certificate is not None and not certificate.not_valid_before_utc <= _now() <= certificate.not_valid_after_utc:
-            raise AuthenticationError(self._say("the peer's certificate was refused: it has expired since the session that was resumed"))
+            raise AuthenticationError(self._describe("the peer's certificate was refused: it has expired since the resumed session began"))
 
     def certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
-        """Decide about a certificate of the peer's chain; OpenSSL says *ok*, or the number of its *error*."""
+        """Decide about a certificate of the peer's chain.  OpenSSL says *ok*, or gives the number of its *error*."""
         if ok and depth:
             return True
         reason = "" if ok else reason_of(error)
@@ -203,7 +208,7 @@ class TLSSession:
                 reason = wrong_name(readable, self._name) or reason
             if reason:
                 subject = printable(readable.subject.rfc4514_string()) or "one without a subject"
-        except Exception as unreadable:  # OpenSSL is more tolerant than cryptography, but names have to be read
+        except Exception as unreadable:  # OpenSSL accepts more than cryptography can parse, but we need the names
             reason = reason or f"it cannot be read: {printable(str(unreadable))}"
         if reason and not self._refusal:
             expected = "" if self._context.is_server else f"; expected a certificate for {self._name!r}"
@@ -211,7 +216,7 @@ class TLSSession:
         return not reason
 
     def _read_and_watch(self, size: int) -> bytes:
-        """Read, and see whether a ticket has come along; at last, read only."""
+        """Read, and look for a new ticket.  When one has come, or none is to be expected, go on without looking."""
         data = self.bytes.read(size)
         if data:
             self._heard = True
@@ -221,7 +226,7 @@ class TLSSession:
         return data
 
     def _remember(self) -> bool:
-        """Keep the newest session for the next connection, unless it is the one that we know of.  True: it was another one."""
+        """Keep the newest session for the next connection.  False: there is no new one."""
         session = self._connection.get_session()
         if self._context.sessions is None or session is None or is_same_session(session, self._session):
             return False
@@ -232,62 +237,69 @@ class TLSSession:
     def _raise_problem(self) -> None:
         if self.problem is not None:
             self._failed = True
-            self._unsay()
-            raise TLSError(self._say(str(self.problem))) from self.problem
+            self._drop_output()
+            raise TLSError(self._describe(str(self.problem))) from self.problem
 
-    def _unsay(self) -> None:
-        """Drop what is left to send: OpenSSL sees nothing wrong, so it would tell of a success."""
+    def _drop_output(self) -> None:
+        """Drop what is left to send: OpenSSL saw nothing wrong, so it would tell the peer of a success."""
         while self.bytes.drain():
             pass
 
-    def _say(self, reason: str) -> str:
+    def _describe(self, reason: str) -> str:
         stage = "TLS" if self.established else "TLS handshake"
         return f"{stage}{f' with {self._peer}' if self._peer else ''}: {reason}"
 
     def _failure(self, error: Exception) -> TLSError:
-        """Return what *error* means."""
+        """Return the TLSError that tells what *error* means."""
         self._failed = True
         if not self._heard and self._context.sessions is not None:
-            # If the server has refused a session, it may refuse the others as well.
+            # The server may have refused the session that was resumed, and may refuse the others too.
             self._context.sessions.forget(self._server)
         if isinstance(error, TLSError):
-            self._unsay()
+            self._drop_output()
             return error
         if not isinstance(error, SSL.Error):
-            return TLSError(self._say(f"a callback raised {error!r}"))
+            return TLSError(self._describe(f"a callback raised {error!r}"))
         side = "client" if self._context.is_server else "server"
         if isinstance(error, SSL.ZeroReturnError):
-            return TLSError(self._say(f"the {side} has ended it"))
+            return TLSError(self._describe(f"the {side} ended the connection"))
         reason = explain(error)
         if self._refusal:
-            return AuthenticationError(self._say(f"the {side}'s certificate was refused: {self._refusal}"))
+            return AuthenticationError(self._describe(f"the {side}'s certificate was refused: {self._refusal}"))
         if "certificate verify failed" in reason:  # by a ready-made context
             expected = f"; expected a certificate for {self._name!r}" if self._name else ""
-            return AuthenticationError(self._say(f"the {side}'s certificate was refused: {verification_of(self._connection)}{expected}"))
+            refusal = f"{verification_of(self._connection)}{expected}"
+            return AuthenticationError(self._describe(f"the {side}'s certificate was refused: {refusal}"))
         if "alert" in reason:
-            about_certificates = any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason)
-            # An alert before any hello is about no certificate, and may be anybody's on the way.
-            if about_certificates and (self.established or self._first[:1] == _HANDSHAKE):
-                wants = "" if self._context.is_server else ", or wants one"
-                # Until the handshake is complete it may be anybody's, in plain text, and a dialer's
-                # next attempt would come late.
-                is_known = self.established and self._context.verifies and not self._context.is_server
-                return AuthenticationError(self._say(f"the {side} has refused our certificate{wants}: {reason}"), permanent=is_known)
-            return TLSError(self._say(f"the {side} has ended it: {reason}"))
+            return self._alerted(side, reason)
         if "bad record mac" in reason and self.established and not (self._context.is_server or self._heard):
-            # libnng (mbedTLS) encrypts its alerts with the keys of the handshake, which are no longer in use.  It may have refused our
-            # certificate or only given up: a dialer tries again as after any error.
-            return TLSError(self._say(f"the server has refused us, or given up: its first words cannot be read, as with libnng ({reason})"))
+            # libnng (mbedTLS) encrypts its alerts with the keys of the handshake, which are no longer in
+            # use.  It may have refused our certificate or only given up, so a dialer tries again as
+            # after any error.
+            hint = f"its alert cannot be decrypted, as with libnng ({reason})"
+            return TLSError(self._describe(f"the server refused us or gave up: {hint}"))
         if "did not return a certificate" in reason:
-            return AuthenticationError(self._say("the client has shown no certificate, and one is required"))
+            return AuthenticationError(self._describe("the client sent no certificate, and one is required"))
         if self._first and self._first[:1] not in (_ALERT, _HANDSHAKE):
-            self.is_stranger = True
+            self.is_not_tls = True
             plain = guess_protocol(self._first, "wss" if self.http else "tls+tcp")
-            return TLSError(self._say(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))
-        return TLSError(self._say(reason))
+            return TLSError(self._describe(f"the {side} does not speak TLS: it began with {self._first!r}{plain} ({reason})"))
+        return TLSError(self._describe(reason))
+
+    def _alerted(self, side: str, reason: str) -> TLSError:
+        """Return what an alert of the peer means, the *side* that it is on; *reason* is OpenSSL's."""
+        about_certificates = any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason)
+        # An alert before the peer's hello cannot be about a certificate, and anyone on the way can send it.
+        if not about_certificates or not (self.established or self._first[:1] == _HANDSHAKE):
+            return TLSError(self._describe(f"the {side} ended the connection: {reason}"))
+        wants = "" if self._context.is_server else ", or requires one"
+        # Before the handshake is complete the alert is plain text, and anyone on the way can send it.
+        # They must not be able to delay the dialer's next attempt.
+        is_known = self.established and self._context.verifies and not self._context.is_server
+        return AuthenticationError(self._describe(f"the {side} refused our certificate{wants}: {reason}"), permanent=is_known)
 
     def _lacked_certificate(self, reason: str) -> bool:
-        """Whether a server of TLS 1.2, which has no alert of its own for that (RFC 5246, 7.4.6), misses a certificate of ours."""
+        """Whether the server wants a certificate and we have none.  TLS 1.2 has no alert for that (RFC 5246, 7.4.6)."""
         connection = self._connection
         return (
             not self._context.is_server

@@ -18,7 +18,8 @@ from sp.http.config import WSClientConfig, WSServerConfig
 from sp.http.message import HTTPInfo
 from sp.message import FindBody, Message
 from sp.options import SocketOptions
-from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig
+from sp.tls.config import TLSClientConfig, TLSServerConfig
+from sp.tls.info import TLSInfo
 from sp.transports.proxy_protocol import ProxyInfo
 
 SHORTEST_KEEPALIVE: Final = 2

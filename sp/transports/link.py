@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import trio
 
 from sp.errors import PeerClosed
-from sp.tls.config import TLSInfo
+from sp.tls.info import TLSInfo
 from sp.transports import tcp_info
 from sp.transports.fork import close_all_copies, close_in_children
 from sp.transports.proxy_protocol import ProxyDecoder, ProxyInfo

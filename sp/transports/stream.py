@@ -10,7 +10,7 @@ import trio
 
 from sp.errors import PeerClosed, PipeRefused
 from sp.message import Message
-from sp.tls.config import TLSInfo
+from sp.tls.info import TLSInfo
 from sp.transports.contract import EndpointConfig
 from sp.transports.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_greeting, frame_prefix
 from sp.transports.link import READ_SIZE, Link, receive_first

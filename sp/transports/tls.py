@@ -15,7 +15,8 @@ import trio
 
 from sp.address import Address
 from sp.errors import PeerClosed, PeerError, TLSError
-from sp.tls.config import TLSClientConfig, TLSInfo, TLSServerConfig
+from sp.tls.config import TLSClientConfig, TLSServerConfig
+from sp.tls.info import TLSInfo
 from sp.tls.openssl import BUFFER_SIZE
 from sp.tls.session import TLSSession
 from sp.transports.contract import Acceptor, Connection, EndpointConfig
@@ -195,7 +196,7 @@ class TLSLink:
         try:
             return self._session if self._session.handshake(data, greeting) else None
         except TLSError:
-            if self._session.is_stranger:
+            if self._session.is_not_tls:
                 self._left = _ALERT
             self._flush_quietly()  # the alert
             raise
@@ -219,7 +220,7 @@ class TLSLink:
             received = self._recv(most)
             self._was_full = len(received) == most
             if not received:
-                raise PeerClosed("the peer closed the connection without saying so in TLS: what it sent last may be missing", silent=True)
+                raise PeerClosed("the peer closed the connection without ending TLS: the last data it sent may be missing", silent=True)
             moved.feed(received)
             data = session.read(size)
             if moved.output:
@@ -237,7 +238,7 @@ class TLSLink:
         """Have it flushed that reading made us say something: a peer may ask for new keys."""
         self._unflushed = True
         if size > BUFFER_SIZE:
-            raise TLSError(f"TLS: the peer asks for answers and does not read them: {size} bytes wait")
+            raise TLSError(f"TLS: the peer asks for answers but does not read them: {size} bytes are waiting")
 
     def send(self, data: bytes | memoryview) -> int:
         """Encrypt *data*, or a part of it.  BlockingIOError: call again with the same, of which a part may be encrypted already."""

@@ -283,7 +283,7 @@ async def test_a_record_that_is_cut_off_is_told_as_truncation_and_not_delivered(
             await stream.send_eof()
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.PeerClosed)
-            assert "without saying so in TLS: what it sent last may be missing" in event.reason
+            assert "without ending TLS: the last data it sent may be missing" in event.reason
     with pytest.raises(trio.WouldBlock):
         rep.receive_nowait()
 
@@ -295,7 +295,7 @@ async def test_an_end_that_tls_was_not_told_of_is_told(rep: sp.Rep0, authority: 
             await stream.transport_stream.send_eof()
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.PeerClosed)
-            assert "without saying so in TLS" in event.reason
+            assert "without ending TLS" in event.reason
 
 
 async def test_an_end_that_tls_was_told_of_is_an_ordinary_one(rep: sp.Rep0, authority: Authority) -> None:
@@ -358,7 +358,7 @@ async def test_a_client_that_refuses_our_certificate_is_heard(rep: sp.Rep0, auth
                 await shake(client, received, sent, stream)
             event = await expect(events, sp.EventKind.REFUSED)
             assert isinstance(event.error, sp.AuthenticationError)
-            assert "the client has refused our certificate" in event.reason
+            assert "the client refused our certificate" in event.reason
             assert "unknown ca" in event.reason
         await check(rep, authority)
 
@@ -387,11 +387,11 @@ async def test_a_server_that_refuses_our_certificate_is_heard(authority: Authori
                 await req.dial(f"tls+tcp://127.0.0.1:{listening.socket.getsockname()[1]}")
             if (shown, version) == ("none", "TLSv1.2"):  # which has no better word for it
                 assert isinstance(caught.value.__cause__, sp.TLSError)
-                assert "the server has ended it: " in str(caught.value)
+                assert "the server ended the connection: " in str(caught.value)
                 assert "alert handshake failure" in str(caught.value)
             else:
                 assert isinstance(caught.value.__cause__, sp.AuthenticationError)
-                assert "the server has refused our certificate, or wants one" in str(caught.value)
+                assert "the server refused our certificate, or requires one" in str(caught.value)
 
 
 async def test_nothing_in_common_is_told_to_both(authority: Authority) -> None:
@@ -399,7 +399,7 @@ async def test_nothing_in_common_is_told_to_both(authority: Authority) -> None:
         server = authority.server(minimum_version="TLSv1.3")
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=authority.client(maximum_version="TLSv1.2")) as req:
             events = rep.events()
-            with pytest.raises(sp.DialError, match="the server has ended it: .*alert protocol version") as caught:
+            with pytest.raises(sp.DialError, match="the server ended the connection: .*alert protocol version") as caught:
                 await req.dial(rep.listeners[0].url)
             assert isinstance(caught.value.__cause__, sp.TLSError)
             event = await expect(events, sp.EventKind.REFUSED)
@@ -684,7 +684,7 @@ async def test_an_alert_before_the_servers_hello_is_nobodys_refusal(authority: A
         error = await refusal_of(req, url)
         assert type(error) is sp.TLSError
         assert not error.permanent
-        assert "the server has ended it" in str(error)
+        assert "the server ended the connection" in str(error)
         somebody.attack = None
         assert not (await visit(req, url)).resumed  # and nothing of what was refused is offered again
         assert (await visit(req, url)).resumed

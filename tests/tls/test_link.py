@@ -404,7 +404,7 @@ async def test_an_end_that_was_not_told_is_an_error(authority: Authority, versio
         client._inner.finish()
         with trio.fail_after(5):
             assert await receive(server, 10) == b"last words"
-            with pytest.raises(sp.PeerClosed, match="without saying so in TLS"):
+            with pytest.raises(sp.PeerClosed, match="without ending TLS"):
                 await receive(server, 1)
 
 
@@ -455,7 +455,7 @@ async def test_what_waits_for_a_subscriber_that_never_reads_is_bounded_and_the_r
             assert sum(figures.dropped.values()) > 1500
             (pipe,) = pub.pipes
             inside: Any = pipe
-            assert len(inside._connection._link._left) <= 150_000
+            assert len(inside._worker.connection._link._left) <= 150_000
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls+tcp"])

@@ -103,7 +103,7 @@ async def test_a_certificate_with_a_common_name_and_no_other_is_refused_as_a_bad
             assert isinstance(caught.value.__cause__, sp.AuthenticationError)
             event = await expect(events, sp.EventKind.REFUSED)
         assert isinstance(event.error, sp.AuthenticationError)
-        assert "the client has refused our certificate: tls alert bad certificate" in event.reason
+        assert "the client refused our certificate: tls alert bad certificate" in event.reason
 
 
 def test_to_verify_nobody_is_said_once_for_each_configuration(
@@ -175,7 +175,7 @@ async def test_a_key_log_that_works_again_fails_nobody(authority: Authority, tmp
 
 
 def test_revocation_lists_beside_no_verification_are_refused(authority: Authority) -> None:
-    with pytest.raises(sp.TLSConfigError, match="revoked says nothing beside insecure_skip_verification"):
+    with pytest.raises(sp.TLSConfigError, match="revoked has no effect with insecure_skip_verification"):
         authority.client(insecure_skip_verification=True, revoked=authority.revoke())
 
 

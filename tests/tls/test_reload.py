@@ -179,7 +179,7 @@ async def test_what_cannot_work_is_raised_and_the_old_one_stays_in_use(
         else:
             key, certificate = issue(), issue()
             replace(path, key[: key.index(b"-----BEGIN CERT")] + certificate[certificate.index(b"-----BEGIN CERT") :])
-        reason = {"missing": "No such file", "empty": "has no certificate in it", "other key": "is not that of the certificate"}[flaw]
+        reason = {"missing": "No such file", "empty": "contains no certificate", "other key": "does not belong to the certificate"}[flaw]
         with pytest.raises(sp.TLSConfigError, match=reason) as caught:
             listener.reload()
         assert str(path) in str(caught.value)
@@ -238,7 +238,7 @@ async def test_a_ready_made_context_cannot_be_reloaded(authority: Authority) -> 
     context = SSL.Context(SSL.TLS_METHOD)
     context.use_certificate(x509.load_pem_x509_certificate(pem[pem.index(b"-----BEGIN CERT") :]))
     async with sp.Rep0(listen=URL, tls=sp.TLSServerConfig(context=context)) as rep:
-        with pytest.raises(sp.TLSConfigError, match="a ready-made context cannot be reloaded: make a new configuration"):
+        with pytest.raises(sp.TLSConfigError, match="a ready-made context cannot be reloaded: create a new configuration"):
             rep.listeners[0].reload()
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_verify(SSL.VERIFY_PEER)
@@ -282,7 +282,7 @@ async def test_a_client_that_reloads_forgets_its_sessions(version: str, path: Pa
         resumed += [(await served(listener.url, rep, client))[1] for _ in range(2)]
         assert resumed == [False, True, False, True]
         replace(ca, b"")
-        with pytest.raises(sp.TLSConfigError, match="has no certificate in it"):
+        with pytest.raises(sp.TLSConfigError, match="contains no certificate"):
             client.reload()
         assert (await served(listener.url, rep, client))[1]
 
@@ -371,7 +371,7 @@ async def test_a_bad_file_is_told_once_and_the_old_one_stays_in_use(
         assert event.kind is sp.EventKind.RELOAD_FAILED
         assert isinstance(event.error, sp.TLSConfigError)
         assert event.url == rep.listeners[0].url
-        assert f"certificate {str(path)!r} has no certificate in it" in event.reason
+        assert f"certificate {str(path)!r} contains no certificate" in event.reason
         assert [event.reason in record.getMessage() for record in caplog.records] == [True]
         assert certificate_in_use(config) == serial(old)
         path.unlink()
@@ -401,7 +401,7 @@ async def test_key_and_certificate_in_two_files_may_change_one_after_the_other(
         replace(certificate, split(new)[1])
         (event,) = await events_within(INTERVAL + 1, events)
         assert event.kind is sp.EventKind.RELOAD_FAILED
-        assert "is not that of the certificate" in event.reason
+        assert "does not belong to the certificate" in event.reason
         assert certificate_in_use(config) == serial(old)
         replace(key, split(new)[0])
         (event,) = await events_within(INTERVAL, events)

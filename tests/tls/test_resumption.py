@@ -18,8 +18,8 @@ from OpenSSL import SSL
 
 import sp
 from sp.tls import openssl
-from sp.tls.context import SessionCache
 from sp.tls.session import TLSSession
+from sp.tls.session_cache import SessionCache
 from tests.faults.scripts import start_script
 from tests.tls.authority import Authority
 from tests.tls.test_session import End, converse, end_all, records
@@ -551,7 +551,7 @@ async def test_several_dialers_resume_at_once(authority: Authority, version: Ver
 
 def socket_of(pipe: sp.Pipe) -> socket.socket:
     inside: Any = pipe
-    return cast("socket.socket", inside._connection._link._inner._socket)
+    return cast("socket.socket", inside._worker.connection._link._inner._socket)
 
 
 @pytest.mark.parametrize("how", ["fin", pytest.param("reset", marks=pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it"))])
@@ -569,7 +569,7 @@ async def test_a_session_survives_the_sudden_end_of_its_connection(authority: Au
                 else:
                     dissolve(sock)
                 event = await expect(events, sp.EventKind.DETACHED)
-                assert "without saying so in TLS" in event.reason or isinstance(event.error, OSError)
+                assert "without ending TLS" in event.reason or isinstance(event.error, OSError)
                 await until(lambda: dialer.pipe is not None)
             await exchange(req, rep)
             assert handshakes(req, rep) == ({"full": 1, "resumed": 5}, {"full": 1, "resumed": 5})

@@ -344,7 +344,7 @@ def test_a_client_that_refuses_to_resume_does_not_finish_the_handshake(
     converse(*before)
     end_all(*before)
     monkeypatch.setattr(tls_session, "datetime", clock(NOW + 2 * DAY))
-    assert last_words(*ends(), "it has expired since the session that was resumed") == b""
+    assert last_words(*ends(), "it has expired since the resumed session began") == b""
 
 
 def unreadable(authority: Authority, folder: Path, *names: str, purpose: x509.ObjectIdentifier = SERVER) -> SSL.Context:
@@ -424,7 +424,7 @@ async def check_server(pem: bytes, client: sp.TLSClientConfig, *reasons: str, at
     assert any(reason in str(ours) for reason in reasons), str(ours)
     assert "the server's certificate was refused" in str(ours)
     assert "'127.0.0.1'" in str(ours)
-    assert "the client has refused our certificate" in str(theirs)
+    assert "the client refused our certificate" in str(theirs)
     assert not ours.permanent  # it may be an impostor's
 
 
@@ -503,13 +503,13 @@ async def check_client(server: sp.TLSServerConfig, client: sp.TLSClientConfig, *
     """The client is refused for one of *reasons*, and both sides know why."""
     ours, theirs = await refused(server, client)
     assert any(reason in str(theirs) for reason in reasons), str(theirs)
-    assert "the server has refused our certificate, or wants one" in str(ours)
+    assert "the server refused our certificate, or requires one" in str(ours)
     assert ours.permanent is (client.maximum_version == "TLSv1.3")  # under 1.2 anybody on the way can say so
 
 
 async def test_a_client_without_the_certificate_that_is_required_is_refused(version: Version, authority: Authority) -> None:
     server = authority.server(client_ca=authority.pem)
-    await check_client(server, authority.client(maximum_version=version), "the client has shown no certificate, and one is required")
+    await check_client(server, authority.client(maximum_version=version), "the client sent no certificate, and one is required")
 
 
 @pytest.mark.parametrize("required", [True, False])
@@ -662,7 +662,7 @@ async def test_who_wants_no_verification_talks_to_anybody_and_is_warned_once(
             assert (tls.resumed, tls.verified, tls.names) == (resumed, False, ())
             assert tls.peer_certificate == certificate_of(pem)
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert warnings == ["TLS: insecure_skip_verification is on: whoever answers is believed"]
+    assert warnings == ["TLS: insecure_skip_verification is on: any server is accepted"]
 
 
 # Afterwards.
@@ -836,7 +836,7 @@ async def test_a_clients_certificate_that_has_expired_since_does_not_resume(
         monkeypatch.setattr(tls_session, "datetime", clock(NOW + 2 * DAY))
         ours, event = await refused_on_resumption(rep, req)
         assert isinstance(event.error, sp.AuthenticationError)
-        assert "the peer's certificate was refused: it has expired since the session that was resumed" in event.reason
+        assert "the peer's certificate was refused: it has expired since the resumed session began" in event.reason
         assert isinstance(ours, sp.PeerError)
         assert rep.statistics().listeners[0].handshakes == {"full": 1}
 
@@ -848,7 +848,7 @@ async def test_a_servers_certificate_that_has_expired_since_does_not_resume(
     async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=authority.client(maximum_version=version)) as req:
         await again(req, rep)
         monkeypatch.setattr(tls_session, "datetime", clock(NOW + 2 * DAY))
-        with trio.fail_after(10), pytest.raises(sp.DialError, match="it has expired since the session that was resumed") as caught:
+        with trio.fail_after(10), pytest.raises(sp.DialError, match="it has expired since the resumed session began") as caught:
             await req.dial(rep.listeners[0].url)
         assert isinstance(caught.value.__cause__, sp.AuthenticationError)
 
