@@ -13,12 +13,13 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from threading import get_ident
-from typing import TYPE_CHECKING, Final, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, TypeVarTuple, Unpack
 
 import trio
 
 from sp.core import forks
 from sp.core.admission import Admission
+from sp.core.callers import check_caller
 from sp.core.direct_read import DirectRead
 from sp.core.event_log import EventLog
 from sp.core.pipe_task import PipeTask
@@ -43,16 +44,6 @@ log = logging.getLogger("sp")
 
 _Arguments = TypeVarTuple("_Arguments")
 
-_OTHER_THREAD: Final = (
-    "a socket is used by tasks of the trio run that has entered it, and this call comes from another thread: "
-    "use trio.from_thread.run_sync(...), or trio.from_thread.run(...) for what is awaited, "
-    "with trio_token= of that run in a thread that trio.to_thread has not started"
-)
-_NO_TASK: Final = (
-    "a socket is used by trio tasks, and this call comes from none, but from a callback, an instrument or the like: "
-    "use trio_token.run_sync_soon(...), or do it in a task"
-)
-
 
 class _State(enum.Enum):
     NEW = "not entered"
@@ -70,39 +61,37 @@ class Core:
     def __init__(self, engine: Engine, options: SocketOptions) -> None:
         self.engine = engine
         self.options = options
-        self.terms = EndpointConfig(number=engine.number, peer_number=engine.peer_number, find_body=engine.find_body, options=options)
+        self.endpoint_config = EndpointConfig(
+            number=engine.number, peer_number=engine.peer_number, find_body=engine.find_body, options=options
+        )
         self.pipes: dict[int, PipeTask] = {}
         self.dialers: list[DialerTask] = []
         self.listeners: list[ListenerTask] = []
         self.dropped: Counter[DropReason] = Counter()
         self.open = False
-        """Whether calls are accepted."""
+        """Whether the socket accepts calls."""
         self.open_in = 0
-        """The thread whose calls are accepted, that of the trio run; 0: nobody's are."""
+        """The id of the thread of the trio run, from which calls are accepted; 0 if none are."""
         self.closed_in_order = False
-        """Whether what ended, or ends, the socket is ``aclose``."""
+        """Whether ``aclose`` closed the socket, or is closing it."""
         self.in_device = False
-        """Whether a device passes on what the socket receives."""
+        """Whether a device forwards the messages that the socket receives."""
         self.timer_idle = False
-        """Whether an engine's new deadline must wake the timer task."""
+        """Whether the timer task must be woken when the engine has a new deadline."""
         self.admission = Admission(self)
-        """Makes pipes of new connections."""
         self.senders = Senders(self)
-        """The tasks that wait to send."""
         self.writer = Writer(options.tcp_keepalive)
-        """Writes to the pipes."""
         self.direct_read = DirectRead(self)
-        """Lets a task that waits for a message read the only pipe."""
         self._state = _State.NEW
-        self._thread = 0  # of the trio run, as long as there may be tasks of the socket
+        self._thread = 0  # the id of the trio run's thread, while the socket may have tasks
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self._changed = trio.Event()
         self._event_log = EventLog(self.name)
-        self._receivers: dict[Receivers, None] = {}  # those with somebody who waits
+        self._receivers: dict[Receivers, None] = {}  # those with tasks that wait
         self._timer_wanted = trio.Event()
         self._timer_until = math.inf
-        self._past = Counter[str]()  # what the pipes moved that are gone
+        self._past = Counter[str]()  # the counts of pipes that have ended
         forks.cores.add(self)
 
     @property
@@ -116,26 +105,19 @@ class Core:
         return self._state.value
 
     def check_caller(self) -> None:
-        """Raise RuntimeError unless a task of the socket's trio run calls.
+        """Raise RuntimeError unless the caller is a task of the socket's trio run.
 
-        Before the socket is entered and after its end it is nobody's: then anybody may call.  In a
-        forked child nobody may: StateError.
+        Before the socket is entered, and after it has ended, any caller is accepted.  In a forked child none is: StateError.
         """
-        if get_ident() != self._thread:
-            if self._thread:
-                raise RuntimeError(_OTHER_THREAD)
-            if self._state is _State.FORKED:
-                raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
-            return
-        try:
-            trio.lowlevel.current_task()
-        except RuntimeError:
-            raise RuntimeError(_NO_TASK) from None
+        if self._thread:
+            check_caller(self._thread)
+        elif self._state is _State.FORKED:
+            raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
 
     def may_close(self) -> bool:
-        """Return whether the caller may close the socket or a part of it; in a forked child there is nothing to close.
+        """Return whether there is something to close: nothing is in a forked child.
 
-        Raises RuntimeError unless a task of the socket's trio run calls.
+        Raises RuntimeError unless the caller is a task of the socket's trio run.
         """
         if self._state is _State.FORKED:
             return False
@@ -143,7 +125,7 @@ class Core:
         return True
 
     def check_open(self) -> None:
-        """Raise unless the socket can be used, and by this caller."""
+        """Raise unless the socket is open and the caller may use it."""
         self.check_caller()
         if self._state is _State.OPEN:
             return
@@ -151,13 +133,16 @@ class Core:
             raise StateError("the socket is not open: enter it with 'async with' first")
         raise trio.ClosedResourceError("the socket is closed")
 
-    # Life and death.
+    # Opening and closing.
 
     def enter(self) -> None:
-        """Claim the socket for one block.  Raises StateError when there was one already, RuntimeError outside of trio."""
+        """Claim the socket for one ``async with`` block.
+
+        Raises StateError if the socket was entered before, RuntimeError outside of a trio run.
+        """
         self.check_caller()
         if self._state is not _State.NEW:
-            raise StateError("a socket can be entered once")
+            raise StateError("a socket can be entered only once: make a new one")
         try:
             trio.lowlevel.current_task()
         except RuntimeError:
@@ -184,7 +169,7 @@ class Core:
             self._end()
 
     def _end(self) -> None:
-        """There are no tasks any more, and there will be none."""
+        """Note that the socket has no tasks, and will have none."""
         self._thread = 0
         self._ended.set()
 
@@ -194,7 +179,7 @@ class Core:
         self._nursery.start_soon(function, *arguments)
 
     async def aclose(self) -> None:
-        """Close in order: stop dialing and listening, deliver what was accepted, then close."""
+        """Close in order: stop dialing and listening, deliver the messages that were accepted, then close."""
         if not self.may_close():
             return
         ours = self._serves(trio.lowlevel.current_task())
@@ -213,14 +198,14 @@ class Core:
                 self.spawn(self._deliver)
             else:
                 await self._deliver()
-        if ours:  # called in ``authorize`` or ``health``: we would wait for ourselves
+        if ours:  # the application calls this in ``authorize`` or ``health``, and we would wait for our own task
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         await self._ended.wait()
         await trio.lowlevel.checkpoint()
 
     async def _deliver(self) -> None:
-        """Let the pipes deliver what was accepted, then close."""
+        """Wait until all pipes have delivered their messages and ended, for the linger time at most; then close."""
         try:
             with trio.move_on_after(self.options.linger):
                 while self.pipes:
@@ -229,7 +214,7 @@ class Core:
             self.close()
 
     def _serves(self, task: trio.lowlevel.Task | None) -> bool:
-        """Whether *task* is one of the socket's, or was started by one that waits for it."""
+        """Whether *task* is a task of the socket, or a task of the socket waits for it."""
         while task is not None and task.parent_nursery is not None:
             if task.parent_nursery is self._nursery:
                 return True
@@ -237,7 +222,7 @@ class Core:
         return False
 
     def close(self) -> None:
-        """Close now.  What was accepted and not written is dropped and counted."""
+        """Close now.  Messages that were accepted but not written are dropped and counted."""
         if self._state in (_State.CLOSED, _State.FORKED):
             return
         if self._nursery is None:
@@ -252,9 +237,9 @@ class Core:
             pipes = list(self.pipes.values())
             for pipe in pipes:
                 pipe.end(trio.ClosedResourceError("the socket was closed"))
-            for pipe in pipes:  # now that a REQ finds no pipe to send its request again
+            for pipe in pipes:  # after all have ended, so that a REQ finds no pipe to resend its request by
                 self.detach(pipe)
-        finally:  # also when a handler of the log has raised
+        finally:  # even if a log handler raises
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel()
             self._event_log.end()
@@ -262,7 +247,7 @@ class Core:
             self.announce_change()
 
     def _refuse_calls(self, state: _State) -> None:
-        """Enter *state*, in which no call is accepted, and wake those that wait."""
+        """Enter *state*, in which no calls are accepted, and wake the calls that wait."""
         self._state = state
         self.open = False
         self.open_in = 0
@@ -272,7 +257,7 @@ class Core:
         self.announce_change()
 
     def disown(self) -> None:
-        """We are in a forked child: descriptors and event loop are the parent's, so nothing is touched, and no call accepted."""
+        """Accept no calls any more, and touch nothing: this is a forked child, and the socket belongs to the parent."""
         self._state = _State.FORKED
         self.open = False
         self.open_in = self._thread = 0
@@ -280,7 +265,7 @@ class Core:
     # Pipes.
 
     def attach(self, pipe: PipeTask) -> None:
-        """Make *pipe*, which was admitted, one of the socket's.  Raises PipeRefused when the engine does not take it."""
+        """Add *pipe* to the socket's pipes.  Raises PipeRefused if the engine does not take it."""
         self.direct_read.revoke()  # from now on, messages may come from any pipe
         self.pipes[pipe.id] = pipe
         pipe.attach()
@@ -293,14 +278,14 @@ class Core:
         self.senders.serve(pipe)
 
     def detach(self, pipe: PipeTask) -> None:
-        """*pipe* has ended."""
+        """Remove *pipe*, which has ended.  A second call does nothing."""
         if self.pipes.pop(pipe.id, None) is None:
             return
         self.writer.forget(pipe.outbox)
         pipe.outbox.settle()
         if not (self.open and self.engine.sends_again):
             self.dropped[DropReason.PIPE_CLOSED if self.open else DropReason.SOCKET_CLOSED] += pipe.unsent
-        self._past.update(_moved(pipe))
+        self._past.update(pipe.counts())
         if isinstance(pipe.error, MessageTooLarge):
             self.dropped[DropReason.TOO_LARGE] += 1
         self.engine.pipe_detached(pipe)
@@ -324,7 +309,7 @@ class Core:
         self.senders.serve(pipe)
 
     async def changed(self) -> None:
-        """Wait for the next change of the pipes, or of the socket's state."""
+        """Wait until the pipes or the socket's state change."""
         await self._changed.wait()
 
     def announce_change(self) -> None:
@@ -350,15 +335,15 @@ class Core:
     # Calls that wait to receive.
 
     def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
-        """Return the queue of those that wait for *mailbox*; *exclusive*: one at a time."""
+        """Return the queue of tasks that wait for *mailbox*.  If it is *exclusive*, only one task may wait at a time."""
         return Receivers(self, mailbox, exclusive=exclusive)
 
     def receivers_wait(self, receivers: Receivers) -> None:
-        """Somebody waits in *receivers*, and is to be told when the socket is closed."""
+        """Note that a task waits in *receivers*, which must hear when the socket is closed."""
         self._receivers[receivers] = None
 
     def receivers_rest(self, receivers: Receivers) -> None:
-        """Nobody waits there any more."""
+        """Note that no task waits in *receivers* any more."""
         self._receivers.pop(receivers, None)
 
     @property
@@ -369,14 +354,14 @@ class Core:
     # Time.
 
     def wake_timer(self) -> None:
-        """Tell the timer task that the engine has a deadline before the one that it waits for."""
+        """Wake the timer task if the engine has a deadline before the one that the task waits for."""
         deadline = self.engine.next_deadline()
         if deadline is not None and deadline < self._timer_until:
             self.timer_idle = False
             self._timer_wanted.set()
 
     async def _time(self) -> None:
-        # Where deadlines only move away, a task that sleeps until the first of them is never too late.
+        # If new deadlines are never earlier than known ones, a task that sleeps until the first deadline is never late.
         engine = self.engine
         while True:
             deadline = engine.next_deadline()
@@ -393,9 +378,9 @@ class Core:
     def statistics(self) -> SocketStatistics:
         """Return a snapshot of all counters."""
         totals = self._past.copy()
-        pipes = tuple(self.pipes.values())  # at once: the caller may be another thread
+        pipes = tuple(self.pipes.values())  # in one step, since the caller may be another thread
         for pipe in pipes:
-            totals.update(_moved(pipe))
+            totals.update(pipe.counts())
         dropped = self.dropped.copy() + self.engine.dropped.copy() + Counter({DropReason.INBOX_FULL: self.engine.inbox_dropped()})
         return SocketStatistics(
             protocol=self.name,
@@ -409,12 +394,3 @@ class Core:
             dialers=tuple(dialer.statistics() for dialer in tuple(self.dialers)),
             listeners=tuple(listener.statistics() for listener in tuple(self.listeners)),
         )
-
-
-def _moved(pipe: PipeTask) -> dict[str, int]:
-    return {
-        "messages_sent": pipe.outbox.messages_sent,
-        "bytes_sent": pipe.outbox.bytes_sent,
-        "messages_received": pipe.messages_received,
-        "bytes_received": pipe.bytes_received,
-    }

@@ -127,17 +127,17 @@ class PipeTask:
     def unsent(self) -> int:
         return self.outbox.unsent
 
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of messages and bytes so far."""
+        return {
+            "messages_sent": self.outbox.messages_sent,
+            "bytes_sent": self.outbox.bytes_sent,
+            "messages_received": self.messages_received,
+            "bytes_received": self.bytes_received,
+        }
+
     def statistics(self) -> PipeStatistics:
-        return PipeStatistics(
-            id=self.id,
-            url=self.url,
-            remote_address=self.remote_address,
-            messages_sent=self.outbox.messages_sent,
-            bytes_sent=self.outbox.bytes_sent,
-            messages_received=self.messages_received,
-            bytes_received=self.bytes_received,
-            outbox=self.unsent,
-        )
+        return PipeStatistics(id=self.id, url=self.url, remote_address=self.remote_address, outbox=self.unsent, **self.counts())
 
     def close(self) -> None:
         """End the pipe, as the application asks for."""

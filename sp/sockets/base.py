@@ -233,7 +233,9 @@ class Socket(Verbs, trio.abc.AsyncResource):
         A TLS configuration that would go unused is refused: who gives it means to be encrypted.
         """
         verb = "listen on" if tls_kind is TLSServerConfig else "dial"
-        return attrs.evolve(self._core.terms, tls=self._tls(address, verb, tls, tls_kind), ws=self._ws(address, verb, ws, http_kind))
+        return attrs.evolve(
+            self._core.endpoint_config, tls=self._tls(address, verb, tls, tls_kind), ws=self._ws(address, verb, ws, http_kind)
+        )
 
     def _tls(
         self, address: Address, verb: str, tls: object, kind: type[TLSServerConfig | TLSClientConfig]

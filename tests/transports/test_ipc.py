@@ -173,7 +173,7 @@ async def test_a_file_that_took_the_place_of_ours_is_not_removed(path: Path) -> 
 
 
 async def test_an_address_that_is_closed_twice_leaves_the_file_of_its_successor_alone(path: Path, tmp_path: Path) -> None:
-    (acceptor,) = await ipc.listen(Address.parse(f"ipc://{path}"), sp.Bus0()._core.terms)
+    (acceptor,) = await ipc.listen(Address.parse(f"ipc://{path}"), sp.Bus0()._core.endpoint_config)
     os.link(path, tmp_path / "kept")
     acceptor.close()
     assert not path.exists()

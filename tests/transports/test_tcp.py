@@ -395,7 +395,7 @@ async def test_of_two_connections_that_are_made_at_the_same_moment_one_is_closed
 
     monkeypatch.setattr(tcp, "_open", connect_at_last)
     async with sp.Req0() as req:
-        link = await tcp.connect_link(Address.parse("tcp://peer.test:1"), req._core.terms)
+        link = await tcp.connect_link(Address.parse("tcp://peer.test:1"), req._core.endpoint_config)
         assert [sock.fileno() >= 0 for sock in opened].count(True) == 1
         link.close()
 
