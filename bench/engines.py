@@ -1,4 +1,4 @@
-"""The engines by themselves, without sockets or trio: what they add to each message."""
+"""The engines alone, without sockets or trio: what they add to the cost of a message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPTIONS = SocketOptions()
 _BODY = bytes(64)
 
 Batch = Callable[[], None]
-"""Takes _BATCH messages all the way."""
+"""Carries _BATCH messages all the way."""
 _BATCH = 100
 
 
@@ -125,7 +125,7 @@ def _measure(plan: Plan, prepare: Callable[..., Batch], *arguments: object) -> f
 
 
 def subscriptions(plan: Plan) -> list[Row]:
-    """Measure what a message costs a subscriber with few and with many subscriptions."""
+    """Measure the cost of a message for a subscriber with few and with many subscriptions."""
     one, *numbers = 1, 100, 10_000
     results = in_turn(plan.runs, {str(number): partial(_measure, plan, _sub, number) for number in (one, *numbers)})
     base = results[str(one)]
@@ -144,6 +144,6 @@ def subscriptions(plan: Plan) -> list[Row]:
 
 
 def engines(plan: Plan) -> list[Row]:
-    """Measure what each engine takes for a message."""
+    """Measure the time that each engine takes for a message."""
     results = in_turn(plan.runs, {name: partial(_measure, plan, prepare) for name, prepare in _ENGINES.items()})
     return [Row(name, median(runs), "ns") for name, runs in results.items()]

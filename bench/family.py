@@ -16,7 +16,10 @@ _RESPONDENTS = 100
 
 
 def pipeline(plan: Plan) -> list[Row]:
-    """Measure what a PULL receives of a PUSH that sends as fast as it can.  Nothing may be lost."""
+    """Measure what a PULL receives from a PUSH that sends as fast as it can.
+
+    Nothing may be lost.
+    """
     size, seconds = _SMALL, plan.seconds
     results = in_turn(
         plan.runs,
@@ -52,7 +55,7 @@ def _received(pusher: Peer, puller: Peer) -> float:
 
 
 def pipeline_large(plan: Plan) -> list[Row]:
-    """Measure messages of 1 MiB one way, against a stream that sends and throws away as many bytes."""
+    """Measure messages of 1 MiB one way, against a stream that only sends and discards bytes."""
     results = in_turn(
         plan.runs,
         {
@@ -86,7 +89,7 @@ def pair(plan: Plan) -> list[Row]:
 
 
 def through_device(plan: Plan) -> list[Row]:
-    """Measure round trips and one way through a device in a process of its own, against the direct way."""
+    """Measure round trips and one way through a device in its own process, against the direct way."""
     round_trips = in_turn(
         plan.runs,
         {
@@ -121,7 +124,8 @@ def _pushed_through(size: int, seconds: float, many: bool) -> float:
 
 
 def survey(plan: Plan) -> list[Row]:
-    """Measure the time that a survey of a hundred takes against a hundred requests that are under way together."""
+    """Measure a survey of a hundred respondents against a hundred requests that are under way
+    together."""
     results = in_turn(plan.runs, {kind: partial(_asked, kind, _SMALL, plan.seconds, _RESPONDENTS) for kind in ("survey", "requests")})
     times = {kind: [1e3 / rate for rate in rates] for kind, rates in results.items()}
     mine, theirs = times["survey"], times["requests"]

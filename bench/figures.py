@@ -1,4 +1,4 @@
-"""The figures over sockets, a function each; FIGURES has all of them by name."""
+"""The figures over sockets, one function each; FIGURES has all of them by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.memory import churn, idle_pipes
 from bench.sides import nng, ours, raw, zmq_asyncio, zmq_blocking
 
 _SMALL = 64
-_LARGE = (1 << 20) - 64  # with its header within the default limit for messages
+_LARGE = (1 << 20) - 64  # together with its header within the default limit
 _REQUESTS = 16
 _SUBSCRIBERS = 100
 _BLOCK = 512
@@ -48,7 +48,7 @@ def rtt_one_process(plan: Plan) -> list[Row]:
 
 
 def oneway(plan: Plan) -> list[Row]:
-    """Measure what one subscriber receives of a publisher that does not wait for it."""
+    """Measure what one subscriber receives from a publisher that does not wait for it."""
     size, seconds = _SMALL, plan.seconds
     results = in_turn(
         plan.runs,
@@ -93,7 +93,8 @@ def _one_way(loop: Loop, publish: Side, subscribe: Side, *arguments: object) -> 
 
 
 def oneway_large(plan: Plan) -> list[Row]:
-    """Measure large messages one way: requests, several under way, since those are never dropped; their replies are empty."""
+    """Measure large messages one way: several requests under way with empty replies, since requests
+    are never dropped."""
     arguments = (_LARGE, plan.seconds, _REQUESTS)
     results = in_turn(
         plan.runs,
@@ -110,7 +111,8 @@ def _megabytes(server: Side, client: Side, *arguments: object) -> float:
 
 
 def fan_out(plan: Plan) -> list[Row]:
-    """Measure what a delivered message costs with one subscriber and with a hundred, all of them in one other process."""
+    """Measure the cost of a delivered message with one subscriber and with a hundred, all in one
+    other process."""
     deliveries = (1 if plan.quick else 5) * 2 * _BLOCK * _SUBSCRIBERS
     results = in_turn(plan.runs, {str(number): partial(_fan_out, number, deliveries) for number in (_SUBSCRIBERS, 1)})
     many, one = ({key: [run[key] for run in runs] for key in runs[0]} for runs in results.values())

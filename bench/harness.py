@@ -20,11 +20,11 @@ from typing import Any, Self
 import trio
 
 Line = Connection
-"""What a process tells its starter, and hears from it."""
+"""Messages between a process and the one that started it."""
 Side = Callable[..., Any]
-"""What runs in a process: gets a line and arguments; what it returns is told last."""
+"""Runs in a process: gets a line and arguments; its result is told last."""
 Loop = Callable[..., Any]
-"""What runs a side: ``trio.run``, ``on_asyncio`` or ``plainly``."""
+"""Runs a side: ``trio.run``, ``on_asyncio`` or ``plainly``."""
 
 _TIMEOUT = 300.0
 _spawn = multiprocessing.get_context("spawn")
@@ -32,7 +32,7 @@ _spawn = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """How much to measure."""
 
     runs: int
     seconds: float
@@ -43,7 +43,7 @@ class Plan:
 
 
 class Peer:
-    """A side that runs in a process of its own until the ``with`` block ends."""
+    """A side that runs in its own process until the ``with`` block ends."""
 
     def __init__(self, loop: Loop, side: Side, *arguments: object) -> None:
         self._line, far = _spawn.Pipe()
@@ -60,13 +60,13 @@ class Peer:
         self._line.close()
 
     def get(self) -> Any:
-        """Return what it tells next.  EOFError: it has failed, and said why on stderr."""
+        """Return what the side tells next.  Raises EOFError if it has failed; stderr says why."""
         if not self._line.poll(_TIMEOUT):
             raise TimeoutError(f"nothing heard for {_TIMEOUT:g} s")
         return self._line.recv()
 
     def ask(self, *question: object) -> Any:
-        """Tell it *question* and return its answer."""
+        """Tell the side *question* and return its answer."""
         self._line.send(question)
         return self.get()
 
@@ -88,13 +88,14 @@ def plainly(function: Callable[..., Any], *arguments: object) -> Any:
 
 
 async def hear(line: Line) -> Any:
-    """Wait, on trio, for what the other end of *line* tells."""
+    """Wait in a trio task for what the other end of *line* tells."""
     await trio.lowlevel.wait_readable(line.fileno())
     return line.recv()
 
 
 def two_processes(loop: Loop, server: Side, client: Side, *arguments: object) -> Any:
-    """Start *server*, which tells its URL, then *client* with that URL; return what the client returns."""
+    """Start *server*, which tells its URL, then *client* with that URL; return what the client
+    returns."""
     with Peer(loop, server, *arguments) as far, Peer(loop, client, far.get(), *arguments) as near:
         return near.get()
 
@@ -118,7 +119,11 @@ async def _together(_: Line, server: Side, client: Side, *arguments: object) -> 
 
 
 class Meter:
-    """Repeats something for some seconds, after a fifth of that to warm up: ``for _ in meter: ...``, then ``meter.rate`` a second."""
+    """Repeats something for some seconds: ``for _ in meter: ...``, then ``meter.rate`` is the rate
+    per second.
+
+    A fifth of the time is spent before that, to warm up.
+    """
 
     def __init__(self, seconds: float, block: int = 64) -> None:
         self.rate = 0.0
@@ -137,7 +142,10 @@ class Meter:
 
 
 def in_turn(runs: int, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
-    """Run all *sides* one after the other, then again, so that what disturbs the machine meets them alike; return what each returned."""
+    """Run all *sides* in turn, again and again; return the results of each.
+
+    So whatever disturbs the machine meets all of them alike.
+    """
     results: dict[str, list[Any]] = {name: [] for name in sides}
     for _ in range(runs):
         for name, run in sides.items():
@@ -152,7 +160,10 @@ def in_turn(runs: int, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.  A goal is about the ratio if there is a peer, else about the value."""
+    """One line of the table.
+
+    A goal is about the ratio if there is a peer, otherwise about the value.
+    """
 
     what: str
     value: float | None
@@ -184,7 +195,10 @@ class Row:
 
 
 def compare(what: str, unit: str, results: Mapping[str, list[float]], **goals: float) -> list[Row]:
-    """Return a row for each peer of the first of *results*; *goals* has, by peer, the least ratio to it."""
+    """Return a row that compares the first of *results* with each of the others.
+
+    *goals* has the least ratio to each peer.
+    """
     (_, ours), *peers = results.items()
     return [
         Row(what, median(ours), unit, peer, median(theirs), ratio(ours, theirs), at_least=goals.get(peer.replace(" ", "_")))
@@ -193,12 +207,13 @@ def compare(what: str, unit: str, results: Mapping[str, list[float]], **goals: f
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    """Return the median of the ratios of the runs that were neighbours: steadier on a noisy machine than the ratio of the medians."""
+    """Return the median of the ratios of neighbouring runs: on a noisy machine it is steadier than
+    the ratio of the medians."""
     return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def heading(plan: Plan) -> str:
-    """Say what was measured with."""
+    """Return the versions and the machine that were measured with."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("trio-sp", "trio", "pynng", "pyzmq"))
     return (
         f"{_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}; "

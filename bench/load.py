@@ -1,4 +1,4 @@
-"""What a call costs while many others wait, and what a peer that does not read costs the others."""
+"""The cost of a call while many others wait, and what a peer that does not read costs the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SETTLED = 0.5
 
 
 def at_once(plan: Plan) -> list[Row]:
-    """Measure calls that are made at once: what one costs may not depend on their number."""
+    """Measure calls that are made at once: the cost of one must not depend on their number."""
     rows: list[Row] = []
     most = 20_000 if plan.quick else 100_000
     for what, measure in (
@@ -52,7 +52,7 @@ def _seconds(measure: Callable[[int], object], count: int) -> float:
 
 
 async def _serve(line: Line, *_: object) -> None:
-    """Answer each request in a task of its own, as the guide does."""
+    """Answer each request in its own task, as the guide does."""
     async with Rep0(listen=ANY_PORT) as rep, trio.open_nursery() as nursery:
         line.send(rep.listeners[0].url)
         nursery.start_soon(_tell_memory, line)
@@ -86,7 +86,7 @@ async def _request_at_once(_: Line, url: str, count: int) -> float:
 
 
 async def _pull_late(line: Line, count: int) -> None:
-    """Receive *count* messages of a PUSH that has begun to send before it knows us."""
+    """Receive *count* messages from a PUSH that began to send before we connected."""
     async with Pull0(listen=ANY_PORT) as pull:
         line.send(pull.listeners[0].url)
         received = 0
@@ -107,9 +107,9 @@ async def _push_at_once(_: Line, url: str, count: int) -> float:
 
 
 def unread(plan: Plan) -> list[Row]:
-    """Measure a client's round trip while another one leaves thousands of replies unread.
+    """Measure a client's round trips while another client leaves thousands of replies unread.
 
-    And what those cost in memory.
+    Also measures what those replies cost in memory.
     """
     (runs,) = in_turn(plan.runs, {"trio-sp": partial(_unread, _MANY)}).values()
     beside, alone = [run["beside"] for run in runs], [run["alone"] for run in runs]
@@ -132,10 +132,9 @@ def _unread(count: int) -> dict[str, float]:
 
 
 async def _measure(line: Line, url: str, count: int) -> float:
-    """Tell what a round trip takes.
+    """Tell the time of a round trip; when asked, send *count* requests by another connection.
 
-    When asked, ask for *count* replies by another connection, read none, and return what a round
-    trip takes now.
+    Their replies are not read.  Returns the time of a round trip meanwhile.
     """
     async with Req0() as req, trio.open_nursery() as nursery:
         await req.dial(url)

@@ -1,4 +1,4 @@
-"""What pipes cost a listener in memory, and whether it gets all of it back."""
+"""What pipes cost a listener in memory, and whether all of it is freed again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from sp.transports.framing import encode_greeting
 
 _KIB = 1024
 _SETTLED = 20
-"""Rounds after which nothing may grow any more."""
+"""After so many rounds nothing may grow any more."""
 
 
 async def _listen(line: Line) -> None:
-    """Answer requests.  Asked for a number of pipes, wait until there are that many and tell what the process holds."""
+    """Answer requests.
+
+    When asked for a number of pipes, wait for that many and tell what the process holds.
+    """
     async with Rep0(listen=ANY_PORT) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(_echo, rep)
         line.send(int(rep.listeners[0].url.rpartition(":")[2]))
@@ -55,7 +58,10 @@ def _held() -> dict[str, int]:
 
 
 def _dial(line: Line, port: int) -> None:
-    """Be that many requesters as asked for, without trio-sp; tell the median time of a number of round trips of the first and the last."""
+    """Be as many requesters as asked for, without trio-sp.
+
+    Tells the median time of some round trips of the first and of the last.
+    """
     pipes: list[socket.socket] = []
     line.send(None)
     while True:
@@ -82,7 +88,7 @@ def _round_trip(pipe: socket.socket) -> float:
 
 
 def idle_pipes(plan: Plan) -> list[Row]:
-    """Measure the memory of a listener for each idle pipe, and whether it still answers."""
+    """Measure a listener's memory for each idle pipe, and whether it still answers."""
     few, many = (200, 1000) if plan.quick else (1000, 5000)
     (runs,) = in_turn(plan.runs, {"trio-sp": lambda: _idle_pipes(few, many)}).values()
     rows = [Row(f"memory a pipe, {number:,} of them", median(run[number] for run in runs), "KiB", at_most=16) for number in (few, many)]
@@ -113,7 +119,7 @@ def _idle_pipes(few: int, many: int) -> dict[Any, float]:
 
 
 def churn(plan: Plan) -> list[Row]:
-    """Attach and detach pipes in rounds; after the first rounds, nothing may be kept of them."""
+    """Attach and detach pipes in rounds; after the first rounds nothing of them may stay behind."""
     rounds, pipes = (30 if plan.quick else 100), 100
     with Peer(trio.run, _listen) as listener, Peer(plainly, _dial, listener.get()) as dialers:
         dialers.get()

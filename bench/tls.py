@@ -1,4 +1,5 @@
-"""What TLS costs: by the message, by the connection, in memory, and when a thousand come at once."""
+"""What TLS costs: for each message, for each connection, in memory, and when a thousand clients
+come at once."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from sp import Rep0
 
 _KIB = 1024
 _SMALL = 64
-_LARGE = {"64 KiB": 64 * _KIB, "1 MiB": (1 << 20) - 64}  # with its header within the default limit for messages
+_LARGE = {"64 KiB": 64 * _KIB, "1 MiB": (1 << 20) - 64}  # together with its header within the default limit
 _REQUESTS = 16
 _WARM_UP = 10
 _DELAY = 0.05
@@ -34,14 +35,15 @@ _ATTACHED_WITHIN = 30.0
 
 @cache
 def papers() -> Papers:
-    """Return throwaway ones: what both ends verify by default, sessions resumed."""
+    """Return throwaway papers: both ends verify as by default, and sessions are resumed."""
     ca = trustme.CA()
     server, client = ca.issue_cert(SERVER_NAME, HOST), ca.issue_cert("client@bench.invalid")
     return Papers(ca.cert_pem.bytes(), server.private_key_and_cert_chain_pem.bytes(), client.private_key_and_cert_chain_pem.bytes())
 
 
 def _kinds() -> dict[str, Papers]:
-    """Return papers for first and for further connections, without and with client certificates."""
+    """Return the papers for first and for further connections, without and with client
+    certificates."""
     resumed = papers()
     both = replace(resumed, client_certificates=True)
     return {
@@ -74,7 +76,7 @@ def rtt(plan: Plan) -> list[Row]:
 
 
 def oneway(plan: Plan) -> list[Row]:
-    """Measure what one subscriber receives of a publisher that does not wait for it."""
+    """Measure what one subscriber receives from a publisher that does not wait for it."""
     results = in_turn(
         plan.runs,
         {
@@ -91,7 +93,8 @@ def _received(publish: Side, subscribe: Side, *arguments: object) -> float:
 
 
 def oneway_large(plan: Plan) -> list[Row]:
-    """Measure large messages one way: requests, several under way, with empty replies; and encryption by itself."""
+    """Measure large messages one way: several requests under way with empty replies; and encryption
+    alone."""
     rows: list[Row] = []
     for name, size in _LARGE.items():
         arguments = (size, plan.seconds, _REQUESTS)
@@ -146,7 +149,7 @@ def _first_replies(side: Any, times: int, own: Papers) -> float:
 
 
 def _typical(connections: list[tuple[float, bool]], own: Papers) -> float:
-    """Return the median in ms; all but a few have to be of the kind that *own* are for."""
+    """Return the median in ms; nearly all connections have to be of the kind that *own* asks for."""
     is_resumed = own.session_reuse
     of_kind = [seconds for seconds, resumed in connections if resumed == is_resumed]
     if len(of_kind) < 0.9 * len(connections):
@@ -155,12 +158,12 @@ def _typical(connections: list[tuple[float, bool]], own: Papers) -> float:
 
 
 def delay(plan: Plan) -> list[Row]:
-    """Measure the same through a proxy with a long way to the other side, in round trips on that way."""
+    """Measure the same over a line with a delay, in round trips on that line."""
     return far_away(plan, ws=False, at_most=2.2)
 
 
 def far_away(plan: Plan, *, ws: bool, at_most: float) -> list[Row]:
-    """Do so over tls+tcp or wss; *at_most* is for those without client certificates."""
+    """Measure this over tls+tcp or wss; *at_most* is the goal without client certificates."""
     times = 3 if plan.quick else 10
     sides = {kind: partial(_far_away, ours, times, own, ws) for kind, own in _kinds().items()}
     results = in_turn(plan.runs, {**sides, "libnng": partial(_far_away, nng, times, replace(papers(), session_reuse=False), ws)})
@@ -189,7 +192,8 @@ def _far_away(side: Any, times: int, own: Papers, ws: bool) -> float:
 
 
 def resume(plan: Plan) -> list[Row]:
-    """Measure how many reconnects resume a session, and whether the thousandth connection is as quick as the tenth."""
+    """Measure how many reconnects resume a session, and whether connection 1,000 is as quick as
+    connection 10."""
     reconnects, last = (100, 300) if plan.quick else (100, 1000)
     kinds = {kind: own for kind, own in _kinds().items() if "certificates" not in kind}
     (shares,) = in_turn(plan.runs, {"resumed": partial(_with_tls, ours.echo, ours.reconnect, reconnects)}).values()
@@ -213,7 +217,11 @@ def _ageing(last: int, own: Papers) -> dict[str, float]:
 
 
 async def _listen(line: Line, own: Papers) -> None:
-    """Answer requests.  Asked for a number of pipes, wait a while until there are as many; tell how many.  Asked again, tell the memory."""
+    """Answer requests.
+
+    When asked for a number of pipes, waits a while for them and tells how many there are. When
+    asked again, tells the memory.
+    """
     async with Rep0(**ours.listening(own, ws=False)) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(_echo, rep)
         line.send(rep.listeners[0].url)
@@ -242,7 +250,8 @@ def _port(url: str) -> int:
 
 
 def memory(plan: Plan) -> list[Row]:
-    """Measure the memory of a listener for each idle pipe that was used once; it keeps more when all came at the same time."""
+    """Measure a listener's memory for each idle pipe that was used once; it keeps more if all came
+    at once."""
     few, many = numbers = (200, 1000)
     gradual, sudden = in_turn(
         plan.runs,
@@ -271,7 +280,7 @@ def _idle_pipes(numbers: tuple[int, ...], at_a_time: int) -> dict[int, float]:
 
 
 def _settle(listener: Peer, crowd: Peer, number: int) -> int:
-    """Have *number* pipes, each of which was used; return the listener's memory."""
+    """Open *number* pipes and use each once; return the listener's memory."""
     crowd.ask(number, True)
     crowd.ask("go")
     attached = listener.ask(number)
@@ -325,6 +334,7 @@ def _storm(newcomers: int, seconds: float) -> dict[str, float]:
 
 
 def _at_median_moment(durations: list[float]) -> float:
-    """Return the median of what goes on at each moment: the short ones are many, but who asks at any moment meets rather a long one."""
+    """Return the median, weighted by time: short ones are many, but at any moment a long one is
+    more likely to be under way."""
     durations = sorted(durations)
     return durations[bisect(list(accumulate(durations)), sum(durations) / 2)]

@@ -1,4 +1,5 @@
-"""What WebSocket costs, plain and over TLS: by the message, by the connection, and for many that only keep alive."""
+"""What WebSocket costs, plain and over TLS: for each message, for each connection, and for many
+idle pipes with pings."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def rtt(plan: Plan) -> list[Row]:
 
 
 def oneway(plan: Plan) -> list[Row]:
-    """Measure what one subscriber receives over ws of a publisher that does not wait for it."""
+    """Measure what one subscriber receives over ws from a publisher that does not wait for it."""
     results = in_turn(
         plan.runs,
         {
@@ -67,7 +68,8 @@ def _received(publish: Side, subscribe: Side, *arguments: object) -> float:
 
 
 def oneway_large(plan: Plan) -> list[Row]:
-    """Measure messages of 64 KiB one way over wss and ws: requests, several under way, with empty replies."""
+    """Measure messages of 64 KiB one way over wss and ws: several requests under way with empty
+    replies."""
     rows: list[Row] = []
     for scheme, own in (("ws", None), ("wss", papers())):
         arguments = (_LARGE, plan.seconds, _REQUESTS)
@@ -88,15 +90,18 @@ def _poured(side: Any, *arguments: object, own: Papers | None) -> float:
 
 
 def delay(plan: Plan) -> list[Row]:
-    """Measure the time to the first reply over wss through a proxy with a long way to the other side."""
+    """Measure the time to the first reply over wss, on a line with a delay."""
     return far_away(plan, ws=True, at_most=3.1)
 
 
-# Many that only keep alive.
+# Many idle pipes with pings.
 
 
 async def _listen(line: Line, own: Papers, interval: float) -> None:
-    """Have idle pipes.  Asked for a number, wait until there are as many and tell the memory; asked for a time, tell the CPU used in it."""
+    """Keep idle pipes.  When asked for a number, wait for that many and tell the memory.
+
+    When asked for a time, tells the CPU used in it.
+    """
     tls = TLSServerConfig(certificate=own.server)
     async with Rep0(listen=any_port("wss"), tls=tls, ws=WSServerConfig(ping_interval=interval)) as rep:
         line.send(rep.listeners[0].url)
@@ -116,7 +121,7 @@ async def _listen(line: Line, own: Papers, interval: float) -> None:
 
 
 async def _dial(line: Line, url: str, own: Papers) -> None:
-    """Have as many pipes as asked for, and answer pings."""
+    """Open as many pipes as asked for, and answer pings."""
     tls = TLSClientConfig(ca=own.ca, server_name="localhost")
     async with Req0(tls=tls, ws=WSClientConfig(ping_interval=None, proxy=None)) as req:
         line.send(None)

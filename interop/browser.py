@@ -1,4 +1,4 @@
-"""A headless Chromium that opens a page, and can be asked what it shows."""
+"""A headless Chromium that opens a page and can be asked what it shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 _FLAGS: Final = (
     "--headless",
-    "--no-sandbox",  # which cannot be had as root
+    "--no-sandbox",  # it cannot have that as root
     "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
@@ -32,7 +32,7 @@ _FLAGS: Final = (
 
 
 def key_hash(certificate: bytes) -> str:
-    """Return the hash of the key in a PEM *certificate* by which Chromium can be told to trust it."""
+    """Return the hash of the key in a PEM *certificate*, by which Chromium is told to trust it."""
     key = x509.load_pem_x509_certificate(certificate[certificate.index(b"-----BEGIN CERT") :]).public_key()
     digest = hashes.Hash(hashes.SHA256())
     digest.update(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
@@ -40,7 +40,10 @@ def key_hash(certificate: bytes) -> str:
 
 
 class Browser:
-    """A browser with one page, by the protocol of its developer tools: JSON, each message ended by a zero byte."""
+    """A browser with one page.
+
+    It is driven by the protocol of its developer tools: JSON, each message ended by a zero byte.
+    """
 
     def __init__(self, commands: trio.lowlevel.FdStream, answers: trio.lowlevel.FdStream) -> None:
         self._commands = commands
@@ -56,7 +59,7 @@ class Browser:
         self._session = (await self._call("Target.attachToTarget", targetId=page, flatten=True))["sessionId"]
 
     async def text(self) -> str:
-        """Return what the page shows, in words."""
+        """Return the text that the page shows."""
         return str((await self._call("Runtime.evaluate", expression="document.body.innerText"))["result"]["value"])
 
     async def enter(self, question: str) -> None:
@@ -65,7 +68,7 @@ class Browser:
         await self._call("Runtime.evaluate", expression=script)
 
     async def screenshot(self, path: Path) -> None:
-        """Write what the page looks like to *path*."""
+        """Write a screenshot of the page to *path*."""
         path.write_bytes(base64.b64decode((await self._call("Page.captureScreenshot"))["data"]))
 
     async def _call(self, method: str, **parameters: Any) -> Any:
@@ -91,7 +94,8 @@ class Browser:
 
 @asynccontextmanager
 async def browser(url: str, directory: Path, trusted: Sequence[bytes]) -> AsyncIterator[Browser]:
-    """A browser that has *url* open, trusts the *trusted* certificates, and keeps its files in *directory*."""
+    """A browser that has *url* open, trusts the *trusted* certificates, and keeps its files in
+    *directory*."""
     program = shutil.which("chromium")
     assert program is not None
     own = (f"--user-data-dir={directory}", f"--ignore-certificate-errors-spki-list={','.join(map(key_hash, trusted))}")

@@ -1,4 +1,4 @@
-"""Partners that are missing or die, a limit on the time of every test, and what has become of the matrix."""
+"""Missing and dying partners, a time limit for every test, and the result of the matrix."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from interop.partners import PACKAGES, WHEELS, missing  # noqa: E402
 from tests.tls.authority import Authority  # noqa: E402
 
 _SECONDS: Final = 20
-"""What no test needs, however slow the machine."""
+"""More than any test needs, however slow the machine."""
 _CHILDREN: Final = pytest.StashKey[Children]()
 
 
 @pytest.fixture(scope="session")
 def authority() -> Authority:
-    """Whom both sides trust."""
+    """The authority that both sides trust."""
     return Authority()
 
 
@@ -72,7 +72,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 class _Outcomes:
-    """Keeps what has become of the matrix and of libnng, in the process that hears of all tests."""
+    """Collects the results of the matrix and the deaths of libnng, in the process that hears of all
+    tests."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -113,7 +114,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Return *test* with an end to its patience."""
+    """Return *test* with a time limit."""
 
     @functools.wraps(test)
     async def limited(**fixtures: Any) -> None:

@@ -1,4 +1,5 @@
-"""Sockets of either side behind one interface, so that a test can put any of them at any place of a chain."""
+"""Sockets of either implementation behind one interface, so that a test can put any of them
+anywhere in a chain."""
 
 from __future__ import annotations
 
@@ -36,10 +37,10 @@ class Family:
     """The two protocols of a pattern."""
 
     left: str
-    """Who speaks first, by the name of its class, which is the same in both implementations."""
+    """The class of the side that speaks first; both implementations call it the same."""
     right: str
     answers: bool
-    """Whether *right* says something as well."""
+    """Whether *right* sends something as well."""
 
     def __str__(self) -> str:
         return self.left if self.left == self.right else f"{self.left}-{self.right}"
@@ -55,7 +56,7 @@ FAMILIES: Final = (
     Family("Pair1", "Pair1", answers=True),
 )
 COUNTING: Final = tuple(family for family in FAMILIES if family.left in ("Req0", "Surveyor0", "Pair1"))
-"""Those whose messages know how many hops they have made."""
+"""The patterns whose messages count their hops."""
 
 
 class End(Protocol):
@@ -64,7 +65,7 @@ class End(Protocol):
     async def listen(self, transport: str, directory: Path, authority: Authority) -> str: ...
     async def dial(self, url: str, authority: Authority) -> None: ...
     async def wait(self) -> None:
-        """Wait for one pipe more than at the last call."""
+        """Wait for one more pipe than at the last call."""
         ...
 
     async def send(self, body: bytes) -> None: ...
@@ -150,12 +151,12 @@ async def their_end(name: str, **options: Any) -> AsyncIterator[TheirEnd]:
 
 
 def end_of(side: str, name: str, **options: Any) -> Any:
-    """One of ours or of theirs, as *side* says."""
+    """A socket of ours or of theirs, as *side* says."""
     return (our_end if side == "ours" else their_end)(name, **options)
 
 
 async def link(listener: End, dialer: End, transport: str, directory: Path, authority: Authority) -> None:
-    """Connect the two, and wait until both know."""
+    """Connect the two, and wait until both have the pipe."""
     await dialer.dial(await listener.listen(transport, directory, authority), authority)
     await listener.wait()
     await dialer.wait()
@@ -166,7 +167,7 @@ async def link(listener: End, dialer: End, transport: str, directory: Path, auth
 
 @attrs.frozen
 class Device:
-    """A device that runs: who is at its left talks to *front*, who is at its right to *back*."""
+    """A running device: the left end talks to *front*, the right end to *back*."""
 
     front: Any
     back: Any
@@ -205,7 +206,8 @@ async def their_device(family: Family, *, ttl: int | None = None) -> AsyncIterat
         finally:
             for socket in (front, back):
                 nursery.start_soon(in_thread, socket.close)
-            # Once in a thousand times it does not notice that it should end, and then neither does who closes its sockets.
+            # Once in a thousand times it does not notice that it should end; closing its sockets
+            # then hangs too.
             nursery.cancel_scope.deadline = trio.current_time() + 1
             nursery.cancel_scope.shield = True
 
@@ -229,7 +231,7 @@ async def nanomsg_device(
 async def tool_end(
     tool: Tool, name: str, device_s: OurEnd, transport: str, directory: Path, *options: str, credentials: Credentials | None = None
 ) -> AsyncIterator[trio.Process]:
-    """A program as *name* that has dialed an end of our device."""
+    """A program in the role *name* that has dialed an end of our device."""
     url = (await device_s.socket.listen(address(transport, directory))).url
     if tool is not NNGCAT and name in ("Pub0", "Surveyor0"):
         options = (*options, "--interval", "0.05")

@@ -1,10 +1,10 @@
-"""Tests with libnng in our own process run in a child of it, which may die.
+"""Tests that have libnng in their process run in a child process, which may die.
 
-libnng 1.11 aborts its process now and then when a pipe over ws or wss ends, be it with itself or with
-us: it locks what is gone already, or frees memory twice, after a hundred pipes or after a thousand.
-On a busy machine it may hang there as well.  The child runs one test after the other.  When it was
-aborted, or does not answer, the next child begins with the test that was under way.  A test that
-never comes through is a failure, and says where its last child was.
+libnng 1.11 now and then aborts its process when a pipe over ws or wss ends, whether the peer is
+libnng or ours: it locks something that is gone already, or frees memory twice, after a hundred
+pipes or after a thousand. On a busy machine it may also hang there. The child runs one test after
+the other. If it is aborted or does not answer, the next child begins with the test that was
+running. A test that never finishes fails, and says where its last child was.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from _pytest.runner import runtestprotocol
 
 MARK: Final = "libnng"
 DEATHS: Final = "deaths"
-"""The property of a report that tells how many children were lost before the test ended."""
+"""The property of a report with the number of children that were lost before the test ended."""
 _TRIES: Final = 3
 _SECONDS = 60
-"""Far more than a test may take: what hangs then is not trio's, since each test has its time there."""
+"""Far more than a test may take.  Trio is not what hangs then: it limits each test's time."""
 _PATIENCE: Final = 2
 _ABORTS: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
 _TELL: Final = signal.SIGUSR1
-"""Makes a child write down what its threads do."""
+"""The signal that makes a child write down what its threads are doing."""
 
 Reports = list[dict[str, Any]]
 
@@ -42,14 +42,14 @@ def is_isolated(item: pytest.Item) -> bool:
 
 
 class Children:
-    """The child that runs the tests now, and those before it and after it."""
+    """The child that runs the tests now, and its predecessors and successors."""
 
     def __init__(self, session: pytest.Session) -> None:
         self._session = session
         self._child: _Child | None = None
 
     def run(self, item: pytest.Item, following: pytest.Item | None) -> list[pytest.TestReport]:
-        """Run *item*, behind which comes *following*, and return its reports."""
+        """Run *item*, which *following* comes after; return its reports."""
         number = self._session.items.index(item)
         next_number = self._session.items.index(following) if following is not None and is_isolated(following) else None
         words = ""
@@ -65,7 +65,7 @@ class Children:
             self._child = None
             if not is_lost:
                 break
-        # Keywords as pytest's own reports have them: another process may want to read this one.
+        # Keywords as in pytest's own reports, since another process may read this one.
         keywords: dict[str, Literal[1]] = dict.fromkeys(item.keywords, 1)
         return [pytest.TestReport(item.nodeid, item.location, keywords, "failed", words, "call")]
 
@@ -77,7 +77,7 @@ class Children:
 
 
 class _Child:
-    """A process like ours that runs tests for us."""
+    """A copy of our process that runs tests for us."""
 
     def __init__(self, session: pytest.Session) -> None:
         self._connection, theirs = multiprocessing.Pipe()
@@ -98,7 +98,7 @@ class _Child:
             os._exit(0)
 
     def run(self, number: int, following: int | None) -> Reports | None:
-        """Run the test of that number, after which comes *following*, and return its reports.  None: it has died, or hangs."""
+        """Run the test of that number; return its reports.  None: the child has died, or hangs."""
         try:
             self._connection.send((number, following))
             return self._connection.recv() if self._connection.poll(_SECONDS) else None
@@ -106,9 +106,10 @@ class _Child:
             return None
 
     def end(self) -> tuple[str, bool]:
-        """End it, with the programs that it has started.
+        """End the child and the programs that it has started.
 
-        Return how it has ended, and whether libnng may be to blame: it was aborted, or hangs.
+        Returns how it ended, and whether libnng may be to blame because the child was aborted or
+        hung.
         """
         self._connection.close()  # if it lives and does not hang, it ends now
         deadline = time.monotonic() + _PATIENCE
@@ -143,7 +144,7 @@ def _serve(session: pytest.Session, connection: Connection[Any, Any]) -> None:
         except EOFError:
             return
         item = session.items[number]
-        # What belongs to the whole session is not the child's to tear down.
+        # The child must not tear down what belongs to the whole session.
         behind: Any = session if following is None else session.items[following]
         reports = runtestprotocol(item, log=False, nextitem=behind)
         serialize = item.config.hook.pytest_report_to_serializable

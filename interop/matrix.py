@@ -39,23 +39,24 @@ def _output(*command: str) -> str:
 
 @attrs.frozen
 class Partner:
-    """An implementation of a certain version."""
+    """A version of an implementation."""
 
     library: str
     version: str
     program: str | None
-    """The program that it runs as; None: it is a library."""
+    """The program to run; None: it is a library."""
     transports: tuple[str, ...]
     lacks: Callable[[Pair], bool]
-    """Whether it has no counterpart for ours."""
+    """Whether it has no counterpart to our socket."""
     ask: Callable[[], str]
-    """Returns the version that is installed; empty: nobody knows."""
+    """Returns the installed version; empty: unknown."""
 
     def __str__(self) -> str:
         return f"{self.library} {self.version}"
 
     def is_another(self) -> str:
-        """Return the version that is installed, if it is not the one that the table names."""
+        """Return the installed version if it differs from the one in the table; otherwise an empty
+        string."""
         found = self.ask()
         return "" if not found or f"{found}.".startswith(f"{self.version}.") else found
 
@@ -97,7 +98,7 @@ PARTNERS: Final = (NEXT_NNG, NEW_NNG, OLD_NNG, NANOMSG)
 
 @attrs.frozen
 class Cell:
-    """One of our sockets, and whom it has talked with."""
+    """One of our sockets, one partner, one transport, and the listening side."""
 
     partner: Partner
     pair: Pair
@@ -115,11 +116,11 @@ CELLS: Final = tuple(
 )
 
 OUTCOMES: Final = pytest.StashKey[dict[str, bool]]()
-"""Where a session keeps which cells have run, by their names, and whether all is well with them."""
+"""The cells that a session has run, by name, and whether they passed."""
 
 
 def note(config: pytest.Config, cell: str, report: pytest.TestReport) -> None:
-    """Remember what *report* says of the cell of that name."""
+    """Remember what *report* says about the cell of that name."""
     outcomes = config.stash.setdefault(OUTCOMES, {})
     if report.failed:
         outcomes[cell] = False
@@ -128,7 +129,7 @@ def note(config: pytest.Config, cell: str, report: pytest.TestReport) -> None:
 
 
 def check_document(config: pytest.Config) -> str | None:
-    """Return a complaint if docs/interop.md does not show what came out of the whole matrix.
+    """Return a complaint if docs/interop.md does not show the result of the whole matrix.
 
     None: it does, or some cells did not run or failed.  With SP_WRITE_MATRIX=1 in the environment
     the table is written first.
@@ -143,7 +144,7 @@ def check_document(config: pytest.Config) -> str | None:
 
 
 def table(passed: Collection[str]) -> str:
-    """Return the table of docs/interop.md for the cells of these names."""
+    """Return the table for docs/interop.md with the cells of these names."""
     lines = [f"| | {' | '.join(TRANSPORTS)} |", f"|---|{'---|' * len(TRANSPORTS)}"]
     for pair in PAIRS:
         row = [f"`{pair.ours.__name__}`{', poly' if pair.poly else ''}"]

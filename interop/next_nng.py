@@ -1,6 +1,6 @@
-"""Partners of nng 2.0, which is not released yet: PyPI's nng-ssl has a development version of it.
+"""Partners with nng 2.0, which is not released yet: PyPI's nng-ssl has a development version.
 
-Each runs in a process of its own, since pynng's libnng is in ours.
+Each runs in its own process, since pynng's libnng is in ours.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from interop.tools import Credentials
 
 
 def version() -> str:
-    """Return the version of the library; empty: it is not there."""
+    """Return the version of the library; empty: it is not installed."""
     command = [sys.executable, "-c", "import nng; print(nng.version())"]
     return subprocess.run(command, stdout=PIPE, stderr=subprocess.DEVNULL, check=False).stdout.decode().strip()
 
 
 @attrs.frozen
 class NextSocket:
-    """A socket of nng 2.0; what it has in common with pynng's is called alike."""
+    """A socket of nng 2.0, with pynng's names where both have the same."""
 
     process: trio.Process
 
@@ -61,6 +61,6 @@ class NextSocket:
 
 @asynccontextmanager
 async def next_partner(name: str) -> AsyncIterator[NextSocket]:
-    """The socket that pynng calls *name*, for as long as a block lasts."""
+    """The socket that pynng calls *name*, while a block lasts."""
     async with running(sys.executable, "-m", "interop.next_nng_program", name, stdin=PIPE) as process:
         yield NextSocket(process)

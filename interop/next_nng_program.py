@@ -1,8 +1,9 @@
-"""A socket of nng 2.0, as a program that does what it is told on its input and says on its output what has come of it.
+"""A socket of nng 2.0, as a program: commands on its input, results on its output.
 
 python -m interop.next_nng_program Rep0
 
-Each command and each result is a length of four bytes and so many bytes; the first byte of a command says which one it is.
+Each command and each result is a length of four bytes, then as many bytes; the first byte of a
+command says which it is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def make(name: str) -> Any:
 
 
 class Arrivals:
-    """The pipes that a socket has ever had, from when its protocol can use them."""
+    """All pipes that a socket has had so far, counted once its protocol can use them."""
 
     def __init__(self, socket: Any) -> None:
         self._pipes: set[int] = set()
@@ -66,7 +67,7 @@ def listen(socket: Any, url: str, own: str | None) -> str:
 
 
 def dial(socket: Any, url: str, ca: str | None) -> str:
-    """Dial in the background, over TLS trusting what is in the file *ca*."""
+    """Dial in the background; over TLS, trust the authorities in the file *ca*."""
     tls = nng.TlsConfig.for_client(server_name="localhost", ca_file=ca) if ca else None
     socket.add_dialer(url, tls=tls, reconnect_min_ms=10, reconnect_max_ms=10).start(block=False)
     return ""

@@ -1,4 +1,4 @@
-"""What the tests share: who talks to whom, where, and how a partner is watched and run."""
+"""What the tests share: the pairs of sockets, their addresses, and how to run and watch a partner."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ PACKAGES: Final[Mapping[str, str]] = {
     "cc": "gcc libc6-dev",
     "nanomsg/nn.h": "libnanomsg-dev",
 }
-"""The partners that are programs or C headers, and the Debian packages that bring them."""
+"""Partners that are programs or C headers, and the Debian packages that have them."""
 WHEELS: Final[Mapping[str, str]] = {"nng": "nng-ssl"}
-"""Those that are Python packages and may be missing, and what PyPI calls them.
+"""Partners that are Python packages and may be missing, with their names on PyPI.
 
 There is no wheel for every machine.
 """
 
 LIMIT: Final = 1 << 20
-"""The largest message that our sockets take by default, header included."""
+"""The largest message that our sockets accept by default, header included."""
 
 
 class Redial(TypedDict):
@@ -54,16 +54,16 @@ class Redial(TypedDict):
 
 
 REDIAL: Final[Redial] = {"redial_min": 0.01, "redial_max": 0.05}
-"""Our dialers wait for nobody longer than this."""
+"""Our dialers never wait longer than this."""
 
 SOON: Final = 3
-"""Seconds, of which one that is refused needs none: far fewer than the greeting time of either side."""
+"""Seconds in which a refusal must come: far fewer than the handshake time of either side."""
 LONG: Final = 60
-"""Seconds that a survey is open for where its end is not what is tested."""
+"""Seconds that a survey takes in tests that are not about its end."""
 TIMEOUT: Final = 0.5
-"""Seconds after which one that waits for a message takes it for lost."""
+"""Seconds after which a message counts as lost."""
 WINDOW: Final = 64
-"""Messages that may be under way at once: fewer than any queue on the way holds."""
+"""Messages that may be under way at once: fewer than any queue on the way takes."""
 
 Version = Literal["TLSv1.2", "TLSv1.3"]
 
@@ -72,7 +72,7 @@ THEIRS: Final = "theirs"
 
 each_transport = pytest.mark.parametrize("transport", ["tcp", "ipc", "ws"])
 each_greeting = pytest.mark.parametrize("transport", ["tcp", "ipc"])
-"""Where the two sides tell each other what they speak; over ws a listener that does not like it only says no."""
+"""The transports where both sides tell their protocol; over ws a listener only refuses."""
 each_listener = pytest.mark.parametrize("listener", [OURS, THEIRS])
 
 
@@ -84,11 +84,11 @@ class Pair:
     theirs: str
     """The name of pynng's class."""
     turns: tuple[str, ...]
-    """Who sends, in which order."""
+    """The sides that send, in order."""
     header: int = 0
     """Bytes before the body."""
     poly: bool = False
-    """Whether both may have several peers, though the protocol is PAIR."""
+    """Whether it is a PAIR with several peers."""
 
     def __str__(self) -> str:
         return f"{self.ours.__name__}-{self.theirs}{'-poly' if self.poly else ''}"
@@ -107,7 +107,7 @@ class Pair:
         return open_partner(self.theirs, **({"polyamorous": True} if self.poly else {}), **options)
 
     def partner(self, **options: Any) -> AbstractAsyncContextManager[pynng.Socket]:
-        """Pynng's socket, for as long as a block lasts."""
+        """Pynng's socket, while a block lasts."""
         return closing(self.open_partner(**options))
 
 
@@ -128,7 +128,7 @@ PAIRS: Final = (
 
 
 def pair_of(ours: type[Any]) -> Pair:
-    """Return the pair with our *ours*, not the one with poly."""
+    """Return the pair of our class *ours*, without poly."""
     return next(pair for pair in PAIRS if pair.ours is ours)
 
 
@@ -145,17 +145,17 @@ STRANGERS: Final = (
     (sp.Pair0, "Pair1"),
     (sp.Pair1, "Pair0"),
 )
-"""Who does not fit."""
+"""Sockets that do not fit each other."""
 each_stranger = pytest.mark.parametrize(("kind", "stranger"), STRANGERS, ids=[f"{kind.__name__}-{name}" for kind, name in STRANGERS])
 
 
 def protocol_of(theirs: str) -> str:
-    """Return the name of a protocol as we write it, for the name of pynng's class."""
+    """Return our name of the protocol of pynng's class *theirs*."""
     return theirs.upper() if theirs.startswith("Pair") else theirs[:-1].upper()
 
 
 def missing(partner: str) -> str | None:
-    """Say in words that *partner* is not there; None: it is."""
+    """Return why *partner* cannot be used; None: it can."""
     if partner in WHEELS:
         return None if find_spec(partner) is not None else f"{partner} is not installed (PyPI's {WHEELS[partner]})"
     is_there = Path("/usr/include", partner).exists() if partner.endswith(".h") else shutil.which(partner) is not None
@@ -168,16 +168,18 @@ def address(transport: str, directory: Path) -> str:
 
 
 def fixed_address(transport: str, directory: Path) -> str:
-    """Return a URL like ``address``, but with a port: for a program that cannot tell which one it was given."""
+    """Return a URL like ``address`` with a fixed port, for a program that cannot tell which port it
+    got."""
     if transport == "ipc":
         return address(transport, directory)
     return f"{transport}://127.0.0.1:{free_port()}"
 
 
 def free_port() -> int:
-    """Return a port that nobody has, of those that the system gives to nobody: a connection of ours may get any other meanwhile.
+    """Return a free port outside the range that the system chooses from, so that no connection of
+    ours takes it.
 
-    Of several workers of xdist each has ports of its own.
+    Each worker of xdist has its own ports.
     """
     worker, workers = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
@@ -188,7 +190,7 @@ def free_port() -> int:
 
 
 def port_of(url: str) -> int:
-    """Return the port in *url*, behind which there may be a path."""
+    """Return the port in *url*, which may have a path."""
     return int(url.partition("://")[2].partition("/")[0].rpartition(":")[2])
 
 
@@ -202,7 +204,7 @@ def _unused_path(directory: Path) -> Path:
 
 
 async def next_event(events: sp.EventStream, kind: sp.EventKind, error: type[Exception] = Exception) -> sp.Event:
-    """Return the next event of *kind*, of those with an error the next one with such an *error*."""
+    """Return the next event of *kind*; with *error*, the next one with such an error."""
     async for event in events:
         if event.kind is kind and (event.error is None or isinstance(event.error, error)):
             return event
@@ -224,23 +226,23 @@ def open_partner(name: str, **options: Any) -> pynng.Socket:
 
 @asynccontextmanager
 async def closing(*sockets: pynng.Socket) -> AsyncIterator[pynng.Socket]:
-    """*sockets*, of which the first is returned, for as long as a block lasts."""
+    """Keep *sockets* open while a block lasts; yields the first."""
     try:
         yield sockets[0]
     finally:
-        # Elsewhere, since libnng may wait for what we have to say to its end, and all at once.
+        # In threads and all at once, since libnng may wait for our side to react to the end.
         async with trio.open_nursery() as nursery:
             for socket in sockets:
                 nursery.start_soon(trio.to_thread.run_sync, socket.close)
 
 
 def partner(name: str, **options: Any) -> AbstractAsyncContextManager[pynng.Socket]:
-    """Pynng's socket *name*, for as long as a block lasts."""
+    """Pynng's socket *name*, while a block lasts."""
     return closing(open_partner(name, **options))
 
 
 def listen_partner(theirs: pynng.Socket, url: str) -> str:
-    """Let *theirs* listen, and return the URL with the port that was really bound."""
+    """Let *theirs* listen; return the URL with the port that was bound."""
     listener = theirs.listen(url)
     scheme, _, rest = url.partition("://")
     if scheme == "ipc":
@@ -249,7 +251,7 @@ def listen_partner(theirs: pynng.Socket, url: str) -> str:
 
 
 class Arrivals:
-    """Counts the pipes that a pynng socket has ever had, from when its protocol can use them."""
+    """Counts all pipes that a pynng socket has had so far, once its protocol can use them."""
 
     def __init__(self, theirs: pynng.Socket) -> None:
         self.count = 0
@@ -269,7 +271,7 @@ class Arrivals:
 
 
 async def connect(ours: Any, theirs: pynng.Socket, transport: str, listener: str, directory: Path) -> Arrivals:
-    """Connect the two, and wait until both know."""
+    """Connect the two, and wait until both have the pipe."""
     arrivals = Arrivals(theirs)
     url = address(transport, directory)
     if listener == OURS:
@@ -282,7 +284,7 @@ async def connect(ours: Any, theirs: pynng.Socket, transport: str, listener: str
 
 
 async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body: bytes) -> None:
-    """Let each side that may send do so, and see that *body* arrives."""
+    """Let each side that may send *body* do so, and check that it arrives."""
     for turn in turns:
         if turn == OURS:
             await ours.send(body)
@@ -295,17 +297,18 @@ async def exchange(ours: Any, theirs: pynng.Socket, turns: tuple[str, ...], body
 
 
 async def exchange_again(ours: Any, theirs: pynng.Socket, pair: Pair, body: bytes) -> None:
-    """Like ``exchange``, by a pipe that has replaced another one."""
+    """Do as ``exchange``, on a pipe that has replaced another one."""
     if pair.theirs != "Push0":
         await exchange(ours, theirs, pair.turns, body)
     else:
-        # libnng may hand a message to the pipe that has ended, also when the next one is there.  It
-        # is lost then, and rightly so.
+        # libnng may give a message to the pipe that has ended, even when the next one is there.
+        # The
+        # message is then lost, as it may be.
         await until_received(theirs.asend, ours.receive, body)
 
 
 async def until_received(send: Callable[[bytes], Awaitable[None]], receive: Callable[[], Awaitable[bytes]], body: bytes) -> None:
-    """Send *body* until it is received: it may be lost with a pipe that is about to end."""
+    """Send *body* again and again until it is received: it may get lost with a pipe that is ending."""
     received = None
     while received is None:
         await send(body)
@@ -315,7 +318,7 @@ async def until_received(send: Callable[[bytes], Awaitable[None]], receive: Call
 
 
 async def pump(send: Callable[[bytes], Awaitable[None]], receive: Callable[[], Awaitable[bytes]], size: int) -> None:
-    """Send *size* messages, of which at most WINDOW are under way, and see that they arrive in order."""
+    """Send *size* messages, at most WINDOW of them under way, and check that they arrive in order."""
     room = trio.Semaphore(WINDOW)
 
     async def send_all() -> None:
@@ -334,7 +337,7 @@ async def pump(send: Callable[[bytes], Awaitable[None]], receive: Callable[[], A
 
 @cache
 def body_of(size: int) -> bytes:
-    """Return *size* bytes without a short period, so that a slip is seen."""
+    """Return *size* bytes that do not repeat soon, so that a shift shows."""
     return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
 
 
@@ -346,7 +349,7 @@ async def answer(ours: sp.Rep0) -> None:
 
 @asynccontextmanager
 async def crowd(ours: sp.Rep0, url: str, size: int, **options: Any) -> AsyncIterator[None]:
-    """*size* partners that have dialed *ours* at once, and were all answered."""
+    """Have *size* partners dial *ours* at once, and answer all of them."""
     partners = [open_partner("Req0", **options) for _ in range(size)]
     async with closing(*partners):
         for theirs in partners:
@@ -366,7 +369,8 @@ async def crowd(ours: sp.Rep0, url: str, size: int, **options: Any) -> AsyncIter
 
 
 async def dial_as_crowd(theirs: pynng.Socket, url: str, size: int, **options: Any) -> list[sp.DialerStatistics]:
-    """Let *size* of ours dial at once, see that all are answered, and return what their dialers have been through."""
+    """Let *size* sockets of ours dial at once, check that all get answers; return the statistics of
+    their dialers."""
     statistics: list[sp.DialerStatistics] = []
     waiting = set(range(size))
     all_answered = trio.Event()
@@ -377,7 +381,7 @@ async def dial_as_crowd(theirs: pynng.Socket, url: str, size: int, **options: An
 
     async def ask(n: int) -> None:
         async with sp.Req0(**REDIAL, **options) as ours:
-            # libnng drops a connection now and then when many come at once, whoever dials.
+            # When many come at once, libnng now and then drops a connection, whoever dials.
             dialer = await ours.dial(url, wait=False)
             assert await ours.request(b"question %d" % n) == b"QUESTION %d" % n
             waiting.discard(n)
@@ -394,7 +398,10 @@ async def dial_as_crowd(theirs: pynng.Socket, url: str, size: int, **options: An
 
 
 async def next_refusal(events: sp.EventStream) -> sp.Event:
-    """Return the next event of somebody refused, not of a handshake that libnng gave up itself: on a busy machine it does now and then."""
+    """Return the next event of a refusal.
+
+    On a busy machine libnng now and then gives up a handshake by itself; such events are skipped.
+    """
     while True:
         event = await next_event(events, sp.EventKind.REFUSED)
         if not isinstance(event.error, sp.PeerClosed):
@@ -404,7 +411,10 @@ async def next_refusal(events: sp.EventStream) -> sp.Event:
 async def refused_by_us(
     scheme: str, dialed: str, *, tls: sp.TLSServerConfig | None = None, tls_config: TLSConfig | None = None
 ) -> sp.Event:
-    """Let a partner dial our listener of *scheme* as *dialed* in vain, and return our event; the partner has never seen a pipe."""
+    """Let a partner dial our listener of *scheme* as *dialed*, in vain; return our event.
+
+    Checks that the partner never sees a pipe.
+    """
     async with sp.Rep0(tls=tls) as ours:
         events = ours.events()
         listener = await ours.listen(f"{scheme}://127.0.0.1:0")
@@ -414,7 +424,7 @@ async def refused_by_us(
             with trio.fail_after(SOON):
                 event = await next_refusal(events)
                 await next_refusal(events)  # it has seen the end of the first one
-            statistics = listener.statistics()  # before it ends, and so maybe the next handshake in the middle
+            statistics = listener.statistics()  # before it ends, which may cut the next handshake short
         assert not ours.pipes
         assert arrivals.count == 0
         assert (statistics.attached, statistics.handshakes) == (0, {})
@@ -425,7 +435,7 @@ async def refused_by_us(
 async def refused_by_partner(
     scheme: str, dialed: str, *, tls: sp.TLSClientConfig | None = None, tls_config: TLSConfig | None = None
 ) -> Exception:
-    """Dial a partner's listener of *scheme* as *dialed* in vain, and return the reason that we are given."""
+    """Dial a partner's listener of *scheme* as *dialed*, in vain; return the reason that we get."""
     async with partner("Rep0", tls_config=tls_config) as theirs:
         port = port_of(listen_partner(theirs, f"{scheme}://127.0.0.1:0"))
         async with sp.Req0(tls=tls) as ours:
@@ -443,7 +453,7 @@ async def refused_by_partner(
 
 @asynccontextmanager
 async def running(*command: str, **options: Any) -> AsyncIterator[trio.Process]:
-    """Run *command* for as long as the block lasts; *options* are those of ``open_process``."""
+    """Run *command* while the block lasts; *options* are those of ``open_process``."""
     process = await trio.lowlevel.open_process(command, stdout=PIPE, **options)
     try:
         yield process
@@ -458,7 +468,7 @@ async def running(*command: str, **options: Any) -> AsyncIterator[trio.Process]:
 
 
 def output_of(process: trio.Process) -> trio.abc.ReceiveStream:
-    """Return what *process* writes, which :func:`running` has asked for."""
+    """Return the output of a *process* that :func:`running` has started."""
     assert process.stdout is not None
     return process.stdout
 
@@ -500,12 +510,12 @@ def their_server(authority: Authority, *, mutual: bool = False) -> TLSConfig:
 
 
 def their_client(authority: Authority, own: bytes | None = None) -> TLSConfig:
-    # Without a name mbedTLS ends every handshake.
+    # Without a name mbedTLS fails every handshake.
     return TLSConfig(TLSConfig.MODE_CLIENT, server_name="127.0.0.1", ca_string=authority.pem.decode(), **_own(own))
 
 
 def tls_ends(listener: str, authority: Authority, *, mutual: bool, **options: Any) -> tuple[Any, TLSConfig]:
-    """Return our configuration and the partner's, for who listens; *options* are for ours."""
+    """Return our configuration and the partner's, when *listener* listens; *options* are for ours."""
     if listener == OURS:
         own = authority.issue("theirs.example") if mutual else None
         return our_server(authority, mutual=mutual, **options), their_client(authority, own)
@@ -516,18 +526,18 @@ def tls_ends(listener: str, authority: Authority, *, mutual: bool, **options: An
 
 
 class Relay:
-    """Stands between a client and a server, and keeps what the server says."""
+    """Stands between a client and a server, and records what the server sends."""
 
     def __init__(self, port: int) -> None:
         self.said = b""
-        """All that the server has said."""
+        """All that the server has sent."""
         self.first_flight = b""
-        """What it had said before the client spoke for the second time."""
+        """What it had sent before the client sent for the second time."""
         self._port = port
         self._heard = trio.Event()
 
     async def serve(self, client: trio.SocketStream) -> None:
-        """Pass on what either side says until the client ends."""
+        """Pass on what either side sends until the client ends."""
         server = await trio.open_tcp_stream("127.0.0.1", self._port)
 
         async def back() -> None:
@@ -548,7 +558,7 @@ class Relay:
             nursery.cancel_scope.cancel()
 
     async def hear(self, words: bytes, n: int = 1) -> None:
-        """Wait until the server has said *words* for the *n*-th time."""
+        """Wait until the server has sent *words* for the *n*-th time."""
         while self.said.count(words) < n:
             await self._heard.wait()
 

@@ -21,13 +21,13 @@ pytestmark = pytest.mark.needs("chromium")
 
 ROOT: Final = Path(__file__).parents[1]
 SECONDS: Final = "0.05"
-"""Between two ticks."""
+"""Seconds between two ticks."""
 ANSWERED: Final = r"asked: after \d+ ticks and [1-9]\d* answers"
-"""What the page asks once an answer has come back to it."""
+"""The page's question once an answer has come back."""
 
 
 class Service:
-    """The example's service, and what it says."""
+    """The example's service, and its output."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -49,7 +49,7 @@ class Service:
         return line.decode()
 
     async def says(self, pattern: str) -> str:
-        """Wait for a line in which *pattern* is found, and return it."""
+        """Wait for a line with *pattern*, and return it."""
         while not re.search(pattern, line := await self.next_line()):
             pass
         return line

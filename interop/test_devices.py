@@ -1,4 +1,5 @@
-"""Devices: ours between partners, theirs between ours, two in a row, the ttl, and raw sockets of ours without a device."""
+"""Devices: ours between partners, theirs between ours, two in a row, the ttl; and our raw sockets
+without a device."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.libnng
 DEVICES: Final[dict[str, Callable[..., Any]]] = {OURS: our_device, THEIRS: their_device}
 BODIES: Final = tuple(map(body_of, (0, 1, 65_536, LIMIT - 8, 2)))  # the longest header is that of an answer between the devices
 HOPS: Final = 3
-"""What a message has behind two devices."""
+"""The hops that a message has made after two devices."""
 
 each_two_transports = pytest.mark.parametrize(("before", "behind"), [("tcp", "ipc"), ("ws", "tls+tcp"), ("ipc", "wss")])
 each_tool_before = pytest.mark.parametrize("before", [pytest.param(name, marks=pytest.mark.needs(name)) for name in TOOLS])
@@ -50,7 +51,7 @@ each_tool_behind = pytest.mark.parametrize("behind", [pytest.param(name, marks=p
 
 
 async def converse(family: Family, left: End, right: End, *bodies: bytes) -> None:
-    """Let each side that may send do so, and see that what it sends arrives at the other."""
+    """Let each side that may send do so, and check that its messages arrive at the other."""
     for body in bodies:
         await left.send(body)
         received = await right.receive()
@@ -127,7 +128,7 @@ async def test_our_device_with_one_socket_lets_partners_hear_each_other(tmp_path
             await link(middle, end, transport, tmp_path, authority)
         for round_number in range(10):
             for speaker in everybody:
-                # An echo would turn up in the next round.
+                # An echo would show in the next round.
                 body = b"%d of %d" % (round_number, everybody.index(speaker))
                 await speaker.send(body)
                 for listener in everybody:
@@ -171,7 +172,8 @@ EARLY: Final = b"early"
 
 
 async def meet_through_libnanomsg(family: Family, left: OurEnd, right: OurEnd) -> None:
-    """Let *left* send, if it loses what nobody is there for, until *right* gets it: it does not show when it knows its peers."""
+    """If *left* drops messages without a peer, let it send until *right* gets one: it does not show
+    when it has its peers."""
     if family.left not in ("Pub0", "Surveyor0", "Bus0"):
         return
     async with trio.open_nursery() as nursery:
@@ -208,8 +210,8 @@ async def test_libnanomsg_s_device_joins_ours(family: Family, transports: tuple[
 async def test_libnanomsg_forgets_by_ipc_what_its_application_has_not_received_when_we_leave(
     transport: str, kept: bool, nn_device: Path, tmp_path: Path
 ) -> None:
-    # The application is a device with nobody behind it: it receives one message, and the next one
-    # when it has got rid of that.
+    # The application is a device with nothing behind it: it receives one message, and the next one
+    # only after it has passed that on.
     front, back = fixed_address(transport, tmp_path), fixed_address("tcp", tmp_path)
     firsts, lasts = [b"first %d" % n for n in range(20)], [b"last %d" % n for n in range(40)]
     async with running(str(nn_device), "pull", f"@{front}", "push", f"@{back}"), sp.Push0(**REDIAL) as push, sp.Pull0(**REDIAL) as pull:
@@ -217,13 +219,13 @@ async def test_libnanomsg_forgets_by_ipc_what_its_application_has_not_received_w
             await leaving.dial(front, wait=False)
             await leaving.wait_for_peers()
             await leaving.send_many(firsts)
-        # When it greets the next one, it has seen the last one go.
+        # Once it greets the next one, it has noticed that the last one is gone.
         await push.dial(front, wait=False)
         await push.wait_for_peers()
         await push.send_many(lasts)
         await pull.dial(back, wait=False)
         received: list[bytes] = []
-        while lasts[-1] not in received:  # in turns from both, so that all the others were before that
+        while lasts[-1] not in received:  # it receives from both in turn, so all the others came before
             received.append(await pull.receive())
     assert [body for body in received if body in lasts] == lasts
     arrived = [body for body in received if body in firsts]
@@ -242,7 +244,7 @@ def other(side: str) -> str:
 
 
 def limited(end: OurEnd | TheirEnd, ttl: int) -> None:
-    """Set the *ttl* of one of theirs; ours are made with it."""
+    """Set the *ttl* of a socket of theirs; ours have it from the start."""
     if not isinstance(end, OurEnd):
         end.socket.ttl_max = ttl
 
@@ -255,7 +257,10 @@ def ttl_of(side: str, ttl: int) -> dict[str, int]:
 async def row(
     family: Family, first: str, second: str, ttl: int, directory: Path, authority: Authority
 ) -> AsyncIterator[tuple[End, Device, OurEnd | TheirEnd]]:
-    """Two devices between the one side and the other, the last of which has that *ttl*: left, second device, right."""
+    """Two devices between two ends; the second one has that *ttl*.
+
+    Yields left, second device, right.
+    """
     async with (
         end_of(second, family.left) as left,
         DEVICES[first](family) as one,
@@ -318,7 +323,7 @@ async def test_what_has_passed_two_devices_is_dropped_by_who_has_a_smaller_ttl(
                 await trio.testing.wait_all_tasks_blocked(0.005)
             async with our_end(family.left) as near:
                 await link(device.front, near, "tcp", tmp_path, authority)
-                await converse(family, near, right, b"near")  # it comes behind the other one
+                await converse(family, near, right, b"near")  # it comes after the other one
         if not isinstance(right, OurEnd):
             with pytest.raises(pynng.TryAgain):
                 right.socket.recv(block=False)
@@ -338,7 +343,7 @@ def their_statistic(socket: pynng.Socket, name: str) -> int:
 
 
 def header_with(family: Family, words: int) -> bytes:
-    """Return what a raw socket must be given so that a message arrives after so many hops."""
+    """Return the message that a raw socket must send so that it arrives with that many hops."""
     if family.left == "Pair1":
         return bytes([0, 0, 0, words - 1])
     return b"".join(n.to_bytes(4, "big") for n in range(1, words)) + b"\x80\0\0\1"
@@ -430,7 +435,7 @@ async def test_a_raw_socket_of_ours_is_spoken_to_by_a_partner(family: Family, tm
             else:
                 assert message.header == {"Bus0": word_of(pipe), "Pair1": b"\0\0\0\1"}.get(family.left, b"")
             if family.answers:
-                # On a bus the header says who is not to get it.
+                # On a bus the header says which pipe must not get it.
                 await ours.socket.send_message(sp.Message(body[::-1], b"" if family.left == "Bus0" else message.header))
                 assert await theirs.receive() == body[::-1]
     assert not ours.socket.statistics().dropped

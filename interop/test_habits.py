@@ -1,4 +1,4 @@
-"""What comments in our code say that others do, and what they make of what we do in its place."""
+"""Habits of other implementations that comments in our code rely on, and how they react to ours."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ pytestmark = pytest.mark.libnng
 MANY: Final = 1000
 WHILE: Final = 0.3
 STORM: Final = 60
-"""Attempts in WHILE that are too many: without any wait it would be a thousand.  libnanomsg waits for 100 ms each time but the first,
-libnng for a random part of what it is told (1.5, by a slip, every other time not at all)."""
+"""More attempts in WHILE than these are too many; without waits there would be a thousand.
+
+libnanomsg waits for 100 ms before each attempt but the first, libnng for a random part of the time
+that it is told (1.5, by mistake, only every other time).
+"""
 
 ALL: Final = ("tcp", "ipc", "ws")
 each_transport = pytest.mark.parametrize("transport", ALL)
@@ -34,7 +37,7 @@ each_transport = pytest.mark.parametrize("transport", ALL)
 
 @attrs.frozen
 class Wire:
-    """A peer that speaks for itself over tcp, and says what no socket says."""
+    """A peer that writes its bytes itself over tcp, and sends what no socket sends."""
 
     stream: trio.abc.Stream
 
@@ -44,11 +47,11 @@ class Wire:
         assert (await self._read(8)).startswith(b"\0SP\0")
 
     async def send(self, payload: bytes) -> None:
-        """Send a message, header and all."""
+        """Send a message, header included."""
         await self.stream.send_all(len(payload).to_bytes(8, "big") + payload)
 
     async def receive(self) -> bytes:
-        """Receive a message, header and all."""
+        """Receive a message, header included."""
         return await self._read(int.from_bytes(await self._read(8), "big"))
 
     async def _read(self, size: int) -> bytes:
@@ -62,7 +65,7 @@ class Wire:
 
 @asynccontextmanager
 async def wire(url: str, number: int) -> AsyncIterator[Wire]:
-    """A peer that pretends to be protocol *number* and has dialed *url*, where somebody may be about to listen."""
+    """A peer that pretends to be protocol *number* and dials *url* until somebody listens there."""
     while True:
         try:
             stream = await trio.open_tcp_stream("127.0.0.1", port_of(url))
@@ -75,11 +78,11 @@ async def wire(url: str, number: int) -> AsyncIterator[Wire]:
         yield peer
 
 
-# A PUSH that hears something.
+# A PUSH that gets a message.
 
 
 async def talk_back(url: str) -> None:
-    """Send to the PUSH at *url*, and see that it sends on, by the same connection."""
+    """Send to the PUSH at *url*, and check that it keeps sending by the same connection."""
     async with wire(url, PULL) as pull:
         for _ in range(3):
             await pull.send(b"what no PULL says")
@@ -114,7 +117,7 @@ async def test_a_program_that_pushes_drops_what_a_pull_sends_and_goes_on(tool: T
 
 
 async def refusals(events: sp.EventStream) -> int:
-    """Count for a moment how often we refuse somebody, which must be once at least."""
+    """Count for a moment how often we refuse a peer; at least once."""
     count = 0
     with trio.CancelScope() as scope:
         while True:
@@ -183,7 +186,7 @@ async def test_a_program_that_we_refuse_as_second_peer_comes_again_at_its_pace(
 
 @pytest.mark.needs("nanocat")
 async def test_nanomsg_that_we_refuse_as_second_peer_by_ws_never_comes_again(tmp_path: Path, authority: Authority) -> None:
-    # Whatever the answer to its handshake is, but for a 101, it takes it for good.
+    # Any answer but 101 to its handshake is final for it.
     async with our_end("Pair0") as ours, our_end("Pair0") as first:
         await link(ours, first, "ws", tmp_path, authority)
         events = ours.socket.events()
@@ -213,11 +216,11 @@ async def test_libnng_that_has_its_peer_lets_us_in_and_hangs_up_and_we_say_why_t
         await first.send(b"undisturbed")
         assert await theirs.receive() == b"undisturbed"
         first.socket.close()
-        await until_received(ours.send, theirs.receive, b"at last")  # once more it may be let in and turned away
+        await until_received(ours.send, theirs.receive, b"at last")  # it may be accepted and turned away once more
 
 
 async def be_turned_away(ours: Any, url: str) -> None:
-    """Dial a PAIR that has its peer, and be told why, a few times."""
+    """Dial a PAIR that has its peer a few times; each time the error has to say why."""
     events = ours.events()
     dialer = await ours.dial(url, wait=False)
     for _ in range(3):
@@ -242,7 +245,7 @@ async def test_nanomsg_that_has_its_peer_lets_us_in_and_hangs_up_and_we_say_why_
         await first.send(b"undisturbed")
         assert await read_exactly(process, 11) == b"undisturbed"
         await first.aclose()
-        # Once more it may be let in and turned away.
+        # It may be accepted and turned away once more.
         await until_received(ours.send, partial(read_exactly, process, 7), b"at last")
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a test whose process libnng aborts, or hangs."""
+"""What happens to a test when libnng aborts its process, or hangs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_another():
 
 
 def run(directory: Path, ends: str, lost: int, *arguments: str) -> tuple[int, str, int]:
-    """Run two tests, the first of which is lost for *lost* times; return status, output and tries."""
+    """Run two tests; the first one is lost *lost* times.  Return status, output and tries."""
     tries = directory / "tries"
     (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_it.py").write_text(TEST.format(ends=[ends], tries=str(tries), lost=lost))
@@ -75,7 +75,7 @@ def test_a_test_whose_process_is_lost_runs_again(tmp_path: Path, ends: str) -> N
     ("ends", "words"), [("SIGABRT", "was ended by SIGABRT"), ("hangs", "in test_it"), ("SIGTERM", "was ended by SIGTERM")]
 )
 def test_a_test_that_never_comes_through_fails_and_the_next_one_runs(tmp_path: Path, ends: str, words: str) -> None:
-    status, output, tries = run(tmp_path, ends, 1000, "-n1")  # whose report travels between processes
+    status, output, tries = run(tmp_path, ends, 1000, "-n1")  # its report travels between processes
     assert (status, tries) == (1, 1 if ends == "SIGTERM" else 3), output
     assert words in output
     assert "1 failed, 1 passed" in output

@@ -1,4 +1,7 @@
-"""A partner's process is killed with messages under way: we notice, every message is accounted for, and the work goes on with another."""
+"""A partner's process is killed with messages under way.
+
+We notice, every message is accounted for, and the work goes on with another partner.
+"""
 
 from __future__ import annotations
 
@@ -31,20 +34,21 @@ def numbered(n: int) -> bytes:
 
 @asynccontextmanager
 async def partner(tool: Tool, theirs: str, url: str, *options: str) -> AsyncIterator[trio.Process]:
-    """A program as *theirs* that dials *url*."""
+    """A program in the role *theirs* that dials *url*."""
     raw = () if theirs == "Push0" else ("--raw",)
     async with running(tool.program, tool.option(theirs), *to_dial(url), *raw, *options) as process:
         yield process
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until *condition* holds of something that nobody tells us of."""
+    """Wait until *condition* holds, where nothing reports it."""
     while not condition():
         await trio.testing.wait_all_tasks_blocked(0.005)
 
 
 async def fill(ours: Any, first: int = 0) -> int:
-    """Send numbered messages until neither we nor the kernel have room for another, and return how many were taken."""
+    """Send numbered messages until neither we nor the kernel have room; return how many were
+    accepted."""
     number = first
     while True:
         try:
@@ -58,7 +62,8 @@ async def fill(ours: Any, first: int = 0) -> int:
 
 
 def whole(data: bytes) -> int:
-    """Count the messages at the beginning of *data*, which are the first ones that were sent."""
+    """Count the messages at the beginning of *data*; check that they are the first ones that were
+    sent."""
     count = len(data) // SIZE
     assert data[: count * SIZE] == b"".join(map(numbered, range(count)))
     return count
@@ -101,7 +106,7 @@ async def test_what_was_sent_to_one_that_is_killed_is_written_or_counted_and_the
         assert SEEN <= arrived <= written < taken
         assert ours.statistics().dropped == {"pipe closed": taken - written}
         async with partner(tool, theirs, url) as second:
-            for number in range(taken, taken + 10):  # the first of which waits already
+            for number in range(taken, taken + 10):  # the first of them is waiting already
                 assert await read_exactly(second, SIZE) == numbered(number)
                 await ours.send(numbered(number + 1))
             assert await read_exactly(second, SIZE) == numbered(taken + 10)
@@ -194,7 +199,7 @@ async def test_the_answer_to_one_that_is_killed_is_counted_and_the_next_one_is_a
         assert ours.statistics().dropped == {"requester gone": asked}
         async with partner(tool, theirs, url, "--data", "question", *again) as second, trio.open_nursery() as nursery:
 
-            async def answer_all() -> None:  # an answer that comes after the next survey has begun is lost
+            async def answer_all() -> None:  # an answer is lost if it comes after the next survey has begun
                 while True:
                     assert await ours.receive() == b"question"
                     await ours.send(b"answer")

@@ -1,6 +1,6 @@
 """Each of our sockets against each partner over each transport, each side listening once.
 
-The table in docs/interop.md shows what came out.
+The table in docs/interop.md shows the result.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from tests.tls.authority import Authority
 
 BODIES: Final = tuple(map(body_of, (0, 1, 65_536, 300_000)))
 LOSING: Final = ("Pub0", "Surveyor0", "Bus0")
-"""Whose messages are gone when nobody is there."""
+"""The sockets whose messages are lost without a peer."""
 AGAIN: Final = {"nngcat": "1", "nanocat": "0.03"}
-"""Seconds, and the least that they can be told, after which a program sends again, in case the first time was too early."""
+"""Seconds after which a program sends again, in case the first time was too early; it accepts no
+less."""
 
 in_process = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.partner is NEW_NNG], ids=str)
 in_a_process_of_its_own = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.partner is NEXT_NNG], ids=str)
@@ -59,7 +60,7 @@ async def test_with_a_library(cell: Cell, tmp_path: Path, authority: Authority) 
 async def test_with_the_next_version_of_a_library(cell: Cell, tmp_path: Path, credentials: Credentials) -> None:
     tls, theirs_too = None, None
     if is_encrypted(cell):
-        # Its dialer cannot take the tickets of TLS 1.3.
+        # Its dialer cannot cope with the tickets of TLS 1.3.
         versions: dict[str, Any] = {"maximum_version": "TLSv1.2"} if cell.listener == OURS else {}
         tls, theirs_too = credentials.ours(cell.listener, **versions), credentials
     url = address(cell.transport, tmp_path)
@@ -75,7 +76,7 @@ async def test_with_the_next_version_of_a_library(cell: Cell, tmp_path: Path, cr
 
 
 async def exchange_all(cell: Cell, ours: Any, theirs: Any) -> None:
-    """Exchange messages from the smallest to the largest, by one pipe."""
+    """Exchange messages from the smallest to the largest, on one pipe."""
     for size in (0, 1, 65_535, 65_536, LIMIT - cell.pair.header, 0):
         await exchange(ours, theirs, cell.pair.turns, body_of(size))
     assert len(ours.pipes) == 1
@@ -97,7 +98,8 @@ async def test_with_a_program(cell: Cell, tmp_path: Path, credentials: Credentia
 async def running_once(
     tool: Tool, cell: Cell, ours: Any, events: sp.EventStream, where: tuple[str, ...], directory: Path, body: bytes | None = None
 ) -> AsyncIterator[trio.Process]:
-    """Run *tool* as the other side of *ours* that sends *body*, if any; in the end our pipe is gone as well."""
+    """Run *tool* as the other side of *ours*, sending *body* if there is one; wait until our pipe
+    has ended as well."""
     theirs = cell.pair.theirs
     command = [tool.program, tool.option(theirs), *where]
     if theirs not in ("Pub0", "Push0"):
@@ -105,7 +107,7 @@ async def running_once(
     if body is not None:
         command += sending(body, directory)
     if tool is NANOCAT and theirs == "Push0":
-        command += ["--interval", "60"]  # or it would end at once and take with it what it has not written
+        command += ["--interval", "60"]  # or it would end at once and lose what it has not written
     if theirs not in LOSING or body is None:
         async with running(*command) as process:
             yield process

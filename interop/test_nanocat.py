@@ -27,7 +27,7 @@ class TestNanocat(ToolContract):
             assert isinstance(event.error, sp.PeerSilent)
 
     async def test_over_ws_our_dialer_shows_how_it_refuses_the_wrong_protocol(self, tmp_path: Path) -> None:
-        # It leaves out the empty line that ends an answer, and does not hang up.
+        # It leaves out the empty line after the headers, and does not hang up.
         async with sp.Rep0(handshake_timeout=0.3, **REDIAL) as ours:
             events = ours.events()
             async with self.connected(ours, "Sub0", "ws", "theirs", tmp_path):

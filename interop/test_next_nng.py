@@ -1,4 +1,4 @@
-"""What is peculiar to nng 2.0, which is not released yet, built with Mbed TLS 4."""
+"""Peculiarities of nng 2.0, which is not released yet, built with Mbed TLS 4."""
 
 from __future__ import annotations
 

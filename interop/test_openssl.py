@@ -1,4 +1,5 @@
-"""Against the program ``openssl``, which knows nothing of SP: a second opinion on our TLS, on either side."""
+"""Against the ``openssl`` program, which does not know SP: a second opinion on our TLS, on either
+side."""
 
 from __future__ import annotations
 
@@ -26,12 +27,12 @@ Version = Literal["TLSv1.2", "TLSv1.3"]
 
 URL: Final = "tls+tcp://127.0.0.1:0"
 SOON: Final = 5
-"""Seconds, of which nothing here needs one: fewer than the greeting time."""
+"""Seconds; nothing here needs even one.  Fewer than the handshake time."""
 FLAGS: Final = {"TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
 KEY_UPDATE: Final = (0x17, 4 + 1 + 1 + 16)
 """Type and size of the record with a key update: header, content, type and the cipher's tag."""
 ID: Final = b"\x80\0\0\x07"
-"""The request id of the requests that we put into the program's mouth."""
+"""The id of the requests that we have the program send."""
 
 
 @pytest.fixture(params=["TLSv1.2", "TLSv1.3"])
@@ -52,14 +53,14 @@ def write(tmp_path: Path) -> Callable[[str, bytes], str]:
 
 
 class Program:
-    """A running ``openssl``: what it says is what came from the peer, among its own words."""
+    """A running ``openssl``: its output has what came from the peer, among its own messages."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self._heard = b""
 
     async def say(self, data: bytes) -> None:
-        """Let the program send *data*, or obey it, if it is the letter of a command."""
+        """Have the program send *data*; a letter that is a command is obeyed instead."""
         assert self.process.stdin is not None
         await self.process.stdin.send_all(data)
 
@@ -73,7 +74,8 @@ class Program:
         return before
 
     async def end(self) -> tuple[int, bytes]:
-        """Tell the program that there is no more to send; return its exit status and its last words."""
+        """Tell the program that there is no more to send; return its exit status and its last
+        output."""
         assert self.process.stdin is not None
         await self.process.stdin.aclose()
         async for more in output_of(self.process):
@@ -128,14 +130,14 @@ async def ask(program: Program, ours: sp.Rep0, body: bytes) -> None:
 
 
 async def greet(program: Program) -> str:
-    """Let the program greet as a REQ; return what it has said until it was greeted."""
+    """Let the program greet as a REQ; return its output until our greeting."""
     before = await program.hears(greeting(REP))
     await program.say(greeting(REQ))
     return before.decode()
 
 
 async def refused(ours: sp.Rep0, *options: str) -> tuple[sp.Event, str]:
-    """Let the program connect in vain; return our event, and its words."""
+    """Let the program connect in vain; return our event, and its output."""
     events = ours.events()
     async with s_client(ours.listeners[0], *options) as program:
         with trio.fail_after(SOON):
@@ -187,7 +189,7 @@ async def test_s_client_resumes(
         (listener,) = ours.listeners
         async with s_client(listener, *options, "-sess_out", session) as program:
             assert f"New, {version}, Cipher is " in await greet(program)
-            await ask(program, ours, b"first")  # what it has read before the answer includes the ticket
+            await ask(program, ours, b"first")  # what it read before the answer includes the ticket
             await program.end()
         assert (tmp_path / "session").read_bytes().startswith(b"-----BEGIN SSL SESSION PARAMETERS-----")
         events = ours.events()
@@ -298,7 +300,7 @@ async def test_messages_flow_on_after_a_client_s_key_updates(authority: Authorit
         s_client(ours.listeners[0], "-tls1_3", "-msg", "-msgfile", str(log)) as program,
     ):
         await greet(program)
-        for n, command in enumerate((b"K", b"k", b"K", b"K")):  # only the capital one asks us to change our keys, too
+        for n, command in enumerate((b"K", b"k", b"K", b"K")):  # only the capital K asks us to change our keys too
             await ask(program, ours, b"before %d" % n)
             await program.say(command + b"\n")
             await program.hears(b"KEYUPDATE\n")
@@ -309,7 +311,8 @@ async def test_messages_flow_on_after_a_client_s_key_updates(authority: Authorit
 
 
 async def test_answers_to_key_updates_do_not_pile_up_where_nothing_else_is_said(authority: Authority) -> None:
-    # OpenSSL answers the last one when it has something to say, but each one before when it reads the next.
+    # OpenSSL answers each request when it reads the next one, and the last one when it has data to
+    # send.
     async with (
         sp.Bus0(listen=URL, tls=authority.server()) as ours,
         relay(ours.listeners[0].url) as (between, url),
@@ -338,7 +341,7 @@ class Server:
         self.url = f"tls+tcp://127.0.0.1:{port}"
 
     async def greet(self) -> str:
-        """Let the server greet as a REP once we have; return what it has said until then."""
+        """Let the server greet as a REP once we have; return its output until then."""
         before = await self.program.hears(greeting(REQ))
         await self.program.say(greeting(REP))
         return before.decode()
@@ -479,7 +482,7 @@ async def test_messages_flow_on_after_a_server_s_key_updates(authority: Authorit
         await dial(ours, server)
         for n, command in enumerate((b"K", b"k", b"K", b"K")):
             await server.answer(ours, b"before %d" % n)
-            await server.program.say(command + b"\n")  # which it obeys before it looks at what comes after that from us
+            await server.program.say(command + b"\n")  # it obeys that before it reads what comes next from us
         for body in (b"after", b"after that"):  # the first leaves before we have read the last update
             await server.answer(ours, body)
         assert len(ours.pipes) == 1

@@ -1,4 +1,4 @@
-"""Against libnng 1.11, as pynng brings it, in our own process: what is not in the matrix already."""
+"""Against libnng 1.11 of pynng, in our own process: what the matrix does not test already."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.libnng
 MESSAGES = 10_000
 IN_ORDER = 3000
 OUTBOX = 128
-"""Messages of ours that may wait for a peer."""
+"""How many messages of ours may wait for a peer."""
 
 
 @each_listener
@@ -64,7 +64,7 @@ async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
         assert event.pipe is not None
         assert event.pipe.reason == event.reason
         await arrivals.wait(2)
-        await ours.wait_for_peers()  # else a bus has nobody yet to send to
+        await ours.wait_for_peers()  # or a bus would have nobody to send to yet
         if pair.ours is sp.Req0:
             assert await theirs.arecv() == b"question", "the request is sent again to the next pipe"
             await theirs.asend(b"answer")
@@ -265,7 +265,7 @@ async def test_what_an_idle_application_is_sent_is_received_or_counted(transport
     burst = MESSAGES // 2
     async with sp.Sub0(topics=b"", inbox_limit=10) as ours, ours.context() as bell:
         bell.subscribe(b"last")
-        async with partner("Pub0", send_buffer_size=8192) as theirs:  # as many as libnng takes, so that it loses nothing
+        async with partner("Pub0", send_buffer_size=8192) as theirs:  # as many as libnng accepts, so that it loses nothing
             await connect(ours, theirs, transport, THEIRS, tmp_path)
             received: list[bytes] = []
             for _ in range(2):
@@ -314,7 +314,7 @@ async def test_in_a_mesh_each_member_of_a_bus_hears_each_other_one_once(transpor
             await one.send(b"one %d" % round_number)
             await two.send(b"two %d" % round_number)
             await three.asend(b"three %d" % round_number)
-            # An echo or a forwarded message would be a third one, and turn up in the next round.
+            # An echo or a forwarded message would be a third one, and show in the next round.
             for receive, others in (
                 (one.receive, (b"two", b"three")),
                 (two.receive, (b"one", b"three")),
@@ -342,7 +342,7 @@ async def test_each_of_many_partners_is_answered_by_our_poly_pair(transport: str
             await ours.send_message(sp.Message(b"to " + message.body, pipe=message.pipe))
         for n, theirs in enumerate(partners):
             assert await theirs.arecv() == b"to %d" % n
-        # Without a pipe it is for who has been there for longest.
+        # Without a pipe it is for the peer that has been there for longest.
         by_pipe = {message.pipe: partners[int(message.body)] for message in messages}
         for pipe in ours.pipes[:2]:
             await ours.send(b"to whom it may concern")

@@ -1,4 +1,4 @@
-"""``sslscan`` tries every protocol and cipher that it knows: what it gets from our listener."""
+"""``sslscan`` tries every protocol and cipher that it knows on our listener."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def test_no_protocol_and_no_cipher_that_is_weak_is_accepted(key_type: trus
     ciphers = {(one.get("sslversion"), str(one.get("cipher")), one.get("status")) for one in found.iter("cipher")}
     kind = "RSA" if key_type is trustme.KeyType.RSA else "ECDSA"
     suites = ("AES256-GCM-SHA384", "AES128-GCM-SHA256", "CHACHA20-POLY1305")
-    # All of them are ephemeral and authenticated: RSA key exchange would be called AES256-GCM-SHA384
-    # alone, and CBC have no GCM.
+    # All of them are ephemeral and authenticated: with RSA key exchange the name would be
+    # AES256-GCM-SHA384 alone, and with CBC it would have no GCM.
     assert {name for version, name, _ in ciphers if version == "TLSv1.2"} == {f"ECDHE-{kind}-{suite}" for suite in suites}
     assert all(name.startswith("TLS_") for version, name, _ in ciphers if version == "TLSv1.3")
     assert {name for _, name, status in ciphers if status == "preferred"} == {f"ECDHE-{kind}-AES256-GCM-SHA384", "TLS_AES_256_GCM_SHA384"}

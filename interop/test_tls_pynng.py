@@ -1,4 +1,4 @@
-"""Against libnng 1.11 with TLS by mbedTLS, as pynng brings it, in our own process."""
+"""Against libnng 1.11 of pynng, whose TLS is mbedTLS, in our own process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TLS: Final = "tls+tcp"
 URL: Final = f"{TLS}://127.0.0.1:0"
 CROWD: Final = 100
 GREETING_RECORD: Final = 8 + 1 + 16
-"""Bytes of the record of TLS 1.3 that carries a greeting: with its type and the cipher's tag."""
+"""Bytes of a TLS 1.3 record with a greeting in it: with its type and the cipher's tag."""
 
 each_pair = pytest.mark.parametrize("pair", [pair_of(sp.Req0), pair_of(sp.Bus0)], ids=str)
 each_identification = pytest.mark.parametrize("mutual", [False, True], ids=["anonymous", "certificate"])
@@ -127,7 +127,8 @@ async def test_a_hundred_that_dial_us_at_once_are_all_answered(mutual: bool, aut
             statistics = listener.statistics()
             assert len(ours.pipes) == CROWD
             assert (statistics.attached, statistics.handshakes) == (CROWD, {"full": CROWD})
-            # On a busy machine libnng gives up some of its own handshakes, whoever the server is, with an alert ("handshake failure") or
+            # On a busy machine libnng gives up some of its own handshakes, whatever the server is,
+            # with an alert ("handshake failure") or
             # without, and dials again.
             assert set(statistics.failures) <= {"PeerClosed", "TLSError"}
             assert statistics.accepted == CROWD + sum(statistics.failures.values())
@@ -239,7 +240,8 @@ async def test_a_server_that_does_not_trust_us_has_us_told_in_time(version: Vers
         assert "the server refused our certificate" in str(cause)
         assert "unknown ca" in str(cause)
     else:
-        # mbedTLS encrypts this alert with the keys of the handshake when the others have been in use already, so nobody can read it.
+        # mbedTLS encrypts this alert with the keys of the handshake, although newer keys are in use
+        # already: nobody can read it.
         assert isinstance(cause, sp.TLSError)
         assert "the server refused us or gave up" in str(cause)
         assert "bad record mac" in str(cause)

@@ -1,4 +1,5 @@
-"""Against the client and the server of the package ``websockets``, which know nothing of SP: a second opinion on our HTTP and WebSocket."""
+"""Against client and server of the ``websockets`` package, which do not know SP: a second opinion
+on our HTTP and WebSocket."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ from tests.tls.authority import Authority
 URL: Final = "ws://127.0.0.1:0"
 PUB, SUB, REQ, REP, BUS = (Subprotocol(f"{name}.sp.nanomsg.org") for name in ("pub", "sub", "req", "rep", "bus"))
 ID: Final = b"\x80\0\0\x07"
-"""The request id of the requests that are written by hand."""
+"""The id of the requests that are written by hand."""
 INTERVAL: Final = 0.01
 PINGS: Final = 60
 OFTEN: Final[dict[str, Any]] = {"ping_interval": INTERVAL, "ping_timeout": PINGS * INTERVAL / 2}
 FRAME: Final = 65_536
-"""The most that we put into a frame."""
+"""The largest payload that we put into a frame."""
 SIZES: Final = (0, 1, 125, 126, 65_535, 65_536, 65_537, 900_000)
 
 
@@ -206,7 +207,7 @@ async def test_it_gets_what_we_publish_in_order() -> None:
 
 
 async def test_we_get_what_it_publishes_in_order_text_and_pieces_included() -> None:
-    async with sp.Sub0(topics=b"", inbox_limit=2000) as ours:  # all that is sent, or some might be dropped
+    async with sp.Sub0(topics=b"", inbox_limit=2000) as ours:  # room for all messages, or some might be dropped
         listener = await ours.listen(URL)
         async with client(listener.url, SUB) as websocket:
             await websocket.send("text: é")
@@ -279,7 +280,7 @@ async def test_its_pings_are_answered() -> None:
 
 
 async def test_its_keepalive_is_content_with_us() -> None:
-    # We answer that, and ping as often: so many of our pings are the time that it needs.
+    # We answer its pings, and ping as often: that many pings of ours are enough time for it.
     async with answering(ws=sp.WSServerConfig(**OFTEN)) as (_, url), client(url, **OFTEN) as websocket:
         await websocket.wait_pinged()
         assert websocket.latency > 0
@@ -495,7 +496,7 @@ async def test_we_get_what_it_sends_at_once_text_and_pieces_included() -> None:
             await websocket.send(b"%d" % n)
         await idle(websocket)
 
-    async with serving(talk, PUB) as url, sp.Sub0(topics=b"", inbox_limit=2000) as ours:  # all that is sent, or some might be dropped
+    async with serving(talk, PUB) as url, sp.Sub0(topics=b"", inbox_limit=2000) as ours:  # room for all messages, or some might be dropped
         await ours.dial(url)
         for expected in (body_of(900_000), b"text", b"in pieces", *(b"%d" % n for n in range(1000))):
             assert await ours.receive() == expected

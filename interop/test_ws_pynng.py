@@ -1,4 +1,7 @@
-"""Against libnng 1.11 over ws and wss, as pynng brings it, in our own process: what is of HTTP.  The rest of ws is in test_pynng.py."""
+"""Against libnng 1.11 of pynng over ws and wss, in our own process: all about HTTP.
+
+test_pynng.py has the rest of ws.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,10 @@ pytestmark = pytest.mark.libnng
 URL: Final = "ws://127.0.0.1:0"
 CROWD: Final = 20
 BOUNDARIES: Final = (125, 126, 65_535, 65_536, 65_537)
-"""Sizes of a frame at which its header changes, or at which there are two of them."""
+"""Sizes at which the header of a frame changes, or a second frame is needed."""
 LARGE: Final = 10 << 20
 PING, PONG = b"\x89\0", b"\x8a\0"
-"""As a server sends them."""
+"""The frames as a server sends them."""
 PINGS: Final = 100
 INTERVAL: Final = 0.01
 
@@ -179,7 +182,7 @@ async def test_a_pipe_that_we_close_is_replaced(listener: str, authority: Author
         await exchange(ours, theirs, REP_REQ.turns, b"second")
 
 
-# Who does not fit.
+# Sockets that do not fit each other.
 
 
 @each_stranger
@@ -357,7 +360,7 @@ async def test_a_partner_that_dials_is_pinged_only_if_everyone_is_and_its_idle_p
             theirs.dial(url, block=False)
             await ours.wait_for_peers()
             (pipe,) = ours.pipes
-            await witness.dial(witness_url)  # it tells us that it is no libnanomsg
+            await witness.dial(witness_url)  # this tells us that it is not libnanomsg
             await clock.hear(PING, PINGS)
             assert bool(between.said.count(PING)) is everyone
             if everyone:

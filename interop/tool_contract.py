@@ -1,4 +1,7 @@
-"""What both command-line partners must do with us beyond the matrix.  They take the same options for it."""
+"""What both command-line partners must do with us, beyond the matrix.
+
+They take the same options for it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PING_INTERVAL = 0.01
 
 
 def pinging(listener: str, **options: Any) -> sp.WSServerConfig | sp.WSClientConfig:
-    """Return a configuration of ours that pings often, for who listens."""
+    """Return a configuration of ours, for the side that *listener* names, that pings often."""
     return (sp.WSServerConfig if listener == OURS else sp.WSClientConfig)(ping_interval=PING_INTERVAL, ping_timeout=0.3, **options)
 
 

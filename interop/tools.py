@@ -1,4 +1,4 @@
-"""The command-line partners, nngcat and nanocat: how they are run, and what is peculiar to each."""
+"""The command-line partners, nngcat and nanocat: how to run them, and the peculiarities of each."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ GREETING: Final = b"\0SP\0%b\0\0"
 
 @attrs.frozen
 class Credentials:
-    """What a program needs for TLS, in files, and the authority behind it."""
+    """The files that a program needs for TLS, and the authority behind them."""
 
     authority: Authority
     ca: Path
     own: Path
 
     def ours(self, listener: str, **options: Any) -> Any:
-        """Return our configuration, for who listens."""
+        """Return our configuration, depending on who listens."""
         return (our_server if listener == OURS else our_client)(self.authority, **options)
 
 
 def credentials_in(directory: Path, authority: Authority) -> Credentials:
-    """Write what a program needs for TLS into *directory*."""
+    """Write the files that a program needs for TLS into *directory*."""
     credentials = Credentials(authority, directory / "ca.pem", directory / "own.pem")
     credentials.ca.write_bytes(authority.pem)
     credentials.own.write_bytes(authority.issue("localhost", "127.0.0.1"))
@@ -48,10 +48,10 @@ class Tool:
     dials_first: bool
     """Whether it waits until its dialers have a pipe before it sends anything: nngcat does."""
     names: dict[str, str]
-    """Its word for a role, where it is not the obvious one."""
+    """Its names for roles that are not the obvious ones."""
 
     def option(self, theirs: str) -> str:
-        """Return the option that makes it a *theirs*, by the name of pynng's class."""
+        """Return the option for the role that pynng calls *theirs*."""
         return f"--{self.names.get(theirs, theirs.removesuffix('0').lower())}"
 
 
@@ -64,7 +64,7 @@ each_tool = pytest.mark.parametrize("tool", [pytest.param(tool, id=name, marks=p
 def sending(body: bytes, directory: Path) -> tuple[str, ...]:
     """Return the options that make a program send *body*."""
     if not body:
-        return ("--data", "")  # nanocat takes an empty file for none
+        return ("--data", "")  # nanocat treats an empty file as no file
     file = directory / f"body{len(body)}"
     file.write_bytes(body)
     return ("--file", str(file))
@@ -76,7 +76,7 @@ def to_dial(url: str, credentials: Credentials | None = None) -> tuple[str, ...]
     if scheme not in ("tls+tcp", "wss"):
         return ("--connect", url)
     assert credentials is not None
-    # The mbedTLS that Debian's libnng 1.5 has knows no addresses in certificates, only names.
+    # The mbedTLS of Debian's libnng 1.5 checks only names in certificates, no addresses.
     return ("--connect", f"{scheme}4://{rest.replace('127.0.0.1', 'localhost')}", "--cacert", str(credentials.ca))
 
 
@@ -89,7 +89,8 @@ def to_listen(url: str, credentials: Credentials | None = None) -> tuple[str, ..
 
 
 async def meet(ours: Any, transport: str, listener: str, directory: Path, credentials: Credentials | None = None) -> tuple[str, ...]:
-    """Let *ours* listen, or dial somebody who is not there yet, and return the options that make a program the other side."""
+    """Let *ours* listen, or dial an address where nobody listens yet; return the program's options
+    for the other side."""
     if listener == OURS:
         return to_dial((await ours.listen(address(transport, directory))).url, credentials)
     url = fixed_address(transport, directory)
@@ -104,14 +105,15 @@ def number_of(ours: type[Any]) -> int:
 
 
 class Gate:
-    """A peer that greets when it is told to: a program that dials it after it has begun to listen sends nothing before that."""
+    """A peer that greets when it is told to, so that a program that dials it sends nothing before
+    that."""
 
     def __init__(self, number: int) -> None:
         self._greeting = GREETING % number.to_bytes(2, "big")
         self._opened = trio.Event()
 
     def open(self) -> None:
-        """Let everybody through who waits."""
+        """Let everybody through that waits."""
         self._opened.set()
 
     async def serve(self, client: trio.SocketStream) -> None:

@@ -1,4 +1,7 @@
-"""The same jobs done by trio-sp and by each of its peers, a module each.  A server tells its URL first; a client gets it."""
+"""The same jobs, done by trio-sp and by each of its peers, one module each.
+
+A server tells its URL first; the client gets that URL.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from dataclasses import dataclass
 HOST = "127.0.0.1"
 ANY_PORT = f"tcp://{HOST}:0"
 SERVER_NAME = "localhost"
-"""Whom certificates are for: pynng checks no IP addresses."""
+"""The name in the certificates: pynng does not check IP addresses."""
 END = b""
-"""The last message of a one-way run, sent again until the receiver is gone, since it may get lost as well."""
+"""The last message of a one-way run.
+
+It is sent until the receiver is gone, since it may get lost as well.
+"""
 END_EVERY = 0.02
 BATCH = 100
 
@@ -29,6 +35,6 @@ class Papers:
     client: bytes
     """The client's."""
     client_certificates: bool = False
-    """Whether the server asks for them."""
+    """Whether the server asks for client certificates."""
     session_reuse: bool = True
-    """Whether the client does so."""
+    """Whether the client resumes sessions."""

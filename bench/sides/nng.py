@@ -18,7 +18,7 @@ def _url(sock: pynng.Socket) -> str:
 
 
 def _some_port(scheme: str) -> str:
-    """Return a URL with a free port: libnng does not tell which one it took for WebSocket."""
+    """Return a URL with a free port: libnng does not tell which port it chose for WebSocket."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return f"{scheme}://{HOST}:{probe.getsockname()[1]}/"
@@ -59,7 +59,7 @@ async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers |
 
 
 async def publish(line: Line, size: int, seconds: float, papers: Papers | None = None, ws: bool = False) -> None:
-    """Publish as fast as it goes; tell how many messages."""
+    """Publish as fast as possible; tell how many messages."""
     with pynng.Pub0(**_listening(papers, ws)) as pub:
         line.send(_url(pub))
         while not pub.pipes:
@@ -126,7 +126,10 @@ async def request_in_parallel(
 
 
 async def connect(_line: Line, url: str, times: int, papers: Papers, **_ws: object) -> list[tuple[float, bool]]:
-    """Dial *times*, with a new socket each time; return seconds until the first reply.  It resumes no sessions."""
+    """Dial *times* times, each with a new socket; return the seconds until the first reply.
+
+    No session is resumed.
+    """
     options = _dialing(papers)
     found: list[tuple[float, bool]] = []
     for _ in range(times):

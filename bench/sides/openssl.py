@@ -1,4 +1,4 @@
-"""TLS without trio-sp: pyOpenSSL over memory buffers, and a crowd of clients by Python's ssl."""
+"""TLS without trio-sp: pyOpenSSL over memory buffers, and a crowd of clients that use Python's ssl."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _ROUND_TRIP = bytes.fromhex("0000000000000044 80000001") + bytes(64)
 
 
 def through_memory(_line: Line, seconds: float, papers: Papers) -> float:
-    """Return bytes a second that one end encrypts and the other decrypts, in one process and without any network."""
+    """Return the bytes a second that one end encrypts and the other decrypts, in one process
+    without a network."""
     client, server = _ends(papers)
     for _ in range(3):
         for end in (client, server):
@@ -61,10 +62,10 @@ def _carry(source: SSL.Connection, target: SSL.Connection) -> None:
 
 
 async def crowd(line: Line, port: int, papers: Papers) -> None:
-    """Asked for a number of requesters, and whether each is to ask something, connect as many as are missing.  Asked on, do all their
-    handshakes at once.
+    """Be a crowd of requesters; do all their handshakes at once.
 
-    They verify nobody, so that the listener is the one that has work to do.
+    When asked for a number, and whether each should ask something, connects as many as are missing.
+    They verify nobody, so that most of the work is the listener's.
     """
     context = ssl.create_default_context(cadata=papers.ca.decode())
     context.check_hostname = False

@@ -18,7 +18,8 @@ def _dropped(socket: Socket) -> int:
 
 
 def listening(papers: Papers | None, ws: bool) -> dict[str, Any]:
-    """Return the options of a socket that listens, with TLS if there are *papers*, with WebSocket if *ws*."""
+    """Return the options of a socket that listens, with TLS if there are *papers*, with WebSocket
+    if *ws*."""
     if papers is None:
         return {"listen": any_port("ws" if ws else "tcp")}
     client_ca = papers.ca if papers.client_certificates else None
@@ -55,7 +56,8 @@ async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers |
 
 
 async def publish(line: Line, size: int, seconds: float, many: bool, papers: Papers | None = None, ws: bool = False) -> None:
-    """Publish as fast as it goes, with *many* in batches; tell how many messages, and how many of them were dropped here."""
+    """Publish as fast as possible, with *many* in batches; tell how many messages, and how many
+    were dropped here."""
     async with Pub0(**listening(papers, ws)) as pub:
         line.send(pub.listeners[0].url)
         await pub.wait_for_peers()
@@ -79,7 +81,8 @@ async def publish(line: Line, size: int, seconds: float, many: bool, papers: Pap
 
 
 async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: bool, papers: Papers | None = None, ws: bool = False) -> None:
-    """Receive until the end; tell how many messages, how many a second, and how many were dropped here."""
+    """Receive until the end; tell how many messages, how many a second, and how many were dropped
+    here."""
     async with Sub0(topics=b"", dial=url, **dialing(papers, ws)) as sub:
         received = 0
         await sub.receive()
@@ -124,7 +127,8 @@ async def request_in_parallel(
 
 
 async def fan_out(line: Line, size: int, subscribers: int, blocks: int, block: int) -> None:
-    """Publish *blocks* of messages, two of them ahead of what all have received; tell seconds of wall and of CPU."""
+    """Publish *blocks* of messages, at most two ahead of the subscribers; tell seconds of wall time
+    and of CPU time."""
     limit = 4 * block
     async with Pub0(listen=ANY_PORT, outbox_limit=limit) as pub, Sub0(listen=ANY_PORT, topics=b"") as done:
         line.send((pub.listeners[0].url, done.listeners[0].url))
@@ -142,7 +146,8 @@ async def fan_out(line: Line, size: int, subscribers: int, blocks: int, block: i
 
 
 async def fan_in(line: Line, urls: tuple[str, str], _size: int, subscribers: int, blocks: int, block: int) -> None:
-    """Be all the *subscribers*; say when all have received a block.  Tell how many messages were dropped here."""
+    """Be all the *subscribers*; tell when all have received a block, and how many messages were
+    dropped here."""
     waited_for = [subscribers] * blocks
     dropped = 0
 
@@ -170,7 +175,10 @@ async def fan_in(line: Line, urls: tuple[str, str], _size: int, subscribers: int
 
 
 async def connect(_line: Line, url: str, times: int, papers: Papers, ws: bool = False) -> list[tuple[float, bool]]:
-    """Dial *times*, with a new socket each time; return seconds until the first reply, and whether a session was resumed."""
+    """Dial *times* times, each with a new socket.
+
+    Returns the seconds until the first reply, and whether a session was resumed.
+    """
     options = dialing(papers, ws)
     found: list[tuple[float, bool]] = []
     for _ in range(times):
@@ -187,7 +195,8 @@ async def connect(_line: Line, url: str, times: int, papers: Papers, ws: bool = 
 
 
 async def reconnect(_line: Line, url: str, times: int, papers: Papers, ws: bool = False) -> int:
-    """Lose the pipe of one dialer *times*, after a reply each; return how many of the next ones resumed a session."""
+    """End the pipe of one dialer *times* times, each after a reply; return how many of the next
+    ones resumed."""
     async with Req0(redial_min=0.001, redial_max=0.001, **dialing(papers, ws)) as req:
         dialer = await req.dial(url)
         for _ in range(times):
@@ -200,7 +209,7 @@ async def reconnect(_line: Line, url: str, times: int, papers: Papers, ws: bool 
 
 
 async def keep_asking(line: Line, url: str, size: int, papers: Papers, ws: bool = False) -> None:
-    """Asked to, make round trips until asked to stop; tell the seconds that each has taken."""
+    """When asked, make round trips until asked to stop; tell the seconds that each has taken."""
     async with Req0(**dialing(papers, ws)) as req:
         await req.dial(url)
         line.send(None)

@@ -15,7 +15,10 @@ _KINDS: dict[str, tuple[Any, Any]] = {"push": (Push0, Pull0), "pair0": (Pair0, P
 
 
 async def push(line: Line, kind: str, size: int, seconds: float, many: bool, url: str | None = None) -> None:
-    """Send as fast as it goes, with *many* in batches, to who dials or to *url*; tell how many messages, and how many a second."""
+    """Send as fast as possible, with *many* in batches, to whoever dials or to *url*.
+
+    Tells how many messages, and how many a second.
+    """
     async with _KINDS[kind][0](listen=ANY_PORT if url is None else (), dial=url or ()) as socket:
         if url is None:
             line.send(socket.listeners[0].url)
@@ -54,7 +57,7 @@ async def pull(line: Line, url: str, kind: str, _size: int, _seconds: float, man
 
 
 async def pour(line: Line, size: int, *_: object) -> None:
-    """Push without an end."""
+    """Push without end."""
     async with Push0(listen=ANY_PORT) as socket:
         line.send(socket.listeners[0].url)
         body = bytes(size)
@@ -92,7 +95,7 @@ async def echo(_line: Line, url: str) -> None:
 
 
 async def answer(_line: Line, url: str, kind: str, number: int) -> None:
-    """Be *number* respondents or repliers, a socket each, that dial *url*."""
+    """Be *number* respondents or repliers, each with its own socket, that dial *url*."""
 
     async def respond() -> None:
         async with (Respondent0 if kind == "survey" else Rep0)(dial=url) as socket:
@@ -105,7 +108,7 @@ async def answer(_line: Line, url: str, kind: str, number: int) -> None:
 
 
 async def ask_all(line: Line, kind: str, size: int, seconds: float, number: int) -> float:
-    """Return how often a second all *number* peers answer: one survey, or as many requests that are under way together."""
+    """Return how often a second all *number* peers answer: one survey, or as many requests at once."""
     body = bytes(size)
     async with (Surveyor0 if kind == "survey" else Req0)(listen=ANY_PORT) as socket:
         line.send(socket.listeners[0].url)

@@ -1,4 +1,4 @@
-"""A trio stream without any protocol: what a program that does it by hand gets."""
+"""A trio stream without any protocol: what a program gets that does it all by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _connect(port: int) -> trio.SocketStream:
 
 
 async def echo(line: Line, *_: object) -> None:
-    """Send back what comes."""
+    """Send back all that comes."""
 
     async def handle(stream: trio.SocketStream) -> None:
         while data := await stream.receive_some():
@@ -53,7 +53,7 @@ async def ask(_line: Line, port: int, size: int, seconds: float) -> float:
 
 
 async def pour(line: Line, size: int, *_: object) -> None:
-    """Send without an end."""
+    """Send without end."""
     body = bytes(size)
 
     async def handle(stream: trio.SocketStream) -> None:

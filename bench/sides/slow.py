@@ -1,4 +1,4 @@
-"""A network that is far away: a proxy that holds up every byte, on a wire without end."""
+"""A long way: a proxy that delays every byte and has no limit on bytes under way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from bench.sides import HOST
 
 
 async def proxy(line: Line, port: int, delay: float) -> None:
-    """Pass on to *port* what comes, and back, each *delay* seconds later.  A connection to here is made at once."""
+    """Pass on all bytes to *port* and back, each *delay* seconds late.
+
+    Connecting to the proxy takes no time.
+    """
 
     async def handle(near: trio.SocketStream) -> None:
         async with await trio.open_tcp_stream(HOST, port) as far, trio.open_nursery() as nursery:

@@ -42,7 +42,7 @@ async def ask(_line: Line, url: str, size: int, seconds: float) -> float:
 
 
 async def publish(line: Line, size: int, seconds: float) -> None:
-    """Publish as fast as it goes; tell how many messages."""
+    """Publish as fast as possible; tell how many messages."""
     pub = _socket(zmq.XPUB)
     _bind(line, pub)
     await pub.recv()  # the subscription
@@ -73,7 +73,7 @@ async def subscribe(line: Line, url: str, *_: object) -> None:
 
 
 async def push(line: Line, size: int, seconds: float) -> None:
-    """Push as fast as it goes; tell how many messages, and how many a second."""
+    """Push as fast as possible; tell how many messages, and how many a second."""
     socket = _socket(zmq.PUSH)
     _bind(line, socket)
     body = bytes(size)

@@ -11,7 +11,7 @@ from bench.sides import BATCH, END, END_EVERY, HOST
 
 
 def publish(line: Line, size: int, seconds: float) -> None:
-    """Publish as fast as it goes; tell how many messages."""
+    """Publish as fast as possible; tell how many messages."""
     pub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
     url = f"tcp://{HOST}"
     line.send(f"{url}:{pub.bind_to_random_port(url)}")
@@ -43,7 +43,7 @@ def subscribe(line: Line, url: str, *_: object) -> None:
 
 
 def push(line: Line, size: int, seconds: float) -> None:
-    """Push as fast as it goes; tell how many messages, and how many a second."""
+    """Push as fast as possible; tell how many messages, and how many a second."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
     url = f"tcp://{HOST}"
     line.send(f"{url}:{socket.bind_to_random_port(url)}")
@@ -57,7 +57,7 @@ def push(line: Line, size: int, seconds: float) -> None:
         sent += BATCH
     socket.send(END)
     line.send((sent, sent / passed))
-    sleep(3600)  # until we are killed: closing would cut off what is under way
+    sleep(3600)  # until we are killed: closing would drop messages under way
 
 
 def pull(line: Line, url: str, *_: object) -> None:

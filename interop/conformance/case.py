@@ -108,7 +108,8 @@ class Trial:
 
 
 def trials(subject: Subject) -> list[Trial]:
-    """Return all trials of *subject*, including those that do not apply, so that all subjects have the same ones."""
+    """Return all trials of *subject*, including those that do not apply, so that all subjects have
+    the same ones."""
     return [
         Trial(case, subject, transport, listens, role)
         for case in CASES

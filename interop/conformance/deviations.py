@@ -1,4 +1,5 @@
-"""Known deviations, and what the implementation does instead, so that a test notices a change in either direction."""
+"""Known deviations, and what the implementation does instead, so that a test notices a change in
+either direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Our own subject: a socket on the command line, with the options of nngcat and nanocat that the cases need.
+"""Our own subject: a socket on the command line, with the options of nngcat and nanocat that the
+cases need.
 
 python -m interop.conformance.ours --rep --listen tcp://127.0.0.1:5555 --data answer --quoted
 """

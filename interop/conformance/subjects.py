@@ -72,8 +72,10 @@ def _tool(tool: Sequence[str], verbs: tuple[str, str], intervals: Mapping[str, s
     return arguments
 
 
-# A survey of nngcat and nanocat takes a second and should be over before the next one begins.  A REQ of
-# nanocat waits a second for its answer.  nngcat exits if its first message waits longer for a peer than
+# A survey of nngcat and nanocat takes a second and should be over before the next one begins.  A
+# REQ of
+# nanocat waits a second for its answer.  nngcat exits if its first message waits longer for a peer
+# than
 # the interval.
 _nngcat = _tool(
     ["nngcat", "--async", "--recv-maxsz", str(LIMIT)],

@@ -212,7 +212,8 @@ class Target:
             assert line == body, f"the subject has received {_short(line)}: expected {_short(body)}"
 
     async def delivered(self, pipe: Pipe, *texts: str) -> None:
-        """Check that the messages with *texts*, and no others, are the next that the subject receives or answers.
+        """Check that the messages with *texts*, and no others, are the next that the subject
+        receives or answers.
 
         Raises PipeEnded if it ends *pipe* instead.
         """
@@ -245,7 +246,8 @@ class Target:
             raise failure
 
     async def dropped_or_closed(self, pipe: Pipe, *hostile: bytes) -> str:
-        """Send *hostile* messages, none of which may be delivered or answered; return which of the two happens."""
+        """Send *hostile* messages, none of which may be delivered or answered; return which of the
+        two happens."""
         await pipe.send(*hostile, self.message("good"))
         try:
             await self.delivered(pipe, "good")
@@ -254,7 +256,10 @@ class Target:
         return "dropped"
 
     async def fate(self, *hostile: bytes) -> str:
-        """Send each of *hostile* on a pipe of its own; return what happens.  None may be delivered or answered."""
+        """Send each of *hostile* on a pipe of its own; return what happens.
+
+        None may be delivered or answered.
+        """
         fates = set()
         for message in hostile:
             fates.add(await self.dropped_or_closed(await self.pipe(), message))
@@ -285,7 +290,8 @@ class Target:
                 await self.serve(await self.pipe())
                 break
             except PipeEnded:
-                # A subject with room for one peer may not have noticed yet that the last one is gone.
+                # A subject with room for one peer may not have noticed yet that the last one is
+                # gone.
                 if not self.role.name.startswith("pair") or trio.current_time() > deadline:
                     raise
             await trio.sleep(0.05)
@@ -343,7 +349,10 @@ class NotStarted(Crashed):
 
 
 async def _end(process: trio.Process, seconds: float) -> int | None:
-    """Give *process* some *seconds* to end, then kill it.  Returns its status; None: it was still running."""
+    """Give *process* some *seconds* to end, then kill it.
+
+    Returns its status; None: it was still running.
+    """
     with trio.move_on_after(seconds):
         await process.wait()
     status = process.poll()
@@ -357,9 +366,11 @@ async def _end(process: trio.Process, seconds: float) -> int | None:
 async def running(
     subject: Subject, role: str, transport: str, directory: Path, *, listens: bool, once: bool = False, held: bool = True
 ) -> AsyncIterator[Target]:
-    """Run *subject* while the block lasts, in an empty *directory*.  Raises Crashed if the subject ends by itself.
+    """Run *subject* while the block lasts, in an empty *directory*. Raises Crashed if the subject
+    ends by itself.
 
-    With *held*, the port that it will listen on is reserved for it until then.  Some programs cannot listen then.
+    With *held*, the port that it will listen on is reserved for it until then. Some programs cannot
+    listen then.
     """
     if subject.command is None:
         target = Target(subject, ROLES[role], subject.url, None, None)

@@ -40,7 +40,10 @@ each_trial = pytest.mark.parametrize(
 
 @pytest.fixture(scope="session")
 def outcomes(request: pytest.FixtureRequest) -> Outcomes:
-    """The outcomes of all trials that were asked for.  They run side by side, since many only wait for a program's next message."""
+    """The outcomes of all trials that were asked for.
+
+    They run side by side, since many only wait for a program's next message.
+    """
     asked = {id(item.callspec.params.get("trial")) for item in request.session.items if hasattr(item, "callspec")}
     there = [name for name in SUBJECTS if name not in PACKAGES or missing(name) is None]
     return trio.run(lambda: run([trial for trial in ALL if id(trial) in asked and trial.subject.name in there], jobs=6))
@@ -116,5 +119,6 @@ async def test_a_message_that_arrives_as_another_one_does_not_pass(tmp_path: Pat
 
 
 def _verdicts(text: str) -> list[str]:
-    """Return the lines of *text* without the choices that were seen: where several conform, a partner may choose differently each time."""
+    """Return the lines of *text* without the choices that were seen: where several conform, a
+    partner may choose differently each time."""
     return [re.sub(r"passed \([^)]*\)", "passed", line) for line in text.splitlines()]

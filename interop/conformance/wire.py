@@ -1,7 +1,8 @@
 """The bytes on the wire: connections, greetings, frames, WebSockets.
 
-This is an independent witness: it knows no implementation, and a connection does nothing that a case did not ask for.
-If something that must come does not come, it raises AssertionError, whose text is the line that the run prints.
+This is an independent witness: it knows no implementation, and a connection does nothing that a
+case did not ask for. If something that must come does not come, it raises AssertionError, whose
+text is the line that the run prints.
 """
 
 from __future__ import annotations
@@ -128,14 +129,18 @@ class Wire:
         return data
 
     async def receive_end(self, why: str) -> bytes:
-        """Return what comes until the subject ends the connection.  *why*: after what it must do so, for errors."""
+        """Return what comes until the subject ends the connection.
+
+        *why*: after what it must do so, for errors.
+        """
         data, self._ahead = self._ahead, b""
         while more := await self._receive(f"the end of the connection, {why}"):
             data += more
         return data
 
     async def leave(self) -> None:
-        """End the connection, and wait until the subject has noticed: then one with room for one peer can take the next."""
+        """End the connection, and wait until the subject has noticed: then one with room for one
+        peer can take the next."""
         await self.send_end()
         with trio.move_on_after(1), suppress(AssertionError):
             await self.receive_end("after ours")
@@ -263,7 +268,10 @@ class WebSocketPipe(Pipe):
                     return message
 
     async def receive_close(self, why: str) -> str:
-        """Return how the subject ends the connection, with a Close or without.  *why*: after what it must do so."""
+        """Return how the subject ends the connection, with a Close or without.
+
+        *why*: after what it must do so.
+        """
         try:
             got = await self.receive_frame(f"a Close or the end, {why}")
         except PipeEnded:
