@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sp.pipe import Pipe
 
 EVENT_LIMIT: Final = 256
-"""Events that wait for one reader; one more drops the oldest and counts it in ``missed``."""
+"""The most events that wait in one stream.  A further event drops the oldest, which is counted in ``missed``."""
 
 
 class EventKind(enum.Enum):
@@ -28,13 +28,13 @@ class EventKind(enum.Enum):
     ATTACHED = "attached"
     DETACHED = "detached"
     REFUSED = "refused"
-    """A newcomer at a listener that never became a pipe; ``reason`` says why."""
+    """A connection to a listener did not become a pipe; ``reason`` says why."""
     RELOADED = "reloaded"
-    """The TLS configuration of a listener or dialer was read again: new connections get what the files have now."""
+    """The TLS files of a listener or dialer were read again.  New connections use them."""
     RELOAD_FAILED = "reload failed"
-    """A watched file has changed for the worse: what was in use stays in use."""
+    """The TLS files could not be read again.  The old contents stay in use."""
     STOPPED = "stopped"
-    """A dialer or a listener has ended for good."""
+    """A dialer or a listener has ended."""
 
 
 @attrs.frozen(kw_only=True)
@@ -43,12 +43,13 @@ class Event:
 
     kind: EventKind
     url: str
-    """The URL of the dialer or listener that it happened to."""
+    """The URL of the dialer or listener, or of the one that made the pipe."""
     pipe: Pipe | None = None
+    """The pipe of ``ATTACHED`` and ``DETACHED``; None for other events."""
     reason: str = ""
-    """Why, in words; the same words stand in the log and in ``pipe.reason``."""
+    """Why it happened, in the words of the log and of ``pipe.reason``; empty if there is nothing to explain."""
     error: BaseException | None = None
-    """The exception behind the reason, when there is one."""
+    """The exception that was the reason; None if there was none."""
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.url}" + (f": {self.reason}" if self.reason else "")
@@ -56,14 +57,14 @@ class Event:
 
 @uninterrupted
 class EventStream:
-    """An async iterator over the events since it was made; it ends when the socket is closed.
+    """An async iterator over the events from its creation until the socket is closed.  Made by ``socket.events``.
 
-    Several tasks that iterate share the events.  A cancelled ``__anext__`` loses no event.
+    If several tasks iterate over one stream, each event goes to one of them.  If ``__anext__`` is cancelled, no event is lost.
     """
 
     def __init__(self, check_caller: Callable[[], None]) -> None:
         self.missed = 0
-        """Events that were dropped because nobody took them in time."""
+        """The number of events that were dropped because they were not read in time (see ``EVENT_LIMIT``)."""
         self._check_caller: Callable[[], None] | None = check_caller
         self._events: deque[Event] = deque()
         self._ended = False
@@ -76,7 +77,7 @@ class EventStream:
         return f"<EventStream waiting={len(self._events)} missed={self.missed}{' ended' if self._ended else ''}>"
 
     async def __anext__(self) -> Event:
-        """Return the oldest event that waits, or wait for one."""
+        """Return the oldest event.  Waits if there is none."""
         if self._check_caller is not None:
             self._check_caller()
         await trio.lowlevel.checkpoint()
@@ -99,5 +100,5 @@ class EventStream:
     def end(self) -> None:
         """Let the iteration end once the queue is empty.  Called by the socket."""
         self._ended = True
-        self._check_caller = None  # nobody's calls matter any more, and it holds on to the socket
+        self._check_caller = None  # a closed socket accepts any caller, and this would keep the socket alive
         self._arrived.set()

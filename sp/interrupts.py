@@ -1,8 +1,7 @@
-"""Interrupts: Ctrl-C breaks into no code of ours, since half a step would leave tasks that nobody wakes any more.
+"""Interrupts: Ctrl-C does not break into the library's code, since half a step could leave tasks that are never woken.
 
-It waits for the main task's next cancel point instead.  What the application gives us to
-call (``authorize``, ``should_redial``, ``health``) is interrupted as its other code is: the
-functions that call it are marked with trio's ``disable_ki_protection``.
+KeyboardInterrupt waits for the main task's next cancel point instead.  Ctrl-C does interrupt the functions that an application passes
+to us (``authorize``, ``should_redial``, ``health``): our functions that call them are marked with trio's ``disable_ki_protection``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def uninterrupted(cls: _Class) -> _Class:
-    """Let Ctrl-C wait while a method of *cls* runs, as a call or as a task of its own.  It costs nothing before there is one."""
+    """Make Ctrl-C wait while a method of *cls* runs, as a call or as a task.  This costs nothing until Ctrl-C is pressed."""
     for function in vars(cls).values():
         if isinstance(function, FunctionType):
             enable_ki_protection(function)

@@ -10,14 +10,17 @@ if TYPE_CHECKING:
 
 BytesLike = bytes | bytearray | memoryview
 FindBody = Callable[[bytes, int, int], int]
-"""``find_body(data, start, stop)``: where the body of the message in ``data[start:stop]`` begins; -1: its header is broken."""
+"""``find_body(data, start, stop)`` returns where the body of the message in ``data[start:stop]`` begins; -1 if the header is broken."""
 
 
 class Message:
-    """A protocol header, a body, and the pipe that it came by.
+    """A body with its protocol header and its pipe.
 
-    On the wire header and body stand in a row with nothing between them.  A received message must not be changed: with several
-    SUB contexts it may be in several hands.
+    On the wire, the body follows the header with nothing between them.  Do not change a message that was received: several SUB contexts
+    may share it.
+
+    *body* is the payload.  *header* is the protocol header; only raw sockets use it.  *pipe* is the pipe that a received message came
+    by, and with ``Pair1(poly=True)`` the pipe to send a message to; None lets the protocol choose.
     """
 
     __slots__ = ("body", "header", "pipe")
@@ -29,16 +32,16 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of header and body: what ``max_message_size`` limits."""
+        """The size of header and body in bytes, which ``max_message_size`` limits."""
         return len(self.header) + len(self.body)
 
     def __repr__(self) -> str:
-        # The body is payload: its size may be shown, its content may not end up in a log.
+        # The body may be secret: a log may show its size, but not its content.
         return f"<Message header={self.header.hex()} body={len(self.body)} bytes pipe={self.pipe!r}>"
 
 
 def to_body(value: BytesLike | Any, what: str = "a message body") -> bytes:
-    """Return *value* as bytes that nobody can change while they wait in a queue.  Anything but bytes-like is a TypeError about *what*."""
+    """Return *value* as bytes, which cannot change while they wait in a queue.  Raises TypeError, naming *what*, for other types."""
     if type(value) is bytes:
         return value
     if isinstance(value, str):

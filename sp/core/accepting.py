@@ -10,7 +10,7 @@ import trio
 
 from sp.checks import check_seconds
 from sp.core.pipe_task import PipeTask
-from sp.core.reloads import ReloadReports
+from sp.core.tls_files import TLSFiles
 from sp.errors import Error, StateError
 from sp.events import Event, EventKind
 from sp.interrupts import uninterrupted
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sp")
 
 _ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try when accepting failed, for example because no descriptor was free."""
+"""Seconds until the next try after accepting has failed, for example because no descriptor was free."""
 
 
 @uninterrupted
@@ -38,11 +38,10 @@ class ListenerTask:
         self.handle = Listener(self)
         """What the application sees."""
         self._core = core
-        self._tls = tls
         self._priority = priority
-        self._reloads = None if tls is None else ReloadReports(core, self.url, tls.contexts)
+        self._tls_files = None if tls is None else TLSFiles(core, self.url, tls)
         self._acceptors = acceptors
-        self._greeting: dict[Connection, None] = {}  # the oldest first
+        self._greeting: dict[Connection, None] = {}  # connections in their handshake, the oldest first
         self._pipes: set[PipeTask] = set()
         self._stopped = False
         self._draining = False
@@ -93,12 +92,9 @@ class ListenerTask:
     def reload(self) -> None:
         """Read the files of the TLS configuration again.  See ``Listener.reload``."""
         self._core.check_caller()
-        if self._tls is None or self._reloads is None:
+        if self._tls_files is None:
             raise StateError(f"{self.url!r} has no TLS, so there is nothing to reload")
-        try:
-            self._tls.reload()
-        finally:
-            self._reloads.report()
+        self._tls_files.reload()
 
     def statistics(self) -> ListenerStatistics:
         return ListenerStatistics(
@@ -118,24 +114,24 @@ class ListenerTask:
         return f"<ListenerTask {self.url} {self.state}>"
 
     async def run(self) -> None:
-        """Accept until stopped."""
+        """Accept connections until the listener stops."""
         try:
             async with trio.open_nursery() as nursery:
                 for acceptor in self._acceptors:
                     nursery.start_soon(self._accept, acceptor)
-                if self._tls is not None and self._reloads is not None and self._tls.watch_files is not None:
-                    nursery.start_soon(self._watch_files, self._reloads, self._tls.watch_files)
+                if self._tls_files is not None and self._tls_files.watch_interval is not None:
+                    nursery.start_soon(self._watch, self._tls_files, self._tls_files.watch_interval)
         finally:
             self.stop()
 
-    async def _watch_files(self, reloads: ReloadReports, interval: float) -> None:
+    async def _watch(self, files: TLSFiles, interval: float) -> None:
         while not self._stopped:
             await trio.sleep(interval)
             if not self._stopped:
-                reloads.check_files()
+                files.check()
 
     async def _accept(self, acceptor: Acceptor) -> None:
-        troubled = False
+        failing = False
         while not self._stopped:
             try:
                 newcomers = await acceptor.accept()
@@ -144,12 +140,12 @@ class ListenerTask:
             except OSError as error:
                 if self._stopped:
                     return
-                if not troubled:
+                if not failing:
                     log.warning("%s cannot accept: %s; trying again every %g s", self.url, error, _ACCEPT_PAUSE)
-                troubled = True
+                failing = True
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
-            troubled = False
+            failing = False
             for connection in newcomers:
                 self._accepted += 1
                 self._greeting[connection] = None
@@ -160,7 +156,7 @@ class ListenerTask:
                 oldest.close()
 
     async def serve(self, connection: Connection) -> None:
-        """Make a pipe of *connection* and keep it."""
+        """Make a pipe of *connection*, and serve the pipe until it ends."""
         try:
             pipe = await self._greet(connection)
         finally:
@@ -172,7 +168,7 @@ class ListenerTask:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._pipes.add(pipe)
         if self._draining:
-            pipe.leave()  # it was let in while the draining had begun
+            pipe.leave()  # it was admitted after the draining had begun
         del connection
         try:
             await pipe.run()
@@ -180,7 +176,7 @@ class ListenerTask:
             self._pipes.discard(pipe)
 
     async def _greet(self, connection: Connection) -> PipeTask | None:
-        """Make a pipe of *connection*; None: it has become none, and that is settled."""
+        """Make a pipe of *connection*.  Returns None if there is no pipe; the connection is closed or handed over then."""
         reason: Exception | None = None
         try:
             try:
@@ -192,7 +188,8 @@ class ListenerTask:
                 self._accepted -= 1
             except Exception as error:
                 if not isinstance(error, (Error, OSError, trio.ClosedResourceError)):
-                    log.exception("%s: a newcomer was refused, since this has failed", self.url)  # a fault of ours is one newcomer's
+                    # A bug of ours costs this connection, not the listener.
+                    log.exception("%s: refused a connection because of an unexpected error", self.url)
                 self._refused(connection, error)
                 reason = error
             await connection.linger_close(reason)
@@ -207,9 +204,9 @@ class ListenerTask:
             return
         self._failures[type(error).__name__] += 1
         if isinstance(error, trio.ClosedResourceError) and self._draining:
-            reason = "the listener is going away"
+            reason = "the listener is being drained"
         elif isinstance(error, trio.ClosedResourceError):
-            reason = f"more than {self._core.options.max_handshakes} connections were greeting"
+            reason = f"more than {self._core.options.max_handshakes} connections were in their handshake"
         else:
             reason = str(error)
         peer = connection.remote_address

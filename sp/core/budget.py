@@ -1,8 +1,8 @@
-"""When a call that did not block must give way to other tasks.
+"""When a call that does not block must give way to other tasks.
 
-A trio schedule point costs ten times what queueing a message does, and one after each message would let the writer run
-before a batch can form.  So every public call is a cancel point, but one that did not block is a schedule point only every 16th time:
-one way over tcp that is 620,000 messages/s against 80,000.  No lone caller can hold the loop for longer than 16 calls.
+A trio schedule point costs ten times as much as queueing a message, and a schedule point after each message would let the writer run
+before a batch can form.  So every public call is a cancel point, but only every 16th call that does not block is a schedule point.
+One way over tcp, this gives 620,000 messages/s instead of 80,000.  No task can hold the loop for longer than 16 calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ EVERY: Final = 16
 
 
 class CheckpointBudget:
-    """Counts the calls of one socket that did not block."""
+    """Counts the calls of one socket that do not block."""
 
     __slots__ = ("left",)
 
@@ -22,7 +22,7 @@ class CheckpointBudget:
         """Calls until the next schedule point."""
 
     def due(self) -> bool:
-        """Count one call; True when this one must be a schedule point."""
+        """Count one call.  Returns True if it must be a schedule point."""
         self.left -= 1
         if self.left:
             return False

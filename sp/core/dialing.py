@@ -1,4 +1,4 @@
-"""DialerTask: keeps one pipe to one URL, and makes a new one when it is lost."""
+"""DialerTask: keeps one pipe to one URL, and makes a new one when the pipe is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sp.core.pipe_task import TAKEN_HINT, PipeTask
-from sp.core.reloads import ReloadReports
+from sp.core.tls_files import TLSFiles
 from sp.dialer import Dialer
 from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
 from sp.events import Event, EventKind
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sp")
 
-_random: Final = SystemRandom()  # has no state of its own, but takes 3 kB
+_random: Final = SystemRandom()  # one for all dialers: it has no state, but takes 3 kB
 _STABLE: Final = 1.0
-"""Seconds after which a pipe counts as a success even if the peer has sent nothing."""
+"""Seconds after which a pipe counts as a success even if its peer has sent nothing."""
 
 
 class BackOff:
-    """How long to wait before the next attempt: drawn evenly from *shortest* up to a ceiling that doubles until *longest*."""
+    """The waits between attempts, in seconds.
+
+    Each wait is drawn evenly from *shortest* up to a ceiling, which doubles with each attempt until it reaches *longest*.
+    """
 
     def __init__(self, shortest: float, longest: float, random: Random) -> None:
         self._shortest = shortest
@@ -43,10 +46,9 @@ class BackOff:
         self._ceiling = shortest
 
     def next(self, *, permanent: bool = False, asked: float = 0.0) -> float:
-        """Return the next wait in seconds; the longest one when trying again soon is pointless.
+        """Return the next wait.  If the failure is *permanent*, this is the longest wait: trying again soon is pointless.
 
-        *asked*: the wait that the peer would like, which is no less than ours and no more than the
-        longest one.
+        *asked* is the wait that the peer asks for.  It counts if it is longer than ours, up to the longest wait.
         """
         if permanent:
             return self._longest
@@ -54,7 +56,7 @@ class BackOff:
         return max(self._random.uniform(self._shortest, self._ceiling), min(asked, self._longest))
 
     def reset(self) -> None:
-        """Begin with short waits again."""
+        """Start with short waits again."""
         self._ceiling = self._shortest
 
 
@@ -62,17 +64,17 @@ class BackOff:
 class DialerTask:
     """What dials one URL until it is closed.  The application sees it as its ``handle``."""
 
-    def __init__(self, core: Core, address: Address, terms: EndpointConfig, priority: int, *, once: bool) -> None:
+    def __init__(self, core: Core, address: Address, config: EndpointConfig, priority: int, *, once: bool) -> None:
         self.error: Exception | None = None
         self.handle = Dialer(self)
         """What the application sees."""
         self._pipe: PipeTask | None = None  # the current one
         self._core = core
         self._address = address
-        self._terms = terms
+        self._config = config
         self._priority = priority
-        self._reloads = None if terms.tls is None else ReloadReports(core, address.url, terms.tls.contexts)
-        self._give_up = once  # the first failure is reported to the caller instead of tried again
+        self._tls_files = None if config.tls is None else TLSFiles(core, address.url, config.tls)
+        self._give_up = once  # the first failure ends the dialer, and ``dial`` raises it
         self._back_off = BackOff(core.options.redial_min, core.options.redial_max, _random)
         self._scope = trio.CancelScope()
         self._stopped = False
@@ -124,12 +126,12 @@ class DialerTask:
         return f"<DialerTask {self.url} {self.state}>"
 
     async def decided(self) -> Exception | None:
-        """Wait until the first attempt is over; return why it failed, or None when it made a pipe."""
+        """Wait until the first attempt is over.  Returns why it failed, or None if it made a pipe."""
         await self._decided.wait()
         return None if self._attached else self.error
 
     async def run(self) -> None:
-        """Dial, keep the pipe, and dial again."""
+        """Dial, serve the pipe, and dial again, until the dialer is closed."""
         try:
             with self._scope:
                 await self._run()
@@ -145,21 +147,20 @@ class DialerTask:
         while not self._stopped:
             try:
                 pipe = await self._connect()
-            except Exception as error:  # whatever it is, for example no thread for the resolver: only this attempt has failed
+            except Exception as error:  # any error, for example that no thread can be started, ends this attempt only
+                reason = error
                 self._failed(error)
                 self._emit(EventKind.DIAL_FAILED, error)
             else:
                 self._give_up = False
                 began = trio.current_time()
-                await self._keep(pipe)
-                # A listener that turns us away right after its greeting, or whose reply is too large for us each time, would
-                # otherwise be dialed at full speed for ever.
+                reason = await self._serve(pipe)
+                # Otherwise we would forever dial at full speed a listener that hangs up right after the handshake, or that sends
+                # a message that is too large each time.
                 served = pipe.messages_received > 0 or trio.current_time() - began >= _STABLE
-                misbehaved = isinstance(pipe.error, PeerError) and not isinstance(pipe.error, PeerClosed)
+                misbehaved = isinstance(reason, PeerError) and not isinstance(reason, PeerClosed)
                 if served and not misbehaved:
                     self._back_off.reset()
-            reason = self.error
-            assert reason is not None
             if self._stopped or self._give_up or not self._wants_redial(reason):
                 return
             asked = reason.retry_after if isinstance(reason, UpgradeRefused) else 0.0
@@ -168,22 +169,21 @@ class DialerTask:
             await trio.sleep(wait)
 
     async def _connect(self) -> PipeTask:
-        tls = self._terms.tls
-        if tls is not None and self._reloads is not None and tls.watch_files is not None:
-            self._reloads.check_files()
+        if self._tls_files is not None:
+            self._tls_files.check()
         self._attempts += 1
         self._emit(EventKind.DIALING)
         connection = None
         try:
             with trio.fail_after(self._core.options.handshake_timeout):
-                connection = await transport_for(self._address).connect(self._address, self._terms)
+                connection = await transport_for(self._address).connect(self._address, self._config)
             log.debug("%s connected to %s", self.url, connection.remote_address)
             return await self._admit(connection)
         except trio.TooSlowError:
             raise TimeoutError(f"no connection within {self._core.options.handshake_timeout:g} s") from None
         except BaseException as error:
-            if tls is not None and isinstance(error, Error) and not _is_known(connection):
-                # Anybody on the way can bring it about, and the next attempt would come late.
+            if self._tls_files is not None and isinstance(error, Error) and not _is_known(connection):
+                # Anybody between the peer and us can cause such an error, and could so delay the next attempt.
                 error.permanent = False
                 if isinstance(error, UpgradeRefused):
                     error.retry_after = 0.0
@@ -195,14 +195,15 @@ class DialerTask:
         try:
             return await self._core.admission.admit_connection(connection, self.url, self._priority, dialed=True)
         except (PeerClosed, ConnectionError) as error:
-            told = isinstance(error, PeerClosed) and not error.silent
-            if told or not self._core.engine.single_peer or connection.stage != "greeting":
+            has_reason = isinstance(error, PeerClosed) and not error.silent
+            if has_reason or not self._core.engine.single_peer or connection.stage != "greeting":
                 raise
             raise PeerClosed(f"{error}{TAKEN_HINT}") from error
 
-    async def _keep(self, pipe: PipeTask) -> None:
-        late = self._stopped  # in the tick in which it was attached
-        if late:
+    async def _serve(self, pipe: PipeTask) -> Exception:
+        """Serve *pipe* until it ends.  Returns why it ended."""
+        is_late = self._stopped  # the dialer was stopped in the tick in which the pipe was attached
+        if is_late:
             pipe.close_unchecked()
         self._pipe = pipe
         self.error = None
@@ -211,12 +212,13 @@ class DialerTask:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._decided.set()
         try:
-            with trio.CancelScope(shield=late):  # the cancellation is ours, and a pipe would take it for the socket's
+            with trio.CancelScope(shield=is_late):  # a pipe would take the dialer's cancellation for that of the socket
                 await pipe.run()
         finally:
             self._pipe = None
         assert pipe.error is not None
         self._failed(pipe.error)
+        return pipe.error
 
     def _failed(self, error: Exception) -> None:
         self.error = error
@@ -228,7 +230,7 @@ class DialerTask:
             return should_redial is None or _ask(should_redial, error)
         except Exception as raised:
             self.error = raised
-            log.warning("%s is dialed no more: redial raised %r", self.url, raised)
+            log.warning("%s will not be dialed again: should_redial raised %r", self.url, raised)
             return False
 
     def _emit(self, kind: EventKind, error: Exception | None = None) -> None:
@@ -240,8 +242,8 @@ def _ask(should_redial: ShouldRedial, error: Exception) -> bool:
     answer: object = should_redial(error)
     if inspect.iscoroutine(answer):
         answer.close()
-    if inspect.isawaitable(answer):  # which is true, whatever it would become
-        raise TypeError("redial must be a plain function that returns True or False, not what has to be awaited")
+    if inspect.isawaitable(answer):  # an awaitable is always truthy
+        raise TypeError("should_redial must be a plain function that returns True or False, not an async one")
     return bool(answer)
 
 

@@ -1,14 +1,14 @@
 """Senders: the tasks that wait to send.
 
-A message waits for the room of one pipe (a reply can only go where its request came from), or for
-the room of any.  For each there is a line.  A call that finds a line joins it without a try, and a
-line is tried only when something has changed for it, from the front, up to the first message that
-finds no room.  So a call costs the same however many wait, and nobody is overtaken.
+A message waits for room in one pipe, since a reply can only go where its request came from, or for room in any pipe.  Each of these
+has a line of waiting calls.  A call that finds a line joins its end without a try.  A line is tried only when something has changed for
+it: from the front, up to the first message that finds no room.  So the cost of a call does not depend on how many others wait, and no
+call overtakes another.
 
-Replies are as many as the peer has asked for, so their line is bounded.  While more than
-``reply_limit`` of them, or ``reply_bytes``, wait for one pipe, its requests stay unread: what TCP does
-for bytes, done for requests.  Dropping replies, or ending the pipe at once, would make a peer that
-only reads a little late ask for all of them again.  A peer that takes nothing for a minute is ended.
+The peer decides how many replies there are, so their line is bounded.  While ``reply_limit`` replies or ``reply_bytes`` bytes of them
+wait for one pipe, we read no more requests from it, so that the peer is slowed down.  If we dropped replies or ended the pipe at once
+instead, a peer that only reads a little late would send all its requests again.  The pipe of a peer that reads nothing for a minute
+is ended.
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ if TYPE_CHECKING:
     from sp.protocols.engine import EnginePipe, Sender
 
 STALLED_AFTER: Final = 60.0
-"""Seconds without progress after which a peer is ended that has too many replies waiting for it.
-
-As long as a REQ waits before it asks again.
-"""
+"""Seconds without progress after which a pipe with too many waiting replies is ended: as long as a REQ waits before it resends."""
 
 
 @uninterrupted
@@ -47,15 +44,15 @@ class Senders:
         self._numbers = itertools.count()
         self._of: dict[Sender, dict[_Waiting, None]] = {}
         self.lines: dict[EnginePipe | None, _Line] = {}
-        """By the pipe whose room is needed, None for that of any; there are no empty ones."""
+        """The lines by pipe; None stands for any pipe.  No line is empty."""
 
     def must_wait(self, sender: Sender, message: Message) -> bool:
-        """Whether *message* has to wait behind others.  Raises ValueError when it could never be sent."""
+        """Whether *message* has to wait behind others.  Raises ValueError if it could never be sent."""
         self._core.engine.check_message(message)
         return sender.pipe_for(message) in self.lines
 
     async def wait(self, sender: Sender, message: Message) -> None:
-        """Wait until *sender* has taken *message*.  Cancelled, it was not sent."""
+        """Wait until *sender* has taken *message*.  If the call is cancelled, nothing was sent."""
         waiting = _Waiting(trio.lowlevel.current_task(), sender, message, sender.pipe_for(message), next(self._numbers))
         self._join(waiting)
 
@@ -66,7 +63,7 @@ class Senders:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def serve(self, pipe: EnginePipe) -> None:
-        """*pipe* has come, has room or is gone: try those that wait for it, and those that wait for any."""
+        """Try the line of *pipe*, which was attached, has room or has ended, and the line for any pipe."""
         if not self.lines:
             return
         lines = [line for line in (self.lines.get(None), self.lines.get(pipe)) if line is not None]
@@ -90,7 +87,7 @@ class Senders:
         return True
 
     def fail(self, sender: Sender, error: Callable[[], Exception]) -> None:
-        """Wake the tasks that wait to send by *sender* with an error."""
+        """Wake the tasks that wait to send with *sender* with an error."""
         for waiting in list(self._of.get(sender, ())):
             self._leave(waiting)
             trio.lowlevel.reschedule(waiting.task, outcome.Error(error()))
@@ -134,7 +131,7 @@ class Senders:
             engine.pipe_relieved(pipe)
 
     async def _watch(self, pipe: EnginePipe, line: _Line, relief: trio.Event) -> None:
-        """End *pipe* when it stays congested and its peer takes nothing."""
+        """End *pipe* if it stays congested and its peer reads nothing."""
         while not relief.is_set():
             progress = pipe.progress
             with trio.move_on_after(STALLED_AFTER):
@@ -144,7 +141,7 @@ class Senders:
                 pipe.hang_up(
                     PeerStalled(
                         f"the peer reads nothing: {len(line.waiting)} replies ({line.bytes} bytes) wait for it, "
-                        f"and it has taken none of them for {STALLED_AFTER:g} s"
+                        f"and it has read none for {STALLED_AFTER:g} s"
                     )
                 )
                 return
@@ -164,14 +161,14 @@ class _Waiting:
 
 
 class _Line:
-    """The calls that wait for the room of one pipe, or of any."""
+    """The calls that wait for room in one pipe, or in any."""
 
     __slots__ = ("bytes", "relief", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: OrderedDict[_Waiting, None] = OrderedDict()  # the first of a plain dict is slow to find once many have left
+        self.waiting: OrderedDict[_Waiting, None] = OrderedDict()  # a plain dict finds its first slowly after many were removed
         self.bytes = 0
-        self.relief: trio.Event | None = None  # while the pipe is congested; set when it no longer is
+        self.relief: trio.Event | None = None  # exists while the pipe is congested, and is set when it no longer is
 
     @property
     def first(self) -> _Waiting:

@@ -161,7 +161,7 @@ async def test_a_redial_whose_answer_has_to_be_awaited_ends_its_dialer(name: str
         stopped = (await take(events, 3))[2]
         assert (stopped.kind, stopped.reason) == (
             K.STOPPED,
-            "redial must be a plain function that returns True or False, not what has to be awaited",
+            "should_redial must be a plain function that returns True or False, not an async one",
         )
 
 
