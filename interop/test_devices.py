@@ -277,7 +277,7 @@ async def row(
 @pytest.mark.parametrize("ttl", [HOPS, HOPS + 1])
 @each_row
 @each_counting_family
-async def test_what_has_passed_two_devices_is_taken_by_who_has_no_smaller_ttl(
+async def test_a_message_behind_two_devices_is_accepted_if_the_ttl_is_large_enough(
     family: Family, first: str, second: str, ttl: int, tmp_path: Path, authority: Authority
 ) -> None:
     async with row(family, first, second, ttl, tmp_path, authority) as (left, _, right):
@@ -305,7 +305,7 @@ async def test_our_device_and_libnanomsg_s_in_a_row(
 
 @each_row
 @each_counting_family
-async def test_what_has_passed_two_devices_is_dropped_by_who_has_a_smaller_ttl(
+async def test_a_message_behind_two_devices_is_dropped_if_the_ttl_is_smaller(
     family: Family, first: str, second: str, tmp_path: Path, authority: Authority
 ) -> None:
     async with row(family, first, second, HOPS - 1, tmp_path, authority) as (left, device, right):

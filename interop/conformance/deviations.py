@@ -65,7 +65,7 @@ KNOWN: Final[Mapping[tuple[str, str], Deviation]] = {
     ("nanocat", "type_of_an_ipc_message ipc"): Deviation(
         CRASHED, "sipc->inhdr [0] == NN_SIPC_MSG_NORMAL", "libnanomsg asserts that the type is 1 (transports/ipc/sipc.c)"
     ),
-    ("nanocat", "who_only_sends_gets_a_message pub"): Deviation(
+    ("nanocat", "message_to_a_sender pub"): Deviation(
         CRASHED, "xpub.c", "libnanomsg asserts that a PUB never gets a message (protocols/pubsub/xpub.c)"
     ),
     ("nanocat", "post ws"): Deviation(CRASHED, "ws_handshake.c", "libnanomsg asserts that a request begins with GET (ws_handshake.c)"),

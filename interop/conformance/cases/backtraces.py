@@ -71,7 +71,7 @@ async def answers_go_where_the_question_came_from(target: Target) -> None:
 
 
 @case(f"{REQREP}, 5.2", roles=ANSWERING, every=True)
-async def who_asked_is_gone(target: Target) -> None:
+async def asking_peer_is_gone(target: Target) -> None:
     """A peer that asks and leaves at once does no harm."""
     for _ in range(5):
         pipe = await target.pipe()

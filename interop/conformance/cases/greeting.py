@@ -71,7 +71,7 @@ async def wrong_protocol(target: Target) -> None:
 
 
 @case(f"{TCP}, 2; SP request/reply, 3", roles=ANY, transports=STREAMS, sides=DIALS)
-async def wrong_protocol_of_who_is_dialed(target: Target) -> None:
+async def wrong_protocol_of_a_dialed_peer(target: Target) -> None:
     """A peer of a wrong protocol that the subject has dialed is turned away as well."""
     await refused(target, *strangers(target)[:3])
 

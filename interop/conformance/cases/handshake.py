@@ -53,7 +53,7 @@ async def refused(target: Target, *, method: str = "GET", version: str = "HTTP/1
         return f"Close {got.code}"
     assert 400 <= head.status < 600, f"{what} was answered with {head.first!r}"
     if target.role.name in ANSWERING:
-        question = target.message("of who was refused")
+        question = target.message("of a refused client")
         await pipe.send(question)
         answer = b""
         with trio.move_on_after(SILENCE):

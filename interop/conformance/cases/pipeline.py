@@ -26,7 +26,7 @@ async def pulls_from_everybody(target: Target) -> None:
 
 
 @case(AGREED, roles=("push",))
-async def pushes_to_who_is_there(target: Target) -> None:
+async def pushes_to_the_remaining_peers(target: Target) -> None:
     """When a peer leaves, the others still get messages."""
     first, second = await target.pipe(), await target.pipe()
     await first.wire.leave()

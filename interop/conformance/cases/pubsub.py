@@ -24,7 +24,7 @@ async def everybody_gets_what_is_published(target: Target) -> None:
 
 
 @case(NNG_AND_MANGOS, roles=SENDING, every=True)
-async def who_only_sends_gets_a_message(target: Target) -> str:
+async def message_to_a_sender(target: Target) -> str:
     """A subject that only sends drops a message that it gets, or closes the pipe."""
     pipe = await target.pipe()
     await pipe.send(b"unwanted", b"")
@@ -47,7 +47,7 @@ async def filter_by_prefix(target: Target) -> None:
 
 
 @case(AGREED, roles=("sub", "pull"), every=True)
-async def who_only_receives_says_nothing(target: Target) -> None:
+async def receiver_is_silent(target: Target) -> None:
     """A subject that only receives sends nothing, not even a subscription."""
     pipe = await target.pipe()
     await target.serve(pipe)
