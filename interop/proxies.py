@@ -1,4 +1,4 @@
-"""Starts nginx and HAProxy with the very files of the guide: only ports, paths and times are put in their place."""
+"""Starts proxies with the files that the guide shows; only ports, paths and times are replaced."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import pytest
 import trio
 
 from interop.partners import free_port
+from interop.proxy_programs import PROGRAMS
 
 FILES: Final = Path(__file__).parents[1] / "examples" / "proxies"
 STREAM_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-_READY: Final = {"nginx": "start worker process ", "haproxy": "Loading success."}
-"""What they say once their ports are bound."""
-_TAKEN: Final = ("Address already in use", "cannot bind socket")
+_TAKEN: Final = ("ddress already in use", "cannot bind socket")
 _TRIES: Final = 3
 
 
@@ -56,11 +55,11 @@ class Proxy:
         assert await self._said(words, since), f"{self.name} has ended:\n{self.log}"
 
     async def starts(self) -> bool:
-        """Wait until it listens.  False: it has ended since somebody else was quicker to take the port."""
-        if await self._said(_READY[self.name], 0):
-            return True
-        assert any(words in self.log for words in _TAKEN), f"{self.name} does not start:\n{self.log}"
-        return False
+        """Wait until it listens.  False: another program has taken the port meanwhile."""
+        ready = await self._said(PROGRAMS[self.name].ready, 0)
+        taken = any(words in self.log for words in _TAKEN)
+        assert ready or taken, f"{self.name} does not start:\n{self.log}"
+        return not taken
 
     async def _said(self, words: str, since: int) -> bool:
         while self.log.find(words, since) < 0:
@@ -93,22 +92,20 @@ def name_of(file: str) -> str:
 
 
 def _command(file: str, directory: Path, port: int, changes: Mapping[str, str]) -> Sequence[str]:
-    """Write the file as it is to be used, and return the command that uses it."""
+    """Write the file for this run, and others that belong to it; return the command that uses it."""
     name = name_of(file)
-    text = (FILES / file).read_text()
-    own = {"listen 443": f"listen 127.0.0.1:{port}"} if name == "nginx" else {"bind :443": f"bind 127.0.0.1:{port}"}
-    for old, new in {**own, **changes}.items():
-        assert old in text, f"{file} has no {old!r}"
-        text = text.replace(old, new)
-    path = directory / file
-    path.write_text(text.replace("/etc/sp", str(directory)).replace("/var/log/nginx", str(directory)))
-    program = shutil.which(name)
-    assert program is not None
-    if name == "haproxy":
-        return program, "-W", "-f", str(path)
-    # As root, nginx would hand its workers to somebody who cannot look into our directories.
-    user = "user root; " if os.geteuid() == 0 else ""
-    return program, "-c", str(path), "-e", "stderr", "-g", f"{user}daemon off; pid {directory / 'nginx.pid'}; error_log stderr notice;"
+    program = PROGRAMS[name]
+    path = shutil.which(name)
+    assert path is not None
+    names = [part.name for part in FILES.glob(f"{name}-*")] if name == "traffic_server" else [file]
+    texts = {name: (FILES / name).read_text() for name in names}
+    mark, own = program.port
+    for old, new in {mark: own.format(port), **changes}.items():
+        assert any(old in text for text in texts.values()), f"{file} has no {old!r}"
+        texts = {name: text.replace(old, new) for name, text in texts.items()}
+    for name, text in texts.items():
+        (directory / name).write_text(text.replace("/etc/sp", str(directory)).replace("/var/log/nginx", str(directory)))
+    return program.command(path, directory / file, port)
 
 
 @asynccontextmanager
