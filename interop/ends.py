@@ -135,11 +135,18 @@ class TheirEnd:
 @asynccontextmanager
 async def our_end(name: str, **options: Any) -> AsyncIterator[OurEnd]:
     """One of ours, by the name of its class."""
-    if name == "Sub0" and not options.get("raw"):
+    if name == "Sub0":
         options.setdefault("topics", b"")
     elif name == "Surveyor0":
         options.setdefault("deadline", LONG)
     async with getattr(sp, name)(**REDIAL, **options) as socket:
+        yield OurEnd(socket)
+
+
+@asynccontextmanager
+async def our_raw_end(name: str, **options: Any) -> AsyncIterator[OurEnd]:
+    """One of ours from ``sp.raw``, by the name of its class."""
+    async with getattr(sp.raw, name)(**REDIAL, **options) as socket:
         yield OurEnd(socket)
 
 
@@ -177,11 +184,11 @@ class Device:
 async def our_device(family: Family, **options: Any) -> AsyncIterator[Device]:
     """A device of ours; *options* are for its front."""
     async with (
-        our_end(family.right, raw=True, **options) as front,
-        our_end(family.left, raw=True) as back,
+        our_raw_end(family.right, **options) as front,
+        our_raw_end(family.left) as back,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(sp.device, front.socket, back.socket)
+        nursery.start_soon(sp.device.device, front.socket, back.socket)
         yield Device(front, back)
         nursery.cancel_scope.cancel()
 

@@ -30,6 +30,7 @@ from interop.ends import (
     nanomsg_device,
     our_device,
     our_end,
+    our_raw_end,
     their_device,
     their_end,
     tool_end,
@@ -116,13 +117,13 @@ async def test_our_device_joins_a_program_that_publishes_and_one_that_subscribes
 
 async def test_our_device_with_one_socket_lets_partners_hear_each_other(tmp_path: Path, authority: Authority) -> None:
     async with (
-        our_end("Bus0", raw=True) as middle,
+        our_raw_end("Bus0") as middle,
         their_end("Bus0") as one,
         their_end("Bus0") as two,
         their_end("Bus0") as three,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(sp.device, middle.socket)
+        nursery.start_soon(sp.device.device, middle.socket)
         everybody = (one, two, three)
         for end, transport in zip(everybody, ("tcp", "ipc", "ws"), strict=True):
             await link(middle, end, transport, tmp_path, authority)
@@ -356,7 +357,7 @@ TTL: Final = 5
 @each_counting_family
 async def test_a_device_s_own_ttl_is_the_last_that_it_passes_on(family: Family, side: str, tmp_path: Path, authority: Authority) -> None:
     async with (
-        our_end(family.left, raw=True) as left,
+        our_raw_end(family.left) as left,
         DEVICES[side](family, ttl=TTL) as device,
         end_of(other(side), family.right) as right,
     ):
@@ -373,9 +374,9 @@ async def test_a_device_s_own_ttl_is_the_last_that_it_passes_on(family: Family, 
 @pytest.mark.parametrize("ttl", [1, 8, 15])
 @each_counting_family
 async def test_libnng_counts_hops_as_we_do(family: Family, ttl: int, tmp_path: Path, authority: Authority) -> None:
-    async with our_end(family.left, raw=True) as ours, their_end(family.right) as theirs, our_end(family.right, ttl=ttl) as mirror:
+    async with our_raw_end(family.left) as ours, their_end(family.right) as theirs, our_end(family.right, ttl=ttl) as mirror:
         theirs.socket.ttl_max = ttl
-        async with our_end(family.left, raw=True) as ours_again:
+        async with our_raw_end(family.left) as ours_again:
             await link(theirs, ours, "tcp", tmp_path, authority)
             await link(mirror, ours_again, "tcp", tmp_path, authority)
             for left, right in ((ours, theirs), (ours_again, mirror)):
@@ -404,7 +405,7 @@ def word_of(pipe: sp.Pipe) -> bytes:
 
 @each_family
 async def test_a_raw_socket_of_ours_speaks_first_with_a_partner(family: Family, tmp_path: Path, authority: Authority) -> None:
-    async with our_end(family.left, raw=True) as ours, their_end(family.right) as theirs:
+    async with our_raw_end(family.left) as ours, their_end(family.right) as theirs:
         await link(theirs, ours, "tcp", tmp_path, authority)
         given = {"Req0": ID, "Surveyor0": ID, "Pair1": bytes(4)}.get(family.left, b"")
         for body in BODIES[:3]:
@@ -423,7 +424,7 @@ async def test_a_raw_socket_of_ours_speaks_first_with_a_partner(family: Family, 
 
 @each_family
 async def test_a_raw_socket_of_ours_is_spoken_to_by_a_partner(family: Family, tmp_path: Path, authority: Authority) -> None:
-    async with their_end(family.left) as theirs, our_end(family.right, raw=True) as ours:
+    async with their_end(family.left) as theirs, our_raw_end(family.right) as ours:
         await link(ours, theirs, "tcp", tmp_path, authority)
         for body in BODIES[:3]:
             await theirs.send(body)

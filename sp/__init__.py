@@ -3,7 +3,7 @@
 What is here is the public interface; docs/reference.md lists it.  Values and errors come first, then what tasks use.
 """
 
-from sp.device import device
+from sp import device, raw
 from sp.dialer import Dialer
 from sp.errors import (
     AddressError,
@@ -34,8 +34,12 @@ from sp.message import Message
 from sp.pipe import Pipe
 from sp.refusal import RefusalKind
 from sp.sockets.base import Socket
-from sp.sockets.context import Rep0Context, Req0Context, Request, Respondent0Context, Sub0Context, Surveyor0Context
-from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, RequestStream, Respondent0, Sub0, Survey, Surveyor0
+from sp.sockets.bus import Bus0
+from sp.sockets.pair import Pair0, Pair1
+from sp.sockets.pipeline import Pull0, Push0
+from sp.sockets.pubsub import Pub0, Sub0, Sub0Context
+from sp.sockets.reqrep import Rep0, Rep0Context, Req0, Req0Context, Request, RequestStream
+from sp.sockets.survey import Respondent0, Respondent0Context, Survey, Surveyor0, Surveyor0Context
 from sp.statistics import DialerStatistics, DropReason, ListenerStatistics, PipeStatistics, SocketStatistics
 from sp.tls.config import TLSClientConfig, TLSServerConfig
 from sp.tls.info import TLSInfo
@@ -56,11 +60,9 @@ __all__ = [
     "EventKind",
     "EventStream",
     "GreetingError",
-    "WSClientConfig",
     "HTTPHeaders",
     "HTTPInfo",
     "HTTPResponse",
-    "WSServerConfig",
     "Listener",
     "ListenerStatistics",
     "MalformedMessage",
@@ -75,6 +77,7 @@ __all__ = [
     "Pipe",
     "PipeRefused",
     "PipeStatistics",
+    "ProxiedTLSInfo",
     "ProxyInfo",
     "Pub0",
     "Pull0",
@@ -90,7 +93,6 @@ __all__ = [
     "RequestStream",
     "Respondent0",
     "Respondent0Context",
-    "ProxiedTLSInfo",
     "Socket",
     "SocketStatistics",
     "StateError",
@@ -105,6 +107,9 @@ __all__ = [
     "TLSInfo",
     "TLSServerConfig",
     "UpgradeRefused",
+    "WSClientConfig",
+    "WSServerConfig",
     "WrongProtocol",
     "device",
+    "raw",
 ]

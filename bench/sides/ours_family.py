@@ -9,7 +9,7 @@ import trio
 
 from bench.harness import Line, Meter
 from bench.sides import ANY_PORT, BATCH, END
-from sp import Pair0, Pair1, Pull0, Push0, Rep0, Req0, Respondent0, Surveyor0, device
+from sp import Pair0, Pair1, Pull0, Push0, Rep0, Req0, Respondent0, Surveyor0, device, raw
 
 _KINDS: dict[str, tuple[Any, Any]] = {"push": (Push0, Pull0), "pair0": (Pair0, Pair0), "pair1": (Pair1, Pair1)}
 
@@ -81,10 +81,10 @@ async def drain(_line: Line, url: str, size: int, seconds: float) -> float:
 
 async def forward(line: Line, kind: str) -> None:
     """Be a device; tell the URLs of front and back."""
-    front, back = (Rep0(raw=True), Req0(raw=True)) if kind == "req" else (Pull0(raw=True), Push0(raw=True))
+    front, back = (raw.Rep0(), raw.Req0()) if kind == "req" else (raw.Pull0(), raw.Push0())
     async with front, back:
         line.send(((await front.listen(ANY_PORT)).url, (await back.listen(ANY_PORT)).url))
-        await device(front, back)
+        await device.device(front, back)
 
 
 async def echo(_line: Line, url: str) -> None:

@@ -1,4 +1,7 @@
-"""Device: passes on what arrives at one raw socket by another one.  ``python -m sp.device`` runs one from the shell."""
+"""Devices: pass on the messages that arrive at one raw socket by another one.
+
+``sp.device.device(front, back)`` runs one in a program, ``python -m sp.device`` from the shell.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +9,51 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.errors import StateError
 from sp.protocol_numbers import COUNTERPARTS, protocol_name
+from sp.raw import RawSocket
 from sp.sockets.base import Socket, plain
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.sockets.base import Wiring
+    from sp.raw import Wiring
+
+__all__ = ["device"]
 
 _MANY: Final = 64
-"""Messages after which other tasks get their turn; one to many peers counts for each of them."""
+"""Messages after which other tasks get their turn.  A message to several peers counts once for each."""
 
 
 @trio.lowlevel.enable_ki_protection
-async def device(front: Socket, back: Socket | None = None) -> None:
-    """Pass on all that arrives at *front* by *back*, and the other way round, as far as their protocols go both ways; until cancelled.
+async def device(front: RawSocket, back: RawSocket | None = None) -> None:
+    """Pass on all messages that arrive at *front* by *back*, and the other way round, until cancelled.
 
-    Both are open raw sockets (``raw=True``), of counterpart protocols or both BUS or both PAIR; which is which makes no difference, and
-    neither does the transport.  With *front* alone, what arrives there leaves there: a BUS so reaches all other peers of it.
+    Both are open raw sockets (``sp.raw.Rep0`` and so on) of counterpart protocols, or both BUS, or
+    both PAIR of the same version.  It makes no difference which one is the front, or which
+    transports they use.  PUSH, PULL, PUB and SUB are passed on in their one direction.  With *front*
+    alone, a message that arrives there leaves there: a BUS passes it on to all its other peers.
 
-    Replies find their way back by the backtrace, and what has made more hops than the ``ttl`` of the socket that it comes to is dropped,
-    so that a ring of devices comes to rest.  PUSH, PUB, BUS and PAIR0 count no hops: a ring of those never does.
-    When one side has no room, the other is not read: whoever sends there is held back.  What protocols drop otherwise, they drop here,
-    and ``front.statistics()`` and ``back.statistics()`` have all counts.  A side without peers is waited for.
+    Replies find their way back by the backtrace.  A message that made more hops than the ``ttl`` of
+    the receiving socket is dropped and counted, so a ring of devices comes to rest.  PUSH, PUB, BUS
+    and PAIR0 count no hops: in a ring of those a message goes round for ever.
 
-    Who receives on a socket beside its device takes messages away from it.
+    While one side has no room, or no peer, the other side is not read, and its peers are slowed
+    down.  Messages that a protocol drops elsewhere are dropped here as well; the ``statistics`` of
+    both sockets count them.  Do not receive on a socket of a device: the device would miss those
+    messages.
 
-    Cancelled, nothing is lost: a message that was not passed on yet is received next from its socket.  The sockets stay open.
-    Raises ValueError for sockets that do not fit, StateError for one that is not raw or not open, BusyResourceError for one that
-    is in a device already, and ClosedResourceError when one is closed.  (nng's device closes the sockets; nanomsg's and mangos' do not.)
+    If the call is cancelled, nothing is lost: a message that was not passed on yet is the next one
+    that its socket receives.  The sockets stay open.  (nng's device closes them; those of nanomsg and
+    mangos do not.)
+
+    Raises TypeError for sockets that are not raw, ValueError for protocols that do not fit,
+    StateError for a socket that is not open, BusyResourceError for one that is in a device already,
+    and ClosedResourceError when one is closed.
     """
     other = front if back is None else back
     for socket in (front, other):
-        if not isinstance(socket, Socket):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"a device takes sockets, not {type(socket).__name__}")
-        if not socket.raw:
-            raise StateError(f"a device needs raw sockets: make {socket!r} with raw=True")
+        _check_raw(socket)
     if back is front:
-        raise ValueError("a device with one socket is device(socket), not device(socket, socket)")
+        raise ValueError("the same socket was given twice: for a device with one socket, call sp.device.device(socket)")
     ends = [front.wiring, other.wiring]
     cores = {end.core for end in ends}
     ours, theirs = (end.core.engine.number for end in ends)
@@ -61,6 +71,14 @@ async def device(front: Socket, back: Socket | None = None) -> None:
     finally:
         for core in cores:
             core.in_device = False
+
+
+def _check_raw(socket: object) -> None:
+    if isinstance(socket, RawSocket):
+        return
+    if isinstance(socket, Socket):
+        raise TypeError(f"a device needs raw sockets: expected sp.raw.{type(socket).__name__}(...), not {socket!r}")
+    raise TypeError(f"a device takes raw sockets, such as sp.raw.Rep0(...), not {type(socket).__name__}")
 
 
 async def _run(ways: list[list[Wiring]]) -> None:
@@ -86,7 +104,7 @@ async def _run(ways: list[list[Wiring]]) -> None:
 
 @trio.lowlevel.enable_ki_protection
 async def _watch(core: Core) -> None:
-    """Raise ClosedResourceError when the socket is closed: who passes on may wait for the other one."""
+    """Raise ClosedResourceError when the socket is closed, also while ``_pass_on`` waits for the other one."""
     while True:
         core.check_open()
         await core.changed()

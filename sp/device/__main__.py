@@ -15,8 +15,8 @@ from sp.address import Address
 from sp.device import device
 from sp.errors import AddressError, Error
 from sp.http.config import WSServerConfig
+from sp.raw import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, RawSocket, Rep0, Req0, Respondent0, Sub0, Surveyor0
 from sp.sockets.base import Socket
-from sp.sockets.patterns import Bus0, Pair0, Pair1, Pub0, Pull0, Push0, Rep0, Req0, Respondent0, Sub0, Surveyor0
 from sp.tls.config import TLSClientConfig, TLSServerConfig
 
 _KINDS: Final[dict[str, Any]] = {
@@ -91,9 +91,9 @@ def _check_use(options: argparse.Namespace) -> None:
             raise AddressError(f"--{name} is given, and nothing uses it: expected a URL, protocol or option that does")
 
 
-def _socket(protocol: str, options: argparse.Namespace) -> Socket:
+def _socket(protocol: str, options: argparse.Namespace) -> RawSocket:
     ttl = {"ttl": options.ttl} if options.ttl is not None and protocol in ("rep", "respondent", "pair1") else {}
-    socket: Socket = _KINDS[protocol](raw=True, max_message_size=options.max_message_size, **ttl)
+    socket: RawSocket = _KINDS[protocol](max_message_size=options.max_message_size, **ttl)
     return socket
 
 

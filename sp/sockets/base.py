@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, NamedTuple, NoReturn, Self, cast
+from typing import NoReturn, Protocol, Self, cast
 
-import attrs
 import trio
 
 from sp.address import Address
@@ -20,28 +19,19 @@ from sp.core.dialing import DialerTask
 from sp.core.forks import end_child
 from sp.core.receivers import Receivers
 from sp.dialer import Dialer
-from sp.errors import AddressError, DialError, StateError, TLSConfigError
+from sp.errors import DialError, StateError
 from sp.events import Event, EventKind, EventStream
 from sp.http.config import WSClientConfig, WSServerConfig
 from sp.interrupts import uninterrupted
 from sp.listener import Listener
 from sp.options import DEFAULT_PRIORITY, SocketKeywords, SocketOptions
 from sp.pipe import Pipe
-from sp.protocols.engine import Engine, RawReceiver, Sender
+from sp.protocols.engine import Engine, Receiver, Sender
+from sp.sockets.endpoint_config import config_to_dial, config_to_listen
 from sp.sockets.verbs import Verbs
 from sp.statistics import SocketStatistics
-from sp.tls.config import TLSClientConfig, TLSServerConfig, default_client_config
+from sp.tls.config import TLSClientConfig, TLSServerConfig
 from sp.transports import transport_for
-from sp.transports.contract import EndpointConfig
-
-
-class Wiring(NamedTuple):
-    """What a device works on, below the verbs; the halves that the protocol does not have are None."""
-
-    core: Core
-    receiver: RawReceiver | None
-    receivers: Receivers | None
-    sender: Sender | None
 
 
 @uninterrupted
@@ -53,9 +43,9 @@ class Socket(Verbs, trio.abc.AsyncResource):
     it closes it at once, and they get ClosedResourceError.
     """
 
-    def __init__(self, engine: Engine, options: SocketOptions, *, raw: bool = False) -> None:
-        self.raw: Final = raw
-        """Whether headers are the application's business: nothing is matched, timed or filtered, and a device can use the socket."""
+    _module = ""  # before the class's name in ``repr``
+
+    def __init__(self, engine: Engine, options: SocketOptions) -> None:
         self._options = options
         self._core = Core(engine, options)
         self._budget = CheckpointBudget()
@@ -158,11 +148,11 @@ class Socket(Verbs, trio.abc.AsyncResource):
         address = Address.parse(url).settled()
         address.check_dialable()
         rank = self._rank(priority)
-        terms = self._terms(address, tls, TLSClientConfig, ws, WSClientConfig)
+        config = config_to_dial(self._core.endpoint_config, address, tls, ws)
         self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
         await trio.lowlevel.checkpoint()
         self._core.check_open()
-        dialer = DialerTask(self._core, address, terms, rank, once=wait)
+        dialer = DialerTask(self._core, address, config, rank, once=wait)
         self._core.dialers.append(dialer)
         self._core.spawn(dialer.run)
         if wait:
@@ -199,15 +189,14 @@ class Socket(Verbs, trio.abc.AsyncResource):
         address = Address.parse(url).settled()
         address.check_listenable()
         rank = self._rank(priority)
-        terms = self._terms(address, tls, TLSServerConfig, ws, WSServerConfig)
-        terms = attrs.evolve(terms, proxy_protocol=self._proxied(address, proxy_protocol))
+        config = config_to_listen(self._core.endpoint_config, address, tls, ws, proxy_protocol)
         self._core.check_open()
-        acceptors = await transport_for(address).listen(address, terms)
+        acceptors = await transport_for(address).listen(address, config)
         if not self._core.open:
             for acceptor in acceptors:
                 acceptor.close()
             self._core.check_open()
-        listener = ListenerTask(self._core, acceptors, cast("TLSServerConfig | None", terms.tls), rank)
+        listener = ListenerTask(self._core, acceptors, cast("TLSServerConfig | None", config.tls), rank)
         self._core.listeners.append(listener)
         self._core.spawn(listener.run)
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))
@@ -219,73 +208,6 @@ class Socket(Verbs, trio.abc.AsyncResource):
         if not self._core.engine.balances:
             raise ValueError(f"priority is for sockets that pick a peer for each message, PUSH and REQ, not for {self._core.name}")
         return check_int("priority", priority, 1, 16)
-
-    def _terms(
-        self,
-        address: Address,
-        tls: object,
-        tls_kind: type[TLSServerConfig | TLSClientConfig],
-        ws: object,
-        http_kind: type[WSServerConfig | WSClientConfig],
-    ) -> EndpointConfig:
-        """Return the terms for *address*, with the configurations of the call or else of the socket.
-
-        A TLS configuration that would go unused is refused: who gives it means to be encrypted.
-        """
-        verb = "listen on" if tls_kind is TLSServerConfig else "dial"
-        return attrs.evolve(
-            self._core.endpoint_config, tls=self._tls(address, verb, tls, tls_kind), ws=self._ws(address, verb, ws, http_kind)
-        )
-
-    def _tls(
-        self, address: Address, verb: str, tls: object, kind: type[TLSServerConfig | TLSClientConfig]
-    ) -> TLSServerConfig | TLSClientConfig | None:
-        if not address.is_encrypted:
-            expected = "expected wss://" if address.is_http else "expected tls+tcp://"
-            if tls is not None:
-                raise TLSConfigError(f"tls= was given to {verb} {address.url!r}, which is not encrypted: {expected}")
-            if self._options.tls is not None and address.is_network:
-                raise TLSConfigError(f"the socket has tls=, but {address.url!r}, which it is to {verb}, is not encrypted: {expected}")
-            return None
-        config = self._options.tls if tls is None else tls
-        if config is None:
-            if kind is TLSServerConfig:
-                raise TLSConfigError(f"{address.url!r} cannot be listened on without a certificate: give tls=sp.TLSServerConfig(...)")
-            config = default_client_config()
-        if not isinstance(config, kind):
-            raise TLSConfigError(f"to {verb} {address.url!r} takes a {kind.__name__}, not a {type(config).__name__}")
-        return config
-
-    def _ws(
-        self, address: Address, verb: str, ws: object, kind: type[WSServerConfig | WSClientConfig]
-    ) -> WSServerConfig | WSClientConfig | None:
-        if ws is not None and not isinstance(ws, kind):
-            raise TypeError(f"to {verb} {address.url!r} takes ws=sp.{kind.__name__}(...), not {type(ws).__name__}")
-        if not address.is_http:
-            if ws is not None:
-                raise AddressError(f"ws= was given to {verb} {address.url!r}, which has no HTTP: expected ws:// or wss://")
-            return None
-        if ws is not None:
-            return ws
-        config = self._options.ws
-        if config is not None and not isinstance(config, kind):
-            raise TypeError(f"to {verb} {address.url!r} takes ws=sp.{kind.__name__}(...), and the socket has {type(config).__name__}")
-        return kind() if config is None else config
-
-    def _proxied(self, address: Address, proxied: object) -> bool:
-        """Return whether a listener at *address* is behind a proxy that says so.  Where no proxy is, the socket's option does not count."""
-        if proxied is not None and not isinstance(proxied, bool):
-            raise TypeError(f"proxy_protocol must be True, False or None, not {proxied!r}")
-        possible = address.is_network or address.is_http
-        if proxied and not possible:
-            raise AddressError(f"proxy_protocol was given to listen on {address.url!r}, which no proxy forwards to")
-        return possible and (self._options.proxy_protocol if proxied is None else proxied)
-
-    @property
-    def wiring(self) -> Wiring:
-        """What a device works on, of a raw socket; not for applications."""
-        receiver = cast("RawReceiver | None", getattr(self, "_receiver", None))
-        return Wiring(self._core, receiver, getattr(self, "_receivers", None), getattr(self, "_sender", None))
 
     async def wait_for_peers(self, n: int = 1) -> None:
         """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
@@ -312,6 +234,17 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """The listeners that have not stopped."""
         return tuple(listener.handle for listener in self._core.listeners)
 
+    @property
+    def url(self) -> str:
+        """The URL of the only listener, with the port or the abstract name that was bound.
+
+        Raises StateError when the socket has no listener, or several: then use ``listeners``.
+        """
+        listeners = self._core.listeners
+        if len(listeners) != 1:
+            raise StateError(f"url is for a socket with one listener, and this one has {len(listeners) or 'none'}: use listeners")
+        return listeners[0].url
+
     def events(self) -> EventStream:
         """Return an async iterator over what happens to pipes, dialers and listeners from now on."""
         return self._core.events()
@@ -326,11 +259,61 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     def __repr__(self) -> str:
         core = self._core
-        return f"<{type(self).__name__}{' raw' if self.raw else ''} {core.state} pipes={len(core.pipes)} inbox={core.engine.queued()}>"
+        return f"<{self._module}{type(self).__name__} {core.state} pipes={len(core.pipes)} inbox={core.engine.queued()}>"
 
     def __del__(self) -> None:
         if getattr(self, "_manager", None) is not None:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+
+
+class Conversation(Receiver, Protocol):
+    """The engine's part of a context."""
+
+    def close(self) -> None: ...
+
+
+@uninterrupted
+class Context(Verbs, trio.abc.AsyncResource):
+    """One conversation on a socket, beside others: the base of ``Req0Context``, ``Sub0Context`` and so on.
+
+    ``socket.context()`` makes one.  It ends by ``close``, at the end of its ``async with`` block, or
+    with its socket.
+    """
+
+    def __init__(self, core: Core, budget: CheckpointBudget, conversation: Conversation, receivers: Receivers) -> None:
+        self._core = core
+        self._budget = budget
+        self._conversation = conversation
+        self._receivers = receivers
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self._closed else self._core.state}>"
+
+    def close(self) -> None:
+        """End the conversation.  Does nothing the second time.
+
+        A call that waits on this context gets ClosedResourceError; an ``async for`` over it ends.
+        """
+        if self._core.may_close():
+            self.drop()
+
+    def drop(self) -> None:
+        """Do the same without asking who calls.  For the library."""
+        if not self._closed:
+            self._closed = True
+            self._conversation.close()
+            self._receivers.fail(_context_closed, self._conversation)
+            self._core.senders.fail(cast("Sender", self._conversation), _context_closed)  # a SUB has none that wait
+
+    async def aclose(self) -> None:
+        """Do as ``close``."""
+        if self._core.may_close():
+            self.drop()
+            await trio.lowlevel.checkpoint()
+
+
+def _context_closed() -> Exception:
+    return trio.ClosedResourceError("the context is closed")
 
 
 def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:

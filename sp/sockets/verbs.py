@@ -61,37 +61,10 @@ class Verbs:
 
 
 @uninterrupted
-class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
-    """Sending, one message a call."""
+class SendMessageVerbs(Verbs):
+    """Sending messages that may have a header or a pipe: all that some raw sockets can do."""
 
     _sender: Sender
-
-    async def send(self, value: BytesLike) -> None:
-        """Send *value*, a body of bytes, bytearray or memoryview; wait while the protocol has no place for it.
-
-        Returns when the message is queued or written.  Cancelled, it was not sent and never will be.
-        Raises TypeError for anything but bytes, ClosedResourceError, and StateError where the protocol's order forbids sending now.
-        """
-        core = self._core
-        try:
-            await checkpoint_if_cancelled()
-        except RuntimeError:
-            core.check_caller()
-            raise
-        if core.open_in != get_ident() or self._closed:
-            self._check_open()
-        message = Message(value if type(value) is bytes else to_body(value))
-        sender, senders = self._sender, core.senders
-        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
-            await senders.wait(sender, message)
-            return
-        if core.timer_idle:
-            core.wake_timer()
-        budget = self._budget  # CheckpointBudget.due, written out
-        budget.left -= 1
-        if not budget.left:
-            budget.left = EVERY
-            await cancel_shielded_checkpoint()
 
     async def send_message(self, message: Message) -> None:
         """Send the body of *message*, as ``send`` does: on a raw socket with its header, with PAIR1's *poly* to its pipe.
@@ -120,6 +93,38 @@ class SendVerbs(Verbs, trio.abc.SendChannel[bytes]):
 
     def _sender_for(self, _message: Message) -> Sender:
         return self._sender
+
+
+@uninterrupted
+class SendVerbs(SendMessageVerbs, trio.abc.SendChannel[bytes]):
+    """Sending bodies, one a call."""
+
+    async def send(self, value: BytesLike) -> None:
+        """Send *value*, a body of bytes, bytearray or memoryview; wait while the protocol has no place for it.
+
+        Returns when the message is queued or written.  Cancelled, it was not sent and never will be.
+        Raises TypeError for anything but bytes, ClosedResourceError, and StateError where the protocol's order forbids sending now.
+        """
+        core = self._core
+        try:
+            await checkpoint_if_cancelled()
+        except RuntimeError:
+            core.check_caller()
+            raise
+        if core.open_in != get_ident() or self._closed:
+            self._check_open()
+        message = Message(value if type(value) is bytes else to_body(value))
+        sender, senders = self._sender, core.senders
+        if (senders.lines and senders.must_wait(sender, message)) or not sender.send(message):
+            await senders.wait(sender, message)
+            return
+        if core.timer_idle:
+            core.wake_timer()
+        budget = self._budget  # CheckpointBudget.due, written out
+        budget.left -= 1
+        if not budget.left:
+            budget.left = EVERY
+            await cancel_shielded_checkpoint()
 
     def send_nowait(self, value: BytesLike) -> None:
         """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""

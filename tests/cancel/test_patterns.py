@@ -13,18 +13,18 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import sp
 from tests.sockets.conftest import Background, connect, name, url
-from tests.sockets.kinds import ID, Kind, each, talking
+from tests.sockets.kinds import ID, Kind, each, raw_of, talking
 from tests.transports.ends import dial, listen, server_tls
 
 __all__ = ["name", "url"]
 
 PUSH_AND_PAIR = [
     Kind(sp.Push0),
-    Kind(sp.Push0, {"raw": True}),
+    Kind(sp.Push0, raw=True),
     Kind(sp.Pair0),
-    Kind(sp.Pair0, {"raw": True}),
+    Kind(sp.Pair0, raw=True),
     Kind(sp.Pair1),
-    Kind(sp.Pair1, {"raw": True}),
+    Kind(sp.Pair1, raw=True),
     Kind(sp.Pair1, {"poly": True}, {"poly": True}),
 ]
 WITHOUT_HEADERS = each([kind for kind in PUSH_AND_PAIR if not kind.header])
@@ -203,7 +203,7 @@ async def test_a_send_that_waits_for_a_peer_and_is_cancelled_sends_nothing_to_th
 
 
 async def test_a_raw_req_that_waits_for_a_service_and_is_cancelled_asks_nobody(name: str) -> None:
-    async with sp.Req0(raw=True) as req, sp.Rep0(listen=name) as rep:
+    async with sp.raw.Req0() as req, sp.Rep0(listen=name) as rep:
         await cancel_blocked(partial(req.send_message, sp.Message(b"never", ID)))
         await req.dial(name)
         await req.send_message(sp.Message(b"this one", ID))
@@ -238,7 +238,7 @@ async def test_a_message_to_one_of_several_that_is_full_and_is_cancelled_does_no
         assert await full.receive() == b"next"
 
 
-@each([Kind(sp.Pull0), Kind(sp.Pair0), Kind(sp.Pair1), Kind(sp.Respondent0), Kind(sp.Rep0, {"raw": True}), Kind(sp.Sub0, {"raw": True})])
+@each([Kind(sp.Pull0), Kind(sp.Pair0), Kind(sp.Pair1), Kind(sp.Respondent0), Kind(sp.Rep0, raw=True), Kind(sp.Sub0, raw=True)])
 async def test_a_blocked_receive_that_is_cancelled_leaves_the_next_message_to_the_next(kind: Kind, url: str) -> None:
     async with talking(kind, url, tls=server_tls(url)) as talk:
         calls: list[Callable[[], Awaitable[object]]] = [talk.ours.receive, talk.ours.receive_message]
@@ -392,10 +392,10 @@ async def test_a_blocked_answer_that_is_cancelled_was_not_sent_and_can_be_repeat
 @pytest.mark.parametrize("kinds", [(sp.Pull0, sp.Push0), (sp.Rep0, sp.Req0), (sp.Pair1, sp.Pair1), (sp.Bus0, None)], ids=str)
 async def test_an_idle_device_ends_at_once_and_leaves_its_sockets_as_they_were(kinds: tuple[Any, Any], name: str) -> None:
     front_class, back_class = kinds
-    async with front_class(raw=True) as front:
+    async with raw_of(front_class)() as front:
         back = None
         if back_class is not None:
-            back = back_class(raw=True)
+            back = raw_of(back_class)()
         async with trio.open_nursery() as nursery:
             if back is not None:
                 holding = Background(nursery, partial(_hold, back))
@@ -403,12 +403,12 @@ async def test_an_idle_device_ends_at_once_and_leaves_its_sockets_as_they_were(k
             for _ in range(3):
                 before = front.statistics()
                 tasks = trio.lowlevel.current_statistics().tasks_living
-                await cancel_blocked(partial(sp.device, front, back))
+                await cancel_blocked(partial(sp.device.device, front, back))
                 assert trio.lowlevel.current_statistics().tasks_living == tasks
                 assert front.statistics() == before
             with trio.CancelScope() as scope:
                 scope.cancel()
-                await sp.device(front, back)
+                await sp.device.device(front, back)
             assert scope.cancelled_caught
             if back is not None:
                 holding.scope.cancel()
@@ -421,31 +421,31 @@ async def _hold(socket: Any) -> None:
 
 async def test_a_device_that_waits_for_room_ends_at_once_and_puts_its_message_back_in_front(name: str, autojump_clock: MockClock) -> None:
     async with (
-        sp.Pull0(raw=True, listen=name, inbox_limit=5) as front,
-        sp.Push0(raw=True) as back,
+        sp.raw.Pull0(listen=name, inbox_limit=5) as front,
+        sp.raw.Push0() as back,
         sp.Push0(dial=name) as push,
         sp.Pull0(listen=name + "-end") as pull,
     ):
         for number in range(8):
             await push.send(b"%d" % number)
         for _ in range(3):
-            await cancel_blocked(partial(sp.device, front, back))
+            await cancel_blocked(partial(sp.device.device, front, back))
         assert await front.receive() == b"0"
         await back.dial(name + "-end")
         with trio.move_on_after(1):
-            await sp.device(front, back)
+            await sp.device.device(front, back)
         assert [await pull.receive() for _ in range(7)] == [b"%d" % number for number in range(1, 8)]
         assert front.statistics().dropped == back.statistics().dropped == {}
 
 
 async def test_what_a_cancelled_device_leaves_goes_to_who_waits_for_it(name: str) -> None:
     async with (
-        sp.Pull0(raw=True, listen=name) as front,
-        sp.Push0(raw=True) as back,
+        sp.raw.Pull0(listen=name) as front,
+        sp.raw.Push0() as back,
         sp.Push0(dial=name) as push,
         trio.open_nursery() as nursery,
     ):
-        device = Background(nursery, partial(sp.device, front, back))
+        device = Background(nursery, partial(sp.device.device, front, back))
         await push.send(b"0")
         await push.wait_for_peers()
         await wait_all_tasks_blocked()

@@ -52,11 +52,11 @@ class Device:
 
 @asynccontextmanager
 async def running(pattern: str, url: str, **options: Any) -> AsyncIterator[Device]:
-    asking, answering = (sp.Req0, sp.Rep0) if pattern == "req" else (sp.Surveyor0, sp.Respondent0)
-    async with answering(raw=True, **options) as front, asking(raw=True) as back, trio.open_nursery() as nursery:
+    asking, answering = (sp.raw.Req0, sp.raw.Rep0) if pattern == "req" else (sp.raw.Surveyor0, sp.raw.Respondent0)
+    async with answering(**options) as front, asking() as back, trio.open_nursery() as nursery:
         for socket in (front, back):
             await listen(socket, url)
-        nursery.start_soon(sp.device, front, back)
+        nursery.start_soon(sp.device.device, front, back)
         with trio.fail_after(20):
             yield Device(pattern, front, back)
         nursery.cancel_scope.cancel()
@@ -262,12 +262,12 @@ async def test_a_service_that_floods_a_device_with_answers_to_nobody_costs_no_me
 async def test_survey_answers_to_no_survey_are_late_whichever_way_they_come(name: str = "inproc://no-survey") -> None:
     async with (
         sp.Surveyor0(listen=name, deadline=1000) as surveyor,
-        sp.Respondent0(raw=True) as far,
-        sp.Surveyor0(raw=True, listen=name + "-2") as back,
-        sp.Respondent0(raw=True, dial=name) as front,
+        sp.raw.Respondent0() as far,
+        sp.raw.Surveyor0(listen=name + "-2") as back,
+        sp.raw.Respondent0(dial=name) as front,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(sp.device, front, back)
+        nursery.start_soon(sp.device.device, front, back)
         await far.dial(name + "-2")
         await surveyor.wait_for_peers()
         await back.wait_for_peers()

@@ -52,9 +52,9 @@ _WAITS = {
     "requests": ("sp.Rep0(listen='tcp://127.0.0.1:0')", "await anext(s.requests())"),
     "receive many": ("sp.Sub0(listen='tcp://127.0.0.1:0', topics=b'')", "await s.receive_many()"),
     "push": ("sp.Push0()", "await s.send(b'to nobody')"),
-    "send message": ("sp.Pair1(raw=True)", "await s.send_message(sp.Message(b'to nobody', bytes(4)))"),
+    "send message": ("sp.raw.Pair1()", "await s.send_message(sp.Message(b'to nobody', bytes(4)))"),
     "survey": ("sp.Surveyor0(deadline=100)", "[answer async for answer in s.survey(b'to nobody')]"),
-    "device": ("sp.Pair0(raw=True)", "async with sp.Pair0(raw=True) as other: await sp.device(s, other)"),
+    "device": ("sp.raw.Pair0()", "async with sp.raw.Pair0() as other: await sp.device.device(s, other)"),
     "block": ("sp.Sub0(listen='tcp://127.0.0.1:0')", "await trio.sleep_forever()"),
 }
 

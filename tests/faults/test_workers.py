@@ -45,9 +45,9 @@ _DEVICE = """
 import sys, sp, trio
 
 async def main():
-    async with sp.Rep0(raw=True, listen=sys.argv[1]) as front, sp.Req0(raw=True, listen=sys.argv[2]) as back:
+    async with sp.raw.Rep0(listen=sys.argv[1]) as front, sp.raw.Req0(listen=sys.argv[2]) as back:
         print("ready", flush=True)
-        await sp.device(front, back)
+        await sp.device.device(front, back)
 
 trio.run(main)
 """

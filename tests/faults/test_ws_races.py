@@ -331,7 +331,7 @@ async def test_a_configuration_of_the_wrong_side_is_refused_wherever_it_is_given
         {"listen": "ws://127.0.0.1:0", "ws": sp.WSClientConfig()},
         {"dial": "ws://127.0.0.1:1", "ws": sp.WSServerConfig()},
     ):
-        with pytest.raises(TypeError, match="takes ws=sp.WS"):
+        with pytest.raises(TypeError, match="expected ws=sp.WS"):
             async with sp.Bus0(**options):  # type: ignore[arg-type]
                 pass
 

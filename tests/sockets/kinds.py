@@ -28,12 +28,19 @@ class Kind:
     """A class of sockets, and what it is told when one is made."""
 
     socket: Any
+    """The class of ``sp``, also where the raw one of ``sp.raw`` is meant."""
     options: Mapping[str, object] = {}
     peer_options: Mapping[str, object] = {}
+    raw: bool = False
 
     def __call__(self, **options: Any) -> Any:
         """Make one."""
-        return self.socket(**self.options, **options)
+        return self.made(**self.options, **options)
+
+    @property
+    def made(self) -> Any:
+        """The class that is made."""
+        return raw_of(self.socket) if self.raw else self.socket
 
     def peer(self, **options: Any) -> Any:
         """Make a socket that it can talk to."""
@@ -54,17 +61,13 @@ class Kind:
         return Kind(counterpart).protocol
 
     @property
-    def raw(self) -> bool:
-        return bool(self.options.get("raw"))
-
-    @property
     def poly(self) -> bool:
         return bool(self.options.get("poly"))
 
     @property
     def talkative_peer(self) -> Kind:
         """The peer that sends as often as it likes, and reads when it likes: a raw one, but for who has many peers."""
-        return Kind(_COUNTERPARTS.get(self.socket, self.socket), {"poly": True} if self.poly else {"raw": True})
+        return Kind(_COUNTERPARTS.get(self.socket, self.socket), {"poly": True} if self.poly else {}, raw=not self.poly)
 
     @property
     def waits_for_peers(self) -> bool:
@@ -78,7 +81,12 @@ class Kind:
 
     @property
     def sends(self) -> bool:
-        return hasattr(self.socket, "send")
+        return hasattr(self.made, "send_message")
+
+    @property
+    def sends_bodies(self) -> bool:
+        """Whether it has ``send``: a raw socket whose messages need a header has not."""
+        return hasattr(self.made, "send")
 
     @property
     def receives(self) -> bool:
@@ -94,7 +102,7 @@ class Kind:
         )
 
     def __str__(self) -> str:
-        return " ".join([self.name, *(name for name, value in self.options.items() if value is True)])
+        return " ".join([self.name, *(name for name, value in self.options.items() if value is True), *(["raw"] if self.raw else [])])
 
 
 _CLASSES = (
@@ -111,8 +119,22 @@ _CLASSES = (
     sp.Pair1,
 )
 COOKED = [*(Kind(socket) for socket in _CLASSES), Kind(sp.Pair1, {"poly": True}, {"poly": True})]
-RAW = [Kind(socket, {"raw": True}) for socket in _CLASSES]
+RAW = [Kind(socket, raw=True) for socket in _CLASSES]
 ALL = [*COOKED, *RAW]
+
+
+def raw_of(socket: Any) -> Any:
+    """Return the raw class for the same protocol as *socket*, a class of ``sp``."""
+    return getattr(sp.raw, socket.__name__)
+
+
+def is_raw(socket: Any) -> bool:
+    return isinstance(socket, sp.raw.RawSocket)
+
+
+def kind_of(socket: Any) -> Kind:
+    """Return the kind of *socket*, as far as its class tells."""
+    return Kind(getattr(sp, type(socket).__name__), raw=is_raw(socket))
 
 
 def each(kinds: list[Kind]) -> pytest.MarkDecorator:
@@ -138,7 +160,7 @@ class Talk:
 
     async def begin(self) -> None:
         """Ask something, if ours could not be sent anything otherwise, or could not send."""
-        if type(self.front) in (sp.Req0, sp.Surveyor0):
+        if kind_of(self.front).socket in (sp.Req0, sp.Surveyor0):
             await self.ask(b"a question")
 
     async def send_from_ours(self, body: bytes) -> None:
@@ -153,10 +175,10 @@ class Talk:
 
     async def send(self, body: bytes) -> None:
         """Send *body* from the front."""
-        if not self.front.raw:
+        if not is_raw(self.front):
             await self.front.send(body)
             return
-        await self.front.send_message(sp.Message(body, Kind(type(self.front), {"raw": True}).header))
+        await self.front.send_message(sp.Message(body, kind_of(self.front).header))
 
     async def ask(self, body: bytes) -> bytes:
         await self.send(body)
@@ -171,8 +193,9 @@ class Talk:
     async def send_answer(self, body: bytes) -> None:
         """Send *body* from the back."""
         back = self.back
-        if back.raw:
-            header = self._asked.header if type(back) in (sp.Rep0, sp.Respondent0) else Kind(type(back), {"raw": True}).header
+        if is_raw(back):
+            kind = kind_of(back)
+            header = self._asked.header if kind.socket in (sp.Rep0, sp.Respondent0) else kind.header
             await back.send_message(sp.Message(body, header))
         else:
             await back.send(body)

@@ -387,7 +387,7 @@ LOOPS: dict[str, tuple[Callable[[], Any], Callable[[Any], AsyncIterator[object]]
     "PULL": (sp.Pull0, lambda pull: pull),
     "SUB": (sp.Sub0, lambda sub: sub),
     "PAIR": (sp.Pair1, lambda pair: pair),
-    "raw": (partial(sp.Req0, raw=True), lambda req: req),
+    "raw": (sp.raw.Req0, lambda req: req),
     "context of SUB": (sp.Sub0, lambda sub: sub.context()),
     "context of REP": (sp.Rep0, lambda rep: rep.context()),
     "requests": (sp.Rep0, lambda rep: rep.requests()),

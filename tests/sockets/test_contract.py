@@ -135,9 +135,12 @@ async def test_sending_after_the_end_is_refused(kind: Kind) -> None:
     async with kind() as socket:
         pass
     with pytest.raises(trio.ClosedResourceError):
-        await socket.send(b"")
-    with pytest.raises(trio.ClosedResourceError):
-        socket.send_nowait(b"")
+        await socket.send_message(sp.Message(b"", kind.header))
+    if kind.sends_bodies:
+        with pytest.raises(trio.ClosedResourceError):
+            await socket.send(b"")
+        with pytest.raises(trio.ClosedResourceError):
+            socket.send_nowait(b"")
 
 
 @every_receiver
@@ -152,7 +155,7 @@ async def test_receiving_after_the_end_is_refused(kind: Kind) -> None:
 
 
 @pytest.mark.slow
-@every_sender
+@each([kind for kind in ALL if kind.sends_bodies])
 @pytest.mark.parametrize("wrong", ["text", 7, None, [b"x"]])
 async def test_a_body_must_be_bytes(kind: Kind, wrong: object) -> None:
     async with kind() as socket:
@@ -220,7 +223,7 @@ async def test_repr_and_statistics_show_what_is_there(kind: Kind, name: str) -> 
     async with kind(listen=name) as socket, kind.peer() as peer:
         await peer.dial(name)
         await socket.wait_for_peers()
-        assert repr(socket) == f"<{kind.name}{' raw' if kind.raw else ''} open pipes=1 inbox=0>"
+        assert repr(socket) == f"<{'sp.raw.' if kind.raw else ''}{kind.name} open pipes=1 inbox=0>"
         assert repr(peer.dialers[0]) == f"<Dialer {name} attached>"
         assert repr(socket.listeners[0]) == f"<Listener {name} 1 pipes>"
         assert repr(socket.pipes[0]) == f"<Pipe {socket.pipes[0].id} attached {kind.peer_protocol} {name}>"
@@ -229,6 +232,20 @@ async def test_repr_and_statistics_show_what_is_there(kind: Kind, name: str) -> 
         assert counters["listeners"] == [{"url": name, "accepted": 1, "attached": 1, "greeting": 0, "failures": {}, "handshakes": {}}]
         assert counters["pipes"][0]["id"] == socket.pipes[0].id
         assert peer.statistics().as_dict()["dialers"] == ({"url": name, "attempts": 1, "attached": 1, "failures": {}, "handshakes": {}},)
+
+
+@every_socket
+async def test_the_url_of_a_socket_is_that_of_its_only_listener(kind: Kind, name: str) -> None:
+    async with kind() as socket:
+        with pytest.raises(sp.StateError, match="this one has none: use listeners"):
+            _ = socket.url
+        listener = await socket.listen("tcp://127.0.0.1:0")
+        assert socket.url == listener.url != "tcp://127.0.0.1:0"
+        await socket.listen(name)
+        with pytest.raises(sp.StateError, match="this one has 2: use listeners"):
+            _ = socket.url
+        listener.close()
+        assert socket.url == name
 
 
 @pytest.mark.slow
@@ -476,7 +493,7 @@ async def test_a_cancelled_send_has_not_happened(kind: Kind, name: str) -> None:
 
 @every_receiver
 async def test_any_number_of_tasks_may_receive_at_once_unless_it_is_a_reply_that_they_wait_for(kind: Kind, name: str) -> None:
-    raw_peer = Kind(type(kind.peer()), {"raw": True})  # which may answer one question as often as it likes
+    raw_peer = Kind(type(kind.peer()), raw=True)  # which may answer one question as often as it likes
     async with talking(kind, name, peer_kind=None if kind.options else raw_peer) as talk, trio.open_nursery() as nursery:
         if talk.ours is talk.front:
             await talk.begin()
@@ -616,28 +633,20 @@ def test_a_ttl_of_1_to_255_is_taken(kind: Kind, ttl: int) -> None:
 
 @without_ttl
 def test_who_counts_no_hops_takes_no_ttl(kind: Kind) -> None:
-    with pytest.raises(TypeError, match="unknown option 'ttl', expected some of .*raw"):
+    with pytest.raises(TypeError, match="unknown option 'ttl', expected some of .*dial"):
         kind(ttl=8)
 
 
-@pytest.mark.parametrize("option", ["raw", "poly"])
 @pytest.mark.parametrize("wrong", [1, 0, "yes", None])
-@every_cooked_socket
-def test_raw_and_poly_are_true_or_false(kind: Kind, option: str, wrong: object) -> None:
-    if option == "poly" and kind.socket is not sp.Pair1:
-        with pytest.raises(TypeError, match="unknown option 'poly'"):
-            kind.socket(poly=wrong)
-        return
-    with pytest.raises(TypeError, match=f"{option} must be True or False, not {re.escape(repr(wrong))}"):
-        kind.socket(**{option: wrong})
+@every_socket
+def test_poly_is_true_or_false_and_for_pair1(kind: Kind, wrong: object) -> None:
+    error = "poly must be True or False, not " + re.escape(repr(wrong))
+    if kind.socket is not sp.Pair1 or kind.raw:
+        error = "unknown option 'poly'"
+    with pytest.raises(TypeError, match=error):
+        kind.made(poly=wrong)
 
 
-def test_a_pair_cannot_be_poly_and_raw() -> None:
-    with pytest.raises(ValueError, match="poly and raw cannot both be True"):
-        sp.Pair1(poly=True, raw=True)
-
-
-@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
@@ -651,9 +660,9 @@ def test_a_pair_cannot_be_poly_and_raw() -> None:
     ],
     ids=repr,
 )
-async def test_a_deadline_is_a_positive_number_of_seconds(wrong: object, error: type[Exception], message: str, raw: bool) -> None:
+async def test_a_deadline_is_a_positive_number_of_seconds(wrong: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        sp.Surveyor0(deadline=wrong, raw=raw)  # type: ignore[arg-type]
+        sp.Surveyor0(deadline=wrong)  # type: ignore[arg-type]
     async with sp.Surveyor0() as surveyor:
         if wrong is None:  # as the socket has it
             surveyor.context(deadline=None).close()
@@ -755,11 +764,6 @@ async def test_a_header_that_is_no_backtrace_is_refused_and_shown(kind: Kind, he
     async with kind() as socket:
         with pytest.raises(ValueError, match=f"must be a backtrace.*, not {header[:64].hex() or 'empty'}$"):
             await socket.send_message(sp.Message(b"body", header))
-        if not header:
-            with pytest.raises(ValueError, match=r"must be a backtrace.*, not empty$"):
-                await socket.send(b"body")
-            with pytest.raises(ValueError, match=r"must be a backtrace.*, not empty$"):
-                socket.send_nowait(b"body")
         assert socket.statistics().dropped == {}
 
 
@@ -782,35 +786,26 @@ async def test_a_wrong_header_is_refused_at_once_also_while_others_wait_and_does
 
 @pytest.mark.parametrize("header", [b"", b"\0\0\0", b"\0\0\0\1\0", b"\0\0\1\1", b"\x80\0\0\1", bytes(8)], ids=bytes.hex)
 async def test_a_raw_pair1_refuses_what_are_no_hops(header: bytes) -> None:
-    async with sp.Pair1(raw=True) as pair:
+    async with sp.raw.Pair1() as pair:
         with pytest.raises(ValueError, match=f"must be a word with the hops, from 0 to 255, not {header.hex() or 'empty'}$"):
             await pair.send_message(sp.Message(b"body", header))
 
 
 @pytest.mark.parametrize("header", [b"\0", b"\0\0\0", bytes(8)], ids=bytes.hex)
 async def test_a_raw_bus_refuses_what_is_no_pipe(header: bytes) -> None:
-    async with sp.Bus0(raw=True) as bus:
+    async with sp.raw.Bus0() as bus:
         with pytest.raises(ValueError, match=f"must be empty or the id of a pipe in 4 bytes, not {header.hex()}$"):
             await bus.send_message(sp.Message(b"body", header))
 
 
 @every_raw_socket
-async def test_a_raw_socket_has_no_conversations(kind: Kind) -> None:
-    calls: dict[str, Callable[[Any], object]] = {
-        "context": lambda socket: socket.context(),
-        "request": lambda socket: socket.request(b""),
-        "requests": lambda socket: anext(socket.requests()),
-        "survey": lambda socket: socket.survey(b""),
-        "surveys": lambda socket: anext(socket.surveys()),
-        "subscribe": lambda socket: socket.subscribe(b""),
-        "unsubscribe": lambda socket: socket.unsubscribe(b""),
-    }
-    async with kind() as socket:
-        assert socket.raw
-        for verb in calls.keys() & VERBS[kind.socket]:
-            with pytest.raises(sp.StateError, match="a raw socket has no (conversations|topics)"):
-                result = calls[verb](socket)
-                await result  # type: ignore[misc]
+def test_what_a_protocol_cannot_do_raw_is_absent_from_its_class(kind: Kind) -> None:
+    for verb in ("context", "request", "requests", "survey", "surveys", "subscribe", "unsubscribe"):
+        assert not hasattr(kind.made, verb)
+    assert kind.sends_bodies is (kind.sends and not kind.header)  # the others need a header with each message
+    for option in ("resend_after", "deadline", "topics", "poly"):
+        with pytest.raises(TypeError, match=f"unknown option '{option}'"):
+            kind.made(**{option: 1})
 
 
 @every_raw_socket
@@ -823,15 +818,8 @@ async def test_a_raw_socket_has_no_wrong_moment(kind: Kind) -> None:
             await socket.send_message(sp.Message(b"x", kind.header))
 
 
-def test_a_raw_subscriber_takes_no_topics() -> None:
-    with pytest.raises(sp.StateError, match="a raw socket has no topics"):
-        sp.Sub0(raw=True, topics=b"a")
-
-
-@every_socket
-async def test_a_cooked_socket_says_so_and_so_does_a_raw_one(kind: Kind) -> None:
-    async with kind() as socket:
-        assert socket.raw is kind.raw
+def test_sp_raw_has_all_protocols() -> None:
+    assert {kind.name for kind in RAW} | {"RawSocket"} == set(sp.raw.__all__)
 
 
 # Counters.

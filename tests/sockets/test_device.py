@@ -22,7 +22,7 @@ from tests.transports.ends import dial, listen
 from tests.transports.wire import until
 
 from .conftest import Background, connect
-from .kinds import ID, RAW, Kind, Talk, each, everything, gone
+from .kinds import ID, RAW, Kind, Talk, each, everything, gone, kind_of, raw_of
 
 _names = itertools.count()
 PATTERNS: dict[str, tuple[type, type]] = {
@@ -60,7 +60,7 @@ def new_url(scheme: str, folder: Path) -> str:
 async def running(front: Any, back: Any = None) -> AsyncIterator[trio.CancelScope]:
     """Run a device beside the block."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(sp.device, front, back)
+        nursery.start_soon(sp.device.device, front, back)
         await wait_all_tasks_blocked()
         yield nursery.cancel_scope
         nursery.cancel_scope.cancel()
@@ -94,7 +94,7 @@ async def chain(
         last = await enter(answering(**everything(Kind(answering)), **back))
         sockets = [first]
         for _ in urls[1:]:
-            sockets += [await enter(answering(raw=True, **middle)), await enter(asking(raw=True, **middle))]
+            sockets += [await enter(raw_of(answering)(**middle)), await enter(raw_of(asking)(**middle))]
         sockets.append(last)
         for url, dialing, listening in zip(urls, sockets[::2], sockets[1::2], strict=True):
             await dial(dialing, (await listen(listening, url)).url)
@@ -151,8 +151,8 @@ async def test_which_socket_is_called_the_front_makes_no_difference(tmp_path: Pa
     for turned in (False, True):
         async with (
             sp.Rep0(listen=urls[1]) as rep,
-            sp.Req0(raw=True, dial=urls[1]) as back,
-            sp.Rep0(raw=True, listen=urls[0]) as front,
+            sp.raw.Req0(dial=urls[1]) as back,
+            sp.raw.Rep0(listen=urls[0]) as front,
             sp.Req0(dial=urls[0]) as req,
             running(*((back, front) if turned else (front, back))),
         ):
@@ -195,8 +195,8 @@ async def test_surveys_reach_everybody_behind_a_device_and_all_answers_come_back
     urls = [new_url("tcp", tmp_path), new_url("inproc", tmp_path)]
     with trio.fail_after(20):
         async with (
-            sp.Respondent0(raw=True, listen=urls[0]) as front,
-            sp.Surveyor0(raw=True, listen=urls[1]) as back,
+            sp.raw.Respondent0(listen=urls[0]) as front,
+            sp.raw.Surveyor0(listen=urls[1]) as back,
             trio.open_nursery() as nursery,
             running(front, back),
         ):
@@ -257,8 +257,8 @@ async def test_a_device_drops_and_counts_what_has_come_further_than_its_own_ttl(
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         first = await enter(asking(**LASTING.get(asking, {})))
-        fronts = [await enter(answering(raw=True, ttl=ttl, listen=url)) for url in urls]
-        backs = [await enter(asking(raw=True, **own)) for _ in urls]
+        fronts = [await enter(raw_of(answering)(ttl=ttl, listen=url)) for url in urls]
+        backs = [await enter(raw_of(asking)(**own)) for _ in urls]
         await dial(first, urls[0])
         for back, url in zip(backs, urls[1:], strict=False):
             await dial(back, url)
@@ -276,10 +276,10 @@ async def test_a_device_drops_and_counts_what_has_come_further_than_its_own_ttl(
 @pytest.mark.parametrize("scheme", ["inproc", "tcp"])
 async def test_a_loop_of_two_devices_comes_to_rest(asking: type, answering: type, ttl: int, scheme: str, tmp_path: Path) -> None:
     async with (
-        answering(raw=True, ttl=ttl) as one_front,
-        asking(raw=True, **({"ttl": ttl} if asking is sp.Pair1 else {})) as one_back,
-        answering(raw=True, ttl=ttl) as two_front,
-        asking(raw=True, **({"ttl": ttl} if asking is sp.Pair1 else {})) as two_back,
+        raw_of(answering)(ttl=ttl) as one_front,
+        raw_of(asking)(**({"ttl": ttl} if asking is sp.Pair1 else {})) as one_back,
+        raw_of(answering)(ttl=ttl) as two_front,
+        raw_of(asking)(**({"ttl": ttl} if asking is sp.Pair1 else {})) as two_back,
     ):
         with trio.fail_after(20):
             await dial(one_back, (await listen(two_front, new_url(scheme, tmp_path))).url)
@@ -387,7 +387,7 @@ async def test_a_slow_service_behind_a_device_holds_its_clients_back_and_answers
 async def test_a_client_that_does_not_read_its_answers_does_not_stall_the_others(raw_class: type, tmp_path: Path) -> None:
     asking, answering = PATTERNS["req" if raw_class is sp.Req0 else "survey"]
     urls = [new_url("inproc", tmp_path) for _ in range(2)]
-    async with chain(asking, answering, urls, middle={"outbox_limit": 4}) as joined, raw_class(raw=True, inbox_limit=1) as deaf:
+    async with chain(asking, answering, urls, middle={"outbox_limit": 4}) as joined, raw_of(raw_class)(inbox_limit=1) as deaf:
         device_front = joined.middle[0]
         await dial(deaf, urls[0])
         await device_front.wait_for_peers(2)
@@ -423,8 +423,8 @@ async def test_a_client_that_does_not_read_its_answers_does_not_stall_the_others
 async def test_a_slow_subscriber_behind_a_device_misses_messages_and_the_others_none(tmp_path: Path, autojump_clock: MockClock) -> None:
     urls = [new_url("inproc", tmp_path) for _ in range(2)]
     async with (
-        sp.Sub0(raw=True, listen=urls[0]) as front,
-        sp.Pub0(raw=True, listen=urls[1], outbox_limit=4) as back,
+        sp.raw.Sub0(listen=urls[0]) as front,
+        sp.raw.Pub0(listen=urls[1], outbox_limit=4) as back,
         sp.Pub0(dial=urls[0]) as pub,
         sp.Sub0(topics=b"") as good,
         sp.Sub0(topics=b"", inbox_limit=1, inbox_drops="newest") as slow,
@@ -452,8 +452,8 @@ async def test_a_side_without_peers_is_waited_for(kind: Kind, tmp_path: Path) ->
     counterpart = type(kind.peer())
     async with (
         kind() as first,
-        counterpart(raw=True, listen=urls[0], inbox_limit=4) as front,
-        kind.socket(raw=True, listen=urls[1]) as back,
+        raw_of(counterpart)(listen=urls[0], inbox_limit=4) as front,
+        raw_of(kind.socket)(listen=urls[1]) as back,
         running(front, back),
         trio.open_nursery() as nursery,
     ):
@@ -475,7 +475,7 @@ async def test_a_side_without_peers_is_waited_for(kind: Kind, tmp_path: Path) ->
 async def test_a_side_whose_peer_dies_goes_on_with_the_next_one(dying: str, tmp_path: Path) -> None:
     urls = [new_url("tcp", tmp_path), new_url("ipc", tmp_path)]
     with trio.fail_after(20):
-        async with sp.Rep0(raw=True, listen=urls[0]) as front, sp.Req0(raw=True, listen=urls[1]) as back, running(front, back):
+        async with sp.raw.Rep0(listen=urls[0]) as front, sp.raw.Req0(listen=urls[1]) as back, running(front, back):
             address = front.listeners[0].url
             async with AsyncExitStack() as stack:
                 req = rep = None
@@ -523,7 +523,7 @@ async def test_a_request_whose_service_dies_behind_the_device_is_asked_again_by_
 
 
 async def test_a_device_of_one_bus_passes_on_to_all_but_the_sender(url: str) -> None:
-    async with sp.Bus0(raw=True) as bus, trio.open_nursery() as nursery:
+    async with sp.raw.Bus0() as bus, trio.open_nursery() as nursery:
         await listen(bus, url)
         peers = [await nursery.start(_peer, bus.listeners[0].url) for _ in range(5)]
         await bus.wait_for_peers(5)
@@ -550,7 +550,7 @@ async def _peer(url: str, task_status: trio.TaskStatus[sp.Bus0]) -> None:
 
 
 async def test_a_bus_with_one_peer_has_nobody_to_pass_on_to_and_counts_it(name: str) -> None:
-    async with sp.Bus0(raw=True, listen=name) as bus, sp.Bus0() as peer, running(bus):
+    async with sp.raw.Bus0(listen=name) as bus, sp.Bus0() as peer, running(bus):
         await connect(bus, peer)
         await peer.send(b"hello?")
         await wait_all_tasks_blocked()
@@ -560,7 +560,7 @@ async def test_a_bus_with_one_peer_has_nobody_to_pass_on_to_and_counts_it(name: 
 
 async def test_two_buses_are_joined_to_one_but_no_message_comes_back_to_its_own(tmp_path: Path) -> None:
     urls = [new_url("inproc", tmp_path) for _ in range(2)]
-    async with sp.Bus0(raw=True, listen=urls[0]) as one, sp.Bus0(raw=True, listen=urls[1]) as two, trio.open_nursery() as nursery:
+    async with sp.raw.Bus0(listen=urls[0]) as one, sp.raw.Bus0(listen=urls[1]) as two, trio.open_nursery() as nursery:
         near = [await nursery.start(_peer, urls[0]) for _ in range(2)]
         far = [await nursery.start(_peer, urls[1]) for _ in range(3)]
         await one.wait_for_peers(2)
@@ -576,7 +576,7 @@ async def test_two_buses_are_joined_to_one_but_no_message_comes_back_to_its_own(
 
 
 async def test_a_raw_bus_names_who_has_sent_and_can_answer_everybody_else(name: str) -> None:
-    async with sp.Bus0(raw=True, listen=name) as bus, sp.Bus0() as one, sp.Bus0() as two:
+    async with sp.raw.Bus0(listen=name) as bus, sp.Bus0() as one, sp.Bus0() as two:
         await connect(bus, one)
         await dial(two, name)
         await bus.wait_for_peers(2)
@@ -602,42 +602,44 @@ async def test_a_device_takes_counterparts_and_nothing_else(kind: Kind) -> None:
                 continue
             async with other_kind() as other:
                 for front, back in ((socket, other), (other, socket)):
-                    names = f"{Kind(type(front)).protocol} and {Kind(type(back)).protocol}"
-                    with pytest.raises(ValueError, match=f"a device cannot join {names}: expected {Kind(type(front)).peer_protocol}"):
-                        await sp.device(front, back)
+                    names = f"{kind_of(front).protocol} and {kind_of(back).protocol}"
+                    with pytest.raises(ValueError, match=f"a device cannot join {names}: expected {kind_of(front).peer_protocol}"):
+                        await sp.device.device(front, back)
         if kind.socket not in (sp.Bus0, sp.Pair0, sp.Pair1):
             with pytest.raises(ValueError, match=f"a device cannot join {kind.protocol} and itself: expected {kind.peer_protocol}"):
-                await sp.device(socket)
-        with pytest.raises(ValueError, match=r"device\(socket\), not device\(socket, socket\)"):
-            await sp.device(socket, socket)
+                await sp.device.device(socket)
+        with pytest.raises(
+            ValueError, match=r"the same socket was given twice: for a device with one socket, call sp.device.device\(socket\)"
+        ):
+            await sp.device.device(socket, socket)
 
 
 @every_pattern
 async def test_a_device_takes_raw_sockets_that_are_open(asking: type, answering: type, name: str) -> None:
-    async with asking(raw=True) as raw, answering() as cooked, asking() as cooked_too:
+    async with raw_of(asking)() as raw, answering() as cooked, asking() as cooked_too:
         for pair in ((raw, cooked), (cooked, raw), (cooked, cooked_too), (cooked,)):
-            with pytest.raises(sp.StateError, match="a device needs raw sockets: make <.* with raw=True"):
-                await sp.device(*pair)
-        for pair in ((raw, answering(raw=True)), (answering(raw=True), raw)):
+            with pytest.raises(TypeError, match=r"a device needs raw sockets: expected sp\.raw\.\w+\(\.\.\.\), not <\w+ open"):
+                await sp.device.device(*pair)
+        for pair in ((raw, raw_of(answering)()), (raw_of(answering)(), raw)):
             with pytest.raises(sp.StateError, match="async with"):
-                await sp.device(*pair)
-        closed = answering(raw=True)
+                await sp.device.device(*pair)
+        closed = raw_of(answering)()
         closed.close()
         for pair in ((raw, closed), (closed, raw)):
             with pytest.raises(trio.ClosedResourceError):
-                await sp.device(*pair)
-        async with answering(raw=True) as other, running(raw, other):  # after all that it is free
+                await sp.device.device(*pair)
+        async with raw_of(answering)() as other, running(raw, other):  # after all that it is free
             pass
 
 
 @every_pattern
 async def test_a_socket_is_in_one_device_at_a_time_and_free_again_afterwards(asking: type, answering: type) -> None:
-    async with asking(raw=True) as one, answering(raw=True) as two, asking(raw=True) as three, answering(raw=True) as four:
+    async with raw_of(asking)() as one, raw_of(answering)() as two, raw_of(asking)() as three, raw_of(answering)() as four:
         for _ in range(2):
             async with running(one, two):
                 for pair in ((one, four), (three, two), (two, three), (one, two), *([(one,)] if asking is answering else [])):
                     with pytest.raises(trio.BusyResourceError, match="in another device already"):
-                        await sp.device(*pair)
+                        await sp.device.device(*pair)
                 async with running(three, four):
                     pass
 
@@ -646,15 +648,15 @@ async def test_a_socket_is_in_one_device_at_a_time_and_free_again_afterwards(ask
 @pytest.mark.parametrize("closing", [0, 1], ids=["front", "back"])
 @pytest.mark.parametrize("turned", [False, True])
 async def test_closing_a_socket_ends_the_device_with_an_error_of_its_own(asking: type, answering: type, closing: int, turned: bool) -> None:
-    async with answering(raw=True) as front, asking(raw=True) as back, trio.open_nursery() as nursery:
+    async with raw_of(answering)() as front, raw_of(asking)() as back, trio.open_nursery() as nursery:
         sockets = (back, front) if turned else (front, back)
-        device = Background(nursery, lambda: sp.device(*sockets))
+        device = Background(nursery, lambda: sp.device.device(*sockets))
         await wait_all_tasks_blocked()
         sockets[closing].close()
         with trio.fail_after(1), pytest.raises(trio.ClosedResourceError):
             await device.done()
         other = sockets[1 - closing]
-        async with (asking if isinstance(other, answering) else answering)(raw=True) as new, running(other, new):
+        async with raw_of(asking if other is front else answering)() as new, running(other, new):
             pass
 
 
@@ -662,12 +664,12 @@ async def test_closing_a_socket_ends_the_device_with_an_error_of_its_own(asking:
 async def test_closing_a_socket_while_the_device_waits_for_room_ends_it_and_loses_nothing(closing: str, tmp_path: Path) -> None:
     urls = [new_url("inproc", tmp_path) for _ in range(2)]
     async with (
-        sp.Pull0(raw=True, listen=urls[0]) as front,
-        sp.Push0(raw=True, listen=urls[1]) as back,
+        sp.raw.Pull0(listen=urls[0]) as front,
+        sp.raw.Push0(listen=urls[1]) as back,
         sp.Push0(dial=urls[0]) as push,
         trio.open_nursery() as nursery,
     ):
-        device = Background(nursery, lambda: sp.device(front, back))
+        device = Background(nursery, lambda: sp.device.device(front, back))
         for number in range(10):
             await push.send(b"%d" % number)
         await wait_all_tasks_blocked()
@@ -682,8 +684,8 @@ async def test_closing_a_socket_while_the_device_waits_for_room_ends_it_and_lose
 
 async def test_leaving_the_block_of_a_socket_ends_the_device(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
-        async with sp.Pair0(raw=True) as one, sp.Pair0(raw=True) as two:
-            device = Background(nursery, lambda: sp.device(one, two))
+        async with sp.raw.Pair0() as one, sp.raw.Pair0() as two:
+            device = Background(nursery, lambda: sp.device.device(one, two))
             await wait_all_tasks_blocked()
         with pytest.raises(trio.ClosedResourceError):
             await device.done()
@@ -692,8 +694,8 @@ async def test_leaving_the_block_of_a_socket_ends_the_device(tmp_path: Path) -> 
 async def test_an_application_may_use_the_sockets_of_a_device_beside_it(tmp_path: Path) -> None:
     urls = [new_url("inproc", tmp_path) for _ in range(2)]
     async with (
-        sp.Pull0(raw=True, listen=urls[0]) as front,
-        sp.Push0(raw=True, listen=urls[1]) as back,
+        sp.raw.Pull0(listen=urls[0]) as front,
+        sp.raw.Push0(listen=urls[1]) as back,
         sp.Push0(dial=urls[0]) as push,
         sp.Pull0(dial=urls[1]) as pull,
         running(front, back),
@@ -714,14 +716,14 @@ async def test_a_device_that_has_much_to_do_leaves_turns_to_others(name: str) ->
             await trio.lowlevel.checkpoint()
             turns += 1
 
-    async with sp.Bus0(raw=True, listen=name, inbox_limit=5000) as bus, sp.Bus0(outbox_limit=5000) as peer, trio.open_nursery() as nursery:
+    async with sp.raw.Bus0(listen=name, inbox_limit=5000) as bus, sp.Bus0(outbox_limit=5000) as peer, trio.open_nursery() as nursery:
         await connect(bus, peer)
         await peer.send_many([b"x"] * 4000)
         with trio.fail_after(5):
             while bus.statistics().inbox < 4000:
                 await trio.lowlevel.checkpoint()
         nursery.start_soon(other)
-        nursery.start_soon(sp.device, bus)
+        nursery.start_soon(sp.device.device, bus)
         await until_empty(bus)
         assert turns >= 4000 // 64 - 1
         nursery.cancel_scope.cancel()
@@ -760,8 +762,8 @@ async def test_a_device_cancelled_at_any_moment_loses_and_doubles_nothing(scheme
     small: dict[str, Any] = {"inbox_limit": 3, "outbox_limit": 2}
     count = 600
     async with (
-        sp.Pull0(raw=True, **small) as front,
-        sp.Push0(raw=True, **small) as back,
+        sp.raw.Pull0(**small) as front,
+        sp.raw.Push0(**small) as back,
         sp.Push0(outbox_limit=5) as push,
         sp.Pull0(**small) as pull,
         trio.open_nursery() as nursery,
@@ -789,7 +791,7 @@ async def test_a_device_cancelled_at_any_moment_loses_and_doubles_nothing(scheme
         with trio.fail_after(30):
             while len(passed) + len(taken) < count:
                 async with trio.open_nursery() as inner:
-                    inner.start_soon(sp.device, front, back)
+                    inner.start_soon(sp.device.device, front, back)
                     for _ in range(chance.choice([1, 2, 3, 5, 10, 50])):
                         await trio.lowlevel.checkpoint()
                     inner.cancel_scope.cancel()
@@ -820,8 +822,8 @@ async def test_a_device_that_is_stopped_and_started_again_and_again_passes_all_o
     urls = [new_url("inproc", tmp_path), new_url("tcp", tmp_path)]
     count = 200
     async with (
-        answering(raw=True) as front,
-        asking(raw=True) as back,
+        raw_of(answering)() as front,
+        raw_of(asking)() as back,
         asking(**LASTING.get(asking, {})) as first,
         answering() as last,
         trio.open_nursery() as nursery,
@@ -848,7 +850,7 @@ async def test_a_device_that_is_stopped_and_started_again_and_again_passes_all_o
         with trio.move_on_after(30):
             while True:
                 async with trio.open_nursery() as inner:
-                    inner.start_soon(sp.device, front, back)
+                    inner.start_soon(sp.device.device, front, back)
                     for _ in range(chance.randrange(1, 12)):
                         await trio.lowlevel.checkpoint()
                     inner.cancel_scope.cancel()
@@ -860,8 +862,8 @@ async def test_a_device_that_is_stopped_and_started_again_and_again_passes_all_o
 async def test_a_cancellation_around_the_sockets_and_their_device_stays_one(tmp_path: Path) -> None:
     for _ in range(30):
         with trio.move_on_after(0) as scope:
-            async with sp.Rep0(raw=True) as front, sp.Req0(raw=True) as back, trio.open_nursery() as nursery:
-                nursery.start_soon(sp.device, front, back)
+            async with sp.raw.Rep0() as front, sp.raw.Req0() as back, trio.open_nursery() as nursery:
+                nursery.start_soon(sp.device.device, front, back)
                 scope.cancel()
                 await trio.sleep_forever()
         assert scope.cancelled_caught
@@ -869,5 +871,5 @@ async def test_a_cancellation_around_the_sockets_and_their_device_stays_one(tmp_
 
 @pytest.mark.parametrize("wrong", [None, "tcp://x", 7])
 async def test_a_device_takes_sockets_only(wrong: object) -> None:
-    with pytest.raises(TypeError, match=f"a device takes sockets, not {type(wrong).__name__}"):
-        await sp.device(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=rf"a device takes raw sockets, such as sp.raw.Rep0\(...\), not {type(wrong).__name__}"):
+        await sp.device.device(wrong)  # type: ignore[arg-type]

@@ -44,13 +44,13 @@ def patterns() -> list[Any]:
 async def test_bodies_of_any_size_up_to_the_limit_arrive_and_a_larger_one_ends_its_pipe_and_nothing_else(
     new_url: Callable[[], str], front_class: type, back_class: type, options: dict[str, Any], raw: bool, front_listens: bool
 ) -> None:
-    flag: dict[str, Any] = {"raw": True} if raw else {}
+    front_kind, back_kind = Kind(front_class, raw=raw), Kind(back_class, raw=raw)
     everywhere = {"poly": True} if "poly" in options else {}
     size = 4 if front_class in (sp.Req0, sp.Surveyor0, sp.Pair1) else 0  # of the header on the wire
     with trio.fail_after(20):
         async with (
-            front_class(**options, **flag, **QUICK, max_message_size=LIMIT) as front,
-            back_class(**everywhere, **everything(Kind(back_class, flag)), **flag, **QUICK, max_message_size=LIMIT) as back,
+            front_kind(**options, **QUICK, max_message_size=LIMIT) as front,
+            back_kind(**everywhere, **everything(back_kind), **QUICK, max_message_size=LIMIT) as back,
         ):
             listening, dialing = (front, back) if front_listens else (back, front)
             await dial(dialing, (await listen(listening, new_url())).url)

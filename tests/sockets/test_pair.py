@@ -26,7 +26,7 @@ NewUrl = Callable[[], str]
 TAKEN = "this PAIR has its peer already"
 HINT = "a PAIR that has its peer does that"
 
-PAIRS = [Kind(sp.Pair0), Kind(sp.Pair1), Kind(sp.Pair0, {"raw": True}), Kind(sp.Pair1, {"raw": True})]
+PAIRS = [Kind(sp.Pair0), Kind(sp.Pair1), Kind(sp.Pair0, raw=True), Kind(sp.Pair1, raw=True)]
 every_pair = each(PAIRS)
 cooked_pairs = each(PAIRS[:2])
 
@@ -382,11 +382,11 @@ async def test_two_hundred_dialers_over_a_network_do_not_disturb_the_pair(new_ur
 @pytest.mark.parametrize(
     ("ttl", "hops", "taken"), [(8, 0, True), (8, 8, True), (8, 9, False), (1, 1, True), (1, 2, False), (255, 255, True)]
 )
-@pytest.mark.parametrize("options", [{}, {"poly": True}, {"raw": True}], ids=["cooked", "poly", "raw"])
+@each([Kind(sp.Pair1), Kind(sp.Pair1, {"poly": True}), Kind(sp.Pair1, raw=True)])
 async def test_messages_with_more_hops_than_the_ttl_are_dropped_and_counted(
-    ttl: int, hops: int, taken: bool, options: dict[str, Any], name: str
+    ttl: int, hops: int, taken: bool, kind: Kind, name: str
 ) -> None:
-    async with sp.Pair1(listen=name, ttl=ttl, **options) as pair, sp.Pair1(raw=True) as other:
+    async with kind(listen=name, ttl=ttl) as pair, sp.raw.Pair1() as other:
         await connect(pair, other)
         if hops:  # what a raw socket sends has made one more than it says
             await other.send_message(sp.Message(b"body", bytes([0, 0, 0, hops - 1])))
@@ -404,7 +404,7 @@ async def test_messages_with_more_hops_than_the_ttl_are_dropped_and_counted(
 
 
 async def test_a_raw_message_that_has_made_255_hops_is_not_sent_on(name: str) -> None:
-    async with sp.Pair1(listen=name, ttl=255) as pair, sp.Pair1(raw=True) as other:
+    async with sp.Pair1(listen=name, ttl=255) as pair, sp.raw.Pair1() as other:
         await connect(pair, other)
         await other.send_message(sp.Message(b"too far", b"\0\0\0\xff"))
         await other.send_message(sp.Message(b"far", b"\0\0\0\xfe"))
@@ -413,7 +413,7 @@ async def test_a_raw_message_that_has_made_255_hops_is_not_sent_on(name: str) ->
 
 
 async def test_a_message_that_was_received_can_be_sent_on_as_it_is(name: str) -> None:
-    async with sp.Pair1(listen=name + "1") as left, sp.Pair1(raw=True) as front, sp.Pair1(raw=True) as back, sp.Pair1() as right:
+    async with sp.Pair1(listen=name + "1") as left, sp.raw.Pair1() as front, sp.raw.Pair1() as back, sp.Pair1() as right:
         await connect(left, front)
         await back.listen(name + "2")
         await connect(back, right)

@@ -34,7 +34,7 @@ async def received(pull: sp.Pull0) -> list[int]:
 # Whose turn it is.
 
 
-@each([Kind(sp.Push0), Kind(sp.Push0, {"raw": True})])
+@each([Kind(sp.Push0), Kind(sp.Push0, raw=True)])
 async def test_messages_go_round_among_the_peers_one_each(kind: Kind, url: str) -> None:
     async with kind(listen=url, tls=server_tls(url)) as push, sp.Pull0() as one, sp.Pull0() as two, sp.Pull0() as three:
         for pull in (one, two, three):
@@ -327,7 +327,7 @@ async def test_a_request_asks_the_best_and_another_one_only_when_it_is_gone(name
 
 
 async def test_a_raw_req_has_priorities_too(name: str) -> None:
-    async with sp.Req0(raw=True) as req, sp.Rep0(listen=name + "-best") as best, sp.Rep0(listen=name + "-spare") as spare:
+    async with sp.raw.Req0() as req, sp.Rep0(listen=name + "-best") as best, sp.Rep0(listen=name + "-spare") as spare:
         await req.dial(name + "-spare", priority=2)
         await req.dial(name + "-best", priority=1)
         for number in range(5):

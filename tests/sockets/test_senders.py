@@ -64,7 +64,7 @@ async def test_a_call_that_finds_others_waiting_joins_them_without_a_try(name: s
 class Asker:
     """A raw REQ that asks with numbers, and reads the answers only when told to."""
 
-    def __init__(self, req: sp.Req0) -> None:
+    def __init__(self, req: sp.raw.Req0) -> None:
         self._req = req
 
     async def ask(self, count: int, first: int = 0) -> None:
@@ -87,7 +87,7 @@ async def serve(rep: sp.Rep0 | sp.Respondent0, size: int = 0) -> None:
 async def test_replies_that_wait_for_one_peer_are_not_tried_for_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1) as rep,
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         sp.Req0() as quick,
         trio.open_nursery() as nursery,
     ):
@@ -98,7 +98,7 @@ async def test_replies_that_wait_for_one_peer_are_not_tried_for_another(name: st
         waiting = _waiting(rep)
         assert waiting > WAITING
         tries = Counter[int]()
-        reply = rep._engine.reply  # type: ignore[union-attr]
+        reply = rep._engine.reply
 
         def counted(request: Message, body: bytes) -> bool:
             tries[request.pipe.id if request.pipe is not None else 0] += 1
@@ -148,7 +148,7 @@ async def test_one_that_is_cancelled_and_one_whose_context_is_closed_leave_the_l
 async def test_a_reply_that_waits_goes_to_its_own_request_or_nowhere(name: str) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1) as rep,
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         sp.Req0() as quick,
         trio.open_nursery() as nursery,
     ):
@@ -174,7 +174,7 @@ async def test_a_reply_that_waits_goes_to_its_own_request_or_nowhere(name: str) 
         nursery.cancel_scope.cancel()
 
 
-async def _read_all(req: sp.Req0) -> None:
+async def _read_all(req: sp.raw.Req0) -> None:
     while True:
         await req.receive_message()
 
@@ -184,7 +184,7 @@ async def _read_all(req: sp.Req0) -> None:
 async def test_a_peer_for_which_too_many_replies_wait_is_not_read_until_it_reads(name: str, bound: dict[str, int]) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, **bound) as rep,  # type: ignore[arg-type]
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         sp.Req0() as quick,
         trio.open_nursery() as nursery,
     ):
@@ -204,7 +204,7 @@ async def test_a_peer_for_which_too_many_replies_wait_is_not_read_until_it_reads
 async def test_a_peer_that_takes_none_of_its_replies_for_a_minute_is_ended(name: str, autojump_clock: MockClock) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=20) as rep,
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         trio.open_nursery() as nursery,
     ):
         await connect(rep, slow)
@@ -227,7 +227,7 @@ async def test_a_peer_that_takes_none_of_its_replies_for_a_minute_is_ended(name:
 async def test_a_peer_that_takes_one_of_its_replies_now_and_then_stays(name: str, autojump_clock: MockClock) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=1000) as rep,
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         trio.open_nursery() as nursery,
     ):
         await connect(rep, slow)
@@ -247,7 +247,7 @@ async def test_a_peer_that_takes_one_of_its_replies_now_and_then_stays(name: str
 async def test_a_peer_that_reads_at_first_and_then_no_more_is_ended(name: str, autojump_clock: MockClock) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=1000) as rep,
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         trio.open_nursery() as nursery,
     ):
         await connect(rep, slow)
@@ -266,7 +266,7 @@ async def test_a_peer_that_reads_at_first_and_then_no_more_is_ended(name: str, a
 async def test_a_peer_whose_replies_were_given_up_stays(name: str, autojump_clock: MockClock) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=20) as rep,
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         trio.open_nursery() as nursery,
     ):
         await connect(rep, slow)
@@ -310,7 +310,7 @@ async def test_a_slow_link_on_which_the_kernel_is_full_for_minutes_is_no_stalled
 async def test_what_waits_for_a_peer_that_leaves_is_let_go(name: str) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=20, linger=0) as rep,
-        sp.Req0(raw=True, inbox_limit=1) as slow,
+        sp.raw.Req0(inbox_limit=1) as slow,
         trio.open_nursery() as nursery,
     ):
         await connect(rep, slow)
@@ -330,15 +330,15 @@ async def test_what_waits_for_a_peer_that_leaves_is_let_go(name: str) -> None:
 
 async def test_a_device_stands_in_line_as_well(name: str) -> None:
     async with (
-        sp.Push0(listen=name, raw=True) as push,
-        sp.Pull0(listen=f"{name}-front", raw=True) as front,
+        sp.raw.Push0(listen=name) as push,
+        sp.raw.Pull0(listen=f"{name}-front") as front,
         sp.Push0() as source,
         sp.Pull0() as pull,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(push.send, b"first")
         await wait_all_tasks_blocked()
-        nursery.start_soon(sp.device, front, push)
+        nursery.start_soon(sp.device.device, front, push)
         await connect(front, source)
         await source.send(b"second")
         await wait_all_tasks_blocked()

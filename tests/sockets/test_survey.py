@@ -607,11 +607,3 @@ async def test_what_was_not_read_of_a_survey_is_counted(name: str, autojump_cloc
                 assert repr(survey) == "<Survey over>"
         assert surveyor.statistics().dropped == {"unread": 1}
         nursery.cancel_scope.cancel()
-
-
-async def test_a_raw_respondent_says_at_once_that_it_has_no_surveys() -> None:
-    async with sp.Respondent0(raw=True) as respondent, sp.Rep0(raw=True) as rep:
-        with pytest.raises(sp.StateError, match="raw"):
-            respondent.surveys()
-        with pytest.raises(sp.StateError, match="raw"):
-            rep.requests()
