@@ -1,4 +1,4 @@
-"""What a peer seems to speak when it does not speak what was expected."""
+"""Guesses what a peer speaks that does not speak what was expected."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _OVER_TLS: Final = {"tcp": "tls+tcp", "ws": "wss"}
 
 
 def guess_protocol(data: bytes, expected: str, *, over_tls: bool = False) -> str:
-    """Return a hint on what the peer speaks instead of *expected*, a scheme; empty if it is unknown.
+    """Return a hint on what the peer speaks instead of *expected*, a scheme.  Empty: no guess.
 
-    *data* is the beginning of what the peer sent.  *over_tls* says that it came through TLS, so that
-    the hint names ``tls+tcp`` or ``wss``.
+    *data* is the beginning of what the peer sent.  *over_tls* says that it came through TLS, so
+    that the hint names ``tls+tcp`` or ``wss``.
     """
     if data.startswith(_PROXY):
         return f"; {PROXY_HINT}"

@@ -1,1 +1,1 @@
-"""TLS by pyOpenSSL: configuration, contexts, and sessions without I/O."""
+"""TLS by pyOpenSSL: configurations, contexts, and sessions without I/O."""

@@ -1,7 +1,7 @@
-"""The names in a certificate: what they are, and whether one of them is the name that is wanted.
+"""The names in a certificate, and whether one of them is the expected name.
 
-They are read one by one, since one odd name must not spoil the others: cryptography reads all or
-none, and so does service-identity, which knows how to compare them.
+The names are parsed one by one, so that an odd one does not spoil the others.  cryptography would
+parse all of them or none, and so would service-identity, which compares them here.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _EXTENSIONS: Final = 0xA3
 _SUBJECT_ALTERNATIVE_NAME: Final = bytes.fromhex("551d11")
 _IP: Final = 0x87
 _KINDS: Final = {0x81: "email", 0x82: "DNS", 0x86: "URI", _IP: "IP"}
-"""The kinds of names that we tell, by their tags (RFC 5280, 4.2.1.6)."""
+"""The kinds of names that we show, by their tags (RFC 5280, 4.2.1.6)."""
 _OTHER_KINDS: Final = (0xA0, 0xA3, 0xA4, 0xA5, 0x88)
-"""The tags of all others that there are."""
+"""The tags of all other kinds."""
 _IP_SIZES: Final = (4, 16)
 
 
 def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
-    """Return the subject alternative names with their kinds, without those that cannot be read."""
+    """Return the subject alternative names that can be parsed, each as ``KIND:NAME``."""
     return tuple(f"{kind}:{value}" for kind, value in _names(certificate))
 
 
 @lru_cache(maxsize=256)
 def wrong_name(certificate: x509.Certificate, name: str) -> str:
-    """Return what is wrong with *certificate* for a server that is to be *name*; empty: nothing."""
+    """Return why *certificate* is not for the server *name*.  Empty: it is."""
     try:
         wanted = DNS_ID(name) if packed_address(name) is None else IPAddress_ID(name)
     except ValueError:
@@ -55,7 +55,7 @@ def wrong_name(certificate: x509.Certificate, name: str) -> str:
 
 
 def packed_address(name: str) -> bytes | None:
-    """Return *name* as a packed IP address; None: it is none."""
+    """Return *name* as a packed IP address.  None: it is not an IP address."""
     try:
         return ipaddress.ip_address(name).packed
     except ValueError:
@@ -63,27 +63,27 @@ def packed_address(name: str) -> bytes | None:
 
 
 def _pattern(kind: str, value: str) -> DNSPattern | IPAddressPattern | None:
-    """Return what a server's name is compared with; None: this name matches nothing."""
+    """Return the pattern to compare a server's name with.  None: this name matches nothing."""
     if kind == "IP":
         return IPAddressPattern(ipaddress.ip_address(value))
-    if kind != "DNS" or value != value.strip():  # which would be forgiven
+    if kind != "DNS" or value != value.strip():  # DNSPattern would ignore the spaces
         return None
     try:
         return DNSPattern.from_bytes(value.encode())
-    except CertificateError:  # a wildcard for too much, an address, nothing at all
+    except CertificateError:  # a wildcard that is too wide, an IP address, or nothing
         return None
 
 
 def _names(certificate: x509.Certificate) -> list[tuple[str, str]]:
     try:
         found = [name for tag, content in _general_names(certificate) if (name := _name(tag, content))]
-    except (IndexError, ValueError):  # not even a list of names
+    except (IndexError, ValueError):  # it is not a list of names
         return []
     return found
 
 
 def _name(tag: int, content: bytes) -> tuple[str, str] | None:
-    """Return kind and text of a name; None: it is of another kind, or cannot be read."""
+    """Return the kind and the text of a name.  None: it is of another kind, or cannot be parsed."""
     try:
         if tag != _IP:
             return _KINDS[tag], content.decode()
@@ -93,7 +93,10 @@ def _name(tag: int, content: bytes) -> tuple[str, str] | None:
 
 
 def _general_names(certificate: x509.Certificate) -> list[tuple[int, bytes]]:
-    """Return the subject alternative names as they stand in *certificate*.  Raises ValueError."""
+    """Return the tag and content of each subject alternative name.
+
+    Raises ValueError or IndexError.
+    """
     ((_, fields),) = _elements(certificate.tbs_certificate_bytes)
     listed = [content for tag, content in _elements(fields) if tag == _EXTENSIONS]
     if not listed:
@@ -106,7 +109,7 @@ def _general_names(certificate: x509.Certificate) -> list[tuple[int, bytes]]:
             values.append(value)
     if not values:
         return []
-    (value,) = values  # two of them are a mistake, and nobody could say which one counts
+    (value,) = values  # the extension must not occur twice
     ((tag, names),) = _elements(value)
     if tag != _SEQUENCE:
         raise ValueError("not a sequence of names")
@@ -117,7 +120,7 @@ def _general_names(certificate: x509.Certificate) -> list[tuple[int, bytes]]:
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tag and content of each element of *der* (X.690, 8.1).
+    """Yield the tag and the content of each element of *der* (X.690, 8.1).
 
     Raises ValueError or IndexError.
     """
@@ -129,10 +132,10 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
             octets = size - 0x80
             size = int.from_bytes(der[at : at + octets])
             if size < 0x80 or not der[at]:
-                raise ValueError("a length in more bytes than it needs, which DER does not have")
+                raise ValueError("DER does not allow a length in more bytes than it needs")
             at += octets
         elif size == 0x80:
-            raise ValueError("a length that is not said, which DER does not have")
+            raise ValueError("DER does not allow an indefinite length")
         if at + size > len(der):
             raise ValueError("it is cut off")
         yield tag, der[at : at + size]

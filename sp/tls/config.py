@@ -27,8 +27,8 @@ class _Reloadable:
         """Read all files again.
 
         New connections use what the files hold now.  Existing connections go on, but sessions from
-        before cannot be resumed.  Raises TLSConfigError if something is wrong with the files; the old
-        content then stays in use.
+        before cannot be resumed.  Raises TLSConfigError if something is wrong with the files; the
+        old content then stays in use.
         """
         self.contexts.reload()
 
@@ -45,8 +45,8 @@ class TLSServerConfig(ServerSettings, _Reloadable):
     """How a listener uses TLS.  It needs a ``certificate``.
 
     A configuration can be shared by any number of listeners, which then also resume each other's
-    sessions.  All files are read and everything is checked when it is made: TLSConfigError names the
-    file and the reason; a value of the wrong type or out of range is a TypeError or ValueError.
+    sessions.  All files are read and everything is checked when it is made: TLSConfigError names
+    the file and the reason; a value of the wrong type or out of range is a TypeError or ValueError.
     """
 
     contexts: ContextSource = attrs.field(init=False, repr=False)
@@ -61,7 +61,9 @@ class TLSServerConfig(ServerSettings, _Reloadable):
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TLSClientConfig(ClientSettings, _Reloadable):
-    """How a dialer uses TLS.  By default a client trusts the system CAs and checks the URL's host name.
+    """How a dialer uses TLS.
+
+    By default a client trusts the system CAs and checks the URL's host name.
 
     A configuration can be shared by any number of dialers.  All files are read and everything is
     checked when it is made: TLSConfigError names the file and the reason; a value of the wrong type
@@ -78,5 +80,5 @@ class TLSClientConfig(ClientSettings, _Reloadable):
 
 @cache
 def default_client_config() -> TLSClientConfig:
-    """Return the configuration for dialers that were given none: the system CAs, and no certificate of our own."""
+    """Return the configuration for dialers that were given none."""
     return TLSClientConfig()

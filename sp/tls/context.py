@@ -29,13 +29,16 @@ log = logging.getLogger("sp")
 _VERSIONS: Final = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 _GROUPS: Final = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 _CIPHERS: Final = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!eNULL:!aDSS:!PSK:!SRP"
-"""For TLS 1.2: forward secrecy and authenticated encryption, which every peer has had for many years."""
+"""For TLS 1.2: only forward secrecy and authenticated encryption, which all peers have."""
 HTTP_1_1: Final = b"http/1.1"
 """The only protocol that wss offers by ALPN: WebSocket over HTTP/2 is another protocol."""
 _RELEASE_BUFFERS: Final = 0x10
-"""SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: an idle connection does not keep 34 KiB for records."""
+"""SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL does not name.  It saves an idle connection 34 KiB."""
 _PARTIAL_WRITE: Final = 0x01
-"""SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets.  With it, a write would stop after each record."""
+"""SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets.
+
+With it, a write would stop after each record.
+"""
 
 
 class Handshake(Protocol):
@@ -62,7 +65,7 @@ class TLSContext:
         self.context = _ready_made(config) if config.context is not None else _build(config)
         mode = self.context.get_verify_mode()
         self.verifies = bool(mode & SSL.VERIFY_PEER)
-        """Whether the peer's certificate is verified: a server's always, a client's if it is asked for one."""
+        """Whether the peer's certificate is verified."""
 
 
 def _build(config: ServerSettings | ClientSettings) -> SSL.Context:
@@ -201,7 +204,10 @@ def _public(holder: PrivateKeyTypes | x509.Certificate) -> bytes:
 
 
 def _trust(context: SSL.Context, source: Source, field: str) -> list[x509.Certificate]:
-    """Trust the certificates in a file, in all files of a directory, or in PEM bytes.  Return them."""
+    """Trust the certificates in a file, in all files of a directory, or in PEM bytes.
+
+    Return them.
+    """
     found: list[x509.Certificate] = []
     if not isinstance(source, bytes) and Path(source).is_dir():
         try:

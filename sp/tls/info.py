@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class TLSInfo:
     """The TLS connection of a pipe, as ``pipe.tls``.  It stays readable after the pipe has ended.
 
-    The certificate can be inspected with the ``cryptography`` package.  Trust ``subject``, ``names``
-    and the rest of it only if ``verified`` is True.
+    The certificate can be inspected with the ``cryptography`` package.  Trust ``subject``,
+    ``names`` and the rest of it only if ``verified`` is True.
     """
 
     def __init__(self, connection: SSL.Connection, *, verifies: bool, resumed: bool) -> None:
@@ -35,7 +35,10 @@ class TLSInfo:
 
     @property
     def group(self) -> str:
-        """The group of the key exchange, for example ``X25519MLKEM768``; empty if OpenSSL is too old to tell."""
+        """The group of the key exchange, for example ``X25519MLKEM768``.
+
+        Empty if OpenSSL is too old to tell.
+        """
         try:
             return self._connection.get_group_name() or ""
         except NotImplementedError:
@@ -43,7 +46,7 @@ class TLSInfo:
 
     @property
     def alpn(self) -> str:
-        """The application protocol agreed on in the handshake: ``http/1.1`` with wss, otherwise empty."""
+        """The application protocol agreed on (ALPN): ``http/1.1`` with wss, otherwise empty."""
         return self._connection.get_alpn_proto_negotiated().decode(errors="replace")
 
     @property
@@ -81,13 +84,17 @@ class TLSInfo:
 
     @property
     def subject(self) -> str:
-        """The subject of the peer's certificate (RFC 4514), for example ``CN=client 7,O=Example``; empty without a certificate."""
+        """The subject of the peer's certificate (RFC 4514), for example ``CN=client 7,O=Example``.
+
+        Empty if the peer sent no certificate.
+        """
         return "" if self.peer_certificate is None else self.peer_certificate.subject.rfc4514_string()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The subject alternative names of the peer's certificate, each with its kind: ``DNS:...``, ``IP:...``, ``URI:...``, ``email:...``.
+        """The subject alternative names of the peer's certificate.
 
+        Each begins with its kind: ``DNS:...``, ``IP:...``, ``URI:...``, ``email:...``.
         Empty unless the certificate was verified, because anyone can claim a name in a certificate
         that is not.
         """

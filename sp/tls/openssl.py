@@ -1,8 +1,10 @@
-"""What goes below pyOpenSSL's public surface, all of it, each with a plain way of doing without.
+"""Everything that uses OpenSSL below pyOpenSSL's public interface.
 
-Why: moving bytes through ``Connection.recv`` and its kin costs three times as much for a small message (an allocation and two
-Python frames for each call, one record a call); and there is no other way to ask whether a session was resumed, nor to send the
-greeting in the server's first flight.
+Each use has a fallback without it.
+
+The reasons: with ``Connection.recv`` and the like, a small message costs three times as much (each
+call takes an allocation and two Python frames, and returns only one record).  And nothing else
+tells whether a session was resumed, or sends the greeting in the server's first flight.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ def _is_capable() -> bool:
 
 
 Failure = Callable[[Exception], Exception]
-"""Makes the error to raise of pyOpenSSL's."""
+"""Turns an exception of pyOpenSSL into the one to raise."""
 
 
 class PlainBytes:
-    """Moves bytes into and out of a connection, as pyOpenSSL has it."""
+    """Moves bytes into and out of a connection through pyOpenSSL's public methods."""
 
     __slots__ = ("_connection", "ended", "failure", "has_more", "output")
 
@@ -44,11 +46,13 @@ class PlainBytes:
         self._connection = connection
         self.failure = failure
         self.has_more = False
-        """Whether ``read`` may return more before anything else is fed."""
+        """Whether ``read`` may return data before more is fed."""
         self.ended = False
         """Whether the peer has said that it will send no more."""
         self.output = 1
-        """Bytes that the last read has found waiting for ``drain``; here, not known: 1.  A peer may ask for answers without end."""
+        """How many bytes were waiting for ``drain`` after the last read; here always 1, for unknown.
+
+        A peer may ask for answers without end, so the caller has to watch this."""
 
     def feed(self, ciphertext: bytes) -> None:
         """Take what came from the network."""
@@ -56,14 +60,20 @@ class PlainBytes:
             self._connection.bio_write(ciphertext)
 
     def drain(self) -> bytes | memoryview:
-        """Return what is to go to the network, a bounded part of it, good until the next call of this kind; empty: nothing."""
+        """Return a bounded part of what is to be sent.  Empty: nothing is.
+
+        It is valid until the next call of ``drain`` or ``read``, also those of other connections.
+        """
         try:
             return self._connection.bio_read(BUFFER_SIZE)
         except SSL.WantReadError:
             return b""
 
     def read(self, size: int) -> bytes:
-        """Return at most *size* bytes of what was decrypted; empty: more must be fed first, or the peer has ``ended``."""
+        """Return at most *size* decrypted bytes.
+
+        Empty: more must be fed first, or the peer has ``ended``.
+        """
         try:
             data = self._connection.recv(size)
         except SSL.WantReadError:
@@ -73,7 +83,7 @@ class PlainBytes:
             data = b""
         except Exception as error:
             raise self.failure(error) from error
-        self.has_more = bool(data) or self.ended  # a call returns no more than a record
+        self.has_more = bool(data) or self.ended  # a call returns at most one record
         return data
 
     def write(self, plaintext: bytes | memoryview) -> None:
@@ -84,12 +94,12 @@ class PlainBytes:
             raise self.failure(error) from error
 
     def close(self, failure: Failure) -> None:
-        """Hold on to nobody any more: errors are made by *failure* from now on."""
+        """Release all references.  From now on, *failure* makes the errors."""
         self.failure = failure
 
 
 class _Buffer(threading.local):
-    """One for each thread: the calls below release the interpreter's lock while they fill it."""
+    """A buffer for each thread, since the calls that fill it release the interpreter's lock."""
 
     def __init__(self) -> None:
         self.cdata = _ffi.new("char[]", BUFFER_SIZE)
@@ -98,7 +108,10 @@ class _Buffer(threading.local):
 
 
 class DirectBytes:
-    """The same without pyOpenSSL's frames: many records a call, into the buffer of the thread that it is made in, and stays in."""
+    """The same, by direct calls of OpenSSL that return many records at once.
+
+    It uses the buffer of the thread that it is made in, and must stay in that thread.
+    """
 
     __slots__ = (
         "_cdata",
@@ -123,7 +136,7 @@ class DirectBytes:
         self._ssl: Any = inside._ssl
         self._into_ssl: Any = inside._into_ssl
         self._from_ssl: Any = inside._from_ssl
-        self._failed: Exception | None = None  # after data that was returned first
+        self._failed: Exception | None = None  # to be raised by the next read
         self.has_more = False
         self.ended = False
         self.output = 0
@@ -131,7 +144,7 @@ class DirectBytes:
     def feed(self, ciphertext: bytes) -> None:
         size = len(ciphertext)
         if size and _BIO_write(self._into_ssl, ciphertext, size) != size:
-            raise MemoryError("OpenSSL has no memory for what was received")  # nothing else makes it say no
+            raise MemoryError("OpenSSL has no memory for what was received")  # it fails for no other reason
 
     def drain(self) -> bytes | memoryview:
         size = _BIO_read(self._from_ssl, self._cdata, BUFFER_SIZE)
@@ -151,7 +164,7 @@ class DirectBytes:
                 break
             done += result
             if _BIO_get_mem_data(into, start) <= 0:
-                break  # that was the last record: asking for another one costs as much as this one did
+                break  # that was the last record, and asking for another would cost as much again
             at += result
         self.output = _BIO_get_mem_data(self._from_ssl, start)
         self.has_more = done == size or self.ended or self._failed is not None
@@ -159,7 +172,10 @@ class DirectBytes:
         return data
 
     def _stopped(self, result: int, done: int) -> None:
-        """Find out why no more can be read.  A failure is raised, once what was read before it has been returned."""
+        """Find out why no more can be read.
+
+        A failure is raised now, or by the next read if this one has data.
+        """
         try:
             self._connection._raise_ssl_error(self._ssl, result)
         except SSL.WantReadError:
@@ -173,7 +189,7 @@ class DirectBytes:
 
     def write(self, plaintext: bytes | memoryview) -> None:
         left = len(plaintext)
-        while left:  # once, unless a ready-made context lets it stop after each record
+        while left:  # once, unless a ready-made context stops after each record
             result = _SSL_write(self._ssl, plaintext if type(plaintext) is bytes else _ffi.from_buffer(plaintext), left)
             if result <= 0:
                 try:
@@ -207,17 +223,17 @@ else:
 
 
 def was_resumed(connection: SSL.Connection) -> bool:
-    """Whether *connection* resumed a session; False where that cannot be asked."""
+    """Return whether *connection* resumed a session.  False if this OpenSSL does not tell."""
     reused: Any = getattr(_lib, "SSL_session_reused", None)
     inside: Any = connection
     return bool(reused is not None and reused(inside._ssl))
 
 
 def begin_no_sessions(context: SSL.Context) -> None:
-    """Let connections of *context* begin no session that could be resumed.
+    """Make connections of *context* begin no session that can be resumed.
 
-    A server of TLS 1.3 still sends tickets, which lead to nothing, where their number cannot be
-    set: no pyOpenSSL that is known has the call.
+    A TLS 1.3 server still sends tickets, which cannot be used, unless their number can be set.  No
+    known pyOpenSSL has that call.
     """
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
@@ -228,14 +244,14 @@ def begin_no_sessions(context: SSL.Context) -> None:
 
 
 def is_same_session(one: SSL.Session, other: SSL.Session | None) -> bool:
-    """Whether both are one session of OpenSSL's; False where that cannot be told."""
+    """Return whether both are the same OpenSSL session.  False if that cannot be told."""
     inside: tuple[Any, Any] = (one, other)
     first, second = (getattr(session, "_session", None) for session in inside)
     return first is not None and first == second
 
 
 def reason_of(number: int) -> str:
-    """Return OpenSSL's words for a verification error."""
+    """Return OpenSSL's text for a verification error."""
     describe: Any = getattr(_lib, "X509_verify_cert_error_string", None)
     if describe is None:
         return f"verification error {number}"
@@ -243,14 +259,18 @@ def reason_of(number: int) -> str:
 
 
 def verification_of(connection: SSL.Connection) -> str:
-    """Return what was wrong with the peer's certificate, in OpenSSL's words."""
+    """Return OpenSSL's text for what is wrong with the peer's certificate."""
     result: Any = getattr(_lib, "SSL_get_verify_result", None)
     inside: Any = connection
     return "verification failed" if result is None else reason_of(int(result(inside._ssl)))
 
 
 def expect_name(connection: SSL.Connection, name: str, address: bytes | None) -> None:
-    """Let OpenSSL check the peer's name, or its packed IP *address*, as well: then the alert says that the certificate is a bad one."""
+    """Let OpenSSL check the peer's *name*, or its packed IP *address*, too.
+
+    We check it ourselves in any case, but then OpenSSL's alert tells the peer about its
+    certificate.
+    """
     names = ("SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip", "X509_VERIFY_PARAM_set_hostflags")
     if all(hasattr(_lib, function) for function in names):
         inside: Any = connection
@@ -263,9 +283,10 @@ def expect_name(connection: SSL.Connection, name: str, address: bytes | None) ->
 
 
 class EarlyGreeting:
-    """Sends a few constant bytes in the server's first flight, beside its Finished (RFC 8446, 4.4.4 and 2: 0.5-RTT data).
+    """Sends a few constant bytes in the server's first flight, after its Finished.
 
-    ``step`` stands in for ``do_handshake`` until it returns.
+    This is 0.5-RTT data (RFC 8446, 2 and 4.4.4).  Call ``step`` in place of ``do_handshake`` until
+    it returns.
     """
 
     possible: Final = all(hasattr(_lib, name) for name in ("SSL_read_early_data", "SSL_write_early_data", "SSL_get_error"))
@@ -277,11 +298,14 @@ class EarlyGreeting:
         self._room: Any = _ffi.new("char[1]")
 
     def step(self) -> None:
-        """Take what the client has said.  Returns when its hello is complete, or, under TLS 1.2, when the handshake is.
+        """Go on with the handshake.
 
-        Raises what ``do_handshake`` does.
+        Return when the client's hello is complete or, in TLS 1.2, when the handshake is.
+
+        Raises what ``do_handshake`` raises.
         """
-        # 0: not yet, or an error.  Otherwise 2: the client has sent no early data, which no context of ours allows.
+        # 0 means not yet, or an error; otherwise it is 2, no early data, since no context of ours
+        # allows any.
         if _lib.SSL_read_early_data(self._ssl, self._room, 1, self._size) == 0:
             self._connection._raise_ssl_error(self._ssl, 0)
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----([^-]*(?:-(?!----)[^-]*)*)-----END \1-----")
-"""The lookahead is at dashes only.  At every byte, it would make a large revocation list a hundred times slower."""
+"""The lookahead is at dashes only.
+
+At every byte, it would make a large revocation list a hundred times slower.
+"""
 _KEY: Final = re.compile(rb"(?:([A-Z0-9]+) )?PRIVATE KEY")
 _WIDTH: Final = 64
 
@@ -80,7 +83,10 @@ class Pem:
         return self._parse(blocks, x509.load_pem_x509_crl, "revocation list")
 
     def key(self, password: str | bytes | None) -> PrivateKeyTypes:
-        """Return the first private key, decrypted with *password* if it is encrypted.  Raises TLSConfigError."""
+        """Return the first private key, decrypted with *password* if it is encrypted.
+
+        Raises TLSConfigError.
+        """
         if not self.has_key:
             raise TLSConfigError(f"{self.name} contains no private key: expected PEM with a line -----BEGIN PRIVATE KEY-----")
         found = next((block for block in _BLOCK.finditer(self.data) if _KEY.fullmatch(block[1])), None)
@@ -112,7 +118,10 @@ class Pem:
 
 
 def quietly(call: Callable[..., T], *arguments: Any) -> T | None:
-    """Return what *call* returns.  None: it raised an exception, which is dropped because it may quote a secret."""
+    """Return what *call* returns.
+
+    None: it raised an exception, which is dropped because it may quote a secret.
+    """
     try:
         return call(*arguments)
     except Exception:
@@ -129,7 +138,7 @@ def _secret(password: str | bytes | None) -> bytes | None:
 
 
 def _tidy(block: re.Match[bytes]) -> bytes:
-    """Return *block* in the form that parsers accept: copying may have added blank lines and spaces."""
+    """Return *block* as parsers accept it, without blank lines and spaces that copying added."""
     lines = [line.strip() for line in block[2].splitlines()]
     headers = [line for line in lines if b":" in line]  # RFC 1421; base64 has no colon
     body = b"".join(b"".join(line.split()) for line in lines if b":" not in line)

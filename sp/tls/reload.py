@@ -48,7 +48,7 @@ class ContextSource:
 
     @property
     def status(self) -> tuple[int, str]:
-        """The number of contexts built so far, and why the last reload failed (empty: it did not)."""
+        """How many contexts were built, and why the last reload failed (empty: it did not)."""
         return self._generation, str(self.failure or "")
 
     def check_files(self) -> None:

@@ -1,8 +1,8 @@
 """One TLS connection without I/O: pyOpenSSL over memory buffers.
 
-The caller feeds what came from the network, reads until OpenSSL wants more, then drains what is to be
-sent.  After a failure, what is left to drain is the alert that tells the peer.  Every failure is a
-TLSError or its subclass AuthenticationError.
+The caller feeds what came from the network, reads until OpenSSL wants more, then drains what is to
+be sent.  After a failure, what is left to drain is the alert that tells the peer.  Every failure is
+a TLSError or its subclass AuthenticationError.
 """
 
 from __future__ import annotations
@@ -60,16 +60,21 @@ class TLSSession:
         connection = SSL.Connection(context.context)
         self._connection = connection
         self.bytes = bytes_of(connection, self._failure)
-        """Moves bytes in and out; knows whether the peer has ``ended`` and whether it ``has_more`` to read."""
-        # Every message passes through these, so they are the methods themselves, without a frame of ours.
+        """Moves bytes, and knows whether the peer has ``ended`` or it ``has_more`` to read."""
+        # Every message passes through these, so they are the methods themselves, without a frame of
+        # ours.
         self.receive_data = self.bytes.feed
         """Take what came from the network, after the handshake."""
         self.read = self.bytes.read
-        """Return at most so many decrypted bytes.  Empty: more must be received first, or the peer has ended.  Raises TLSError."""
+        """Return at most so many decrypted bytes.
+
+        Empty: more must be received first, or the peer has ended.  Raises TLSError."""
         self.write = self.bytes.write
         """Encrypt all of what is given.  Raises TLSError."""
         self.data_to_send = self.bytes.drain
-        """Return a bounded part of what is to be sent.  Empty: nothing is.  It is valid until the next call of any session."""
+        """Return a bounded part of what is to be sent.
+
+        Empty: nothing is.  It is valid until the next call of any session."""
         self._early: EarlyGreeting | None = None
         self._name = self._server = ""
         self._session: SSL.Session | None = None  # the newest known
@@ -107,9 +112,12 @@ class TLSSession:
         return self._info if self.established else None
 
     def handshake(self, data: bytes, greeting: bytes) -> bool:
-        """Take *data* from the network and go on with the handshake.  True: the connection is established.
+        """Take *data* from the network and go on with the handshake.
 
-        A server sends *greeting* with its first flight if it can, see ``greeted``.  Raises TLSError.
+        True: the connection is established.
+
+        A server sends *greeting* with its first flight if it can, see ``greeted``.  Raises
+        TLSError.
         """
         if len(self._first) < _SHOWN:
             self._first += data[: _SHOWN - len(self._first)]
@@ -150,10 +158,10 @@ class TLSSession:
         if self._early is not None:
             self._early.step()
             early, self._early = self._early, None
-            # A client that was asked for a certificate gets no greeting before it is verified, so that
-            # a greeting always means that it was accepted.  A resumed session has verified it already.
-            # If the client was asked for another hello, there is no cipher yet, and the greeting would
-            # be sent in plain text.
+            # A client that was asked for a certificate gets no greeting before it is verified, so
+            # that a greeting always means that it was accepted.  A resumed session has verified it
+            # already. If the client was asked for another hello, there is no cipher yet, and the
+            # greeting would be sent in plain text.
             has_keys = connection.get_protocol_version() == SSL.TLS1_3_VERSION and connection.get_cipher_name() is not None
             may_greet = has_keys and (not self._context.verifies or self._resumed_validly())
             if may_greet and greeting:
@@ -173,7 +181,8 @@ class TLSSession:
             self._reads_watched = _READS_WATCHED
             self.read = self._read_and_watch
             if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
-                # Tickets come later.  This session cannot be resumed; it is kept to tell a new one by.
+                # Tickets come later.  This session cannot be resumed; it is kept to tell a new one
+                # by.
                 self._session = connection.get_session()
 
     def _resumed_validly(self) -> bool:
@@ -191,13 +200,19 @@ class TLSSession:
             raise AuthenticationError(self._describe(f"the server's certificate was refused: {reason}"))
 
     def _check_dates(self, info: TLSInfo) -> None:
-        """Check the dates, which OpenSSL does not do when it resumes.  The name is right: the cache is by name."""
+        """Check the dates, which OpenSSL does not do when it resumes.
+
+        The name is right: the cache is by name.
+        """
         certificate = info.peer_certificate
         if certificate is not None and not certificate.not_valid_before_utc <= _now() <= certificate.not_valid_after_utc:
             raise AuthenticationError(self._describe("the peer's certificate was refused: it has expired since the resumed session began"))
 
     def certificate_checked(self, certificate: crypto.X509, error: int, depth: int, ok: bool) -> bool:
-        """Decide about a certificate of the peer's chain.  OpenSSL says *ok*, or gives the number of its *error*."""
+        """Decide about a certificate of the peer's chain.
+
+        OpenSSL says *ok*, or gives the number of its *error*.
+        """
         if ok and depth:
             return True
         reason = "" if ok else reason_of(error)
@@ -216,7 +231,10 @@ class TLSSession:
         return not reason
 
     def _read_and_watch(self, size: int) -> bytes:
-        """Read, and look for a new ticket.  When one has come, or none is to be expected, go on without looking."""
+        """Read, and look for a new ticket.
+
+        When one has come, or none is to be expected, go on without looking.
+        """
         data = self.bytes.read(size)
         if data:
             self._heard = True
@@ -241,7 +259,10 @@ class TLSSession:
             raise TLSError(self._describe(str(self.problem))) from self.problem
 
     def _drop_output(self) -> None:
-        """Drop what is left to send: OpenSSL saw nothing wrong, so it would tell the peer of a success."""
+        """Drop what is left to send.
+
+        OpenSSL saw nothing wrong, so that would tell of a success.
+        """
         while self.bytes.drain():
             pass
 
@@ -253,7 +274,8 @@ class TLSSession:
         """Return the TLSError that tells what *error* means."""
         self._failed = True
         if not self._heard and self._context.sessions is not None:
-            # The server may have refused the session that was resumed, and may refuse the others too.
+            # The server may have refused the session that was resumed, and may refuse the others
+            # too.
             self._context.sessions.forget(self._server)
         if isinstance(error, TLSError):
             self._drop_output()
@@ -273,9 +295,9 @@ class TLSSession:
         if "alert" in reason:
             return self._alerted(side, reason)
         if "bad record mac" in reason and self.established and not (self._context.is_server or self._heard):
-            # libnng (mbedTLS) encrypts its alerts with the keys of the handshake, which are no longer in
-            # use.  It may have refused our certificate or only given up, so a dialer tries again as
-            # after any error.
+            # libnng (mbedTLS) encrypts its alerts with the keys of the handshake, which are no
+            # longer in use.  It may have refused our certificate or only given up, so a dialer
+            # tries again as after any error.
             hint = f"its alert cannot be decrypted, as with libnng ({reason})"
             return TLSError(self._describe(f"the server refused us or gave up: {hint}"))
         if "did not return a certificate" in reason:
@@ -287,19 +309,23 @@ class TLSSession:
         return TLSError(self._describe(reason))
 
     def _alerted(self, side: str, reason: str) -> TLSError:
-        """Return what an alert of the peer means, the *side* that it is on; *reason* is OpenSSL's."""
+        """Return what an alert from the peer, the *side*, means.  *reason* is OpenSSL's text."""
         about_certificates = any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason)
-        # An alert before the peer's hello cannot be about a certificate, and anyone on the way can send it.
+        # An alert before the peer's hello cannot be about a certificate, and anyone on the way can
+        # send it.
         if not about_certificates or not (self.established or self._first[:1] == _HANDSHAKE):
             return TLSError(self._describe(f"the {side} ended the connection: {reason}"))
         wants = "" if self._context.is_server else ", or requires one"
-        # Before the handshake is complete the alert is plain text, and anyone on the way can send it.
-        # They must not be able to delay the dialer's next attempt.
+        # Before the handshake is complete the alert is plain text, and anyone on the way can send
+        # it. They must not be able to delay the dialer's next attempt.
         is_known = self.established and self._context.verifies and not self._context.is_server
         return AuthenticationError(self._describe(f"the {side} refused our certificate{wants}: {reason}"), permanent=is_known)
 
     def _lacked_certificate(self, reason: str) -> bool:
-        """Whether the server wants a certificate and we have none.  TLS 1.2 has no alert for that (RFC 5246, 7.4.6)."""
+        """Whether the server wants a certificate and we have none.
+
+        TLS 1.2 has no alert for that (RFC 5246, 7.4.6).
+        """
         connection = self._connection
         return (
             not self._context.is_server

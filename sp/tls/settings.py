@@ -76,7 +76,9 @@ class TLSSettings:
     The private key may be in the same place.  A server must have a certificate; a client needs one
     only for servers that ask for it.  None: no certificate."""
     private_key: Source | None = attrs.field(default=None, validator=optional(_source), repr=_shown)
-    """The private key of the certificate, as a path or PEM bytes.  None: it is in the same place as the certificate."""
+    """The private key of the certificate, as a path or PEM bytes.
+
+    None: it is in the same place as the certificate."""
     password: str | bytes | None = attrs.field(default=None, validator=optional(_password), repr=False)
     """Decrypts the private key.  A str is encoded as UTF-8.  None: the key is not encrypted."""
     revoked: Source | None = attrs.field(default=None, validator=optional(_source), repr=_shown)
@@ -85,7 +87,7 @@ class TLSSettings:
     There must be a current list from every authority in a peer's chain; otherwise the peer is
     refused.  None: revocation is not checked."""
     max_chain_depth: int = attrs.field(default=10, validator=count(0, 100))
-    """The most intermediate certificates between the peer's certificate and a trusted one, from 0 to 100."""
+    """The most intermediate certificates in a peer's chain, from 0 to 100."""
     minimum_version: TLSVersion = attrs.field(default="TLSv1.2", validator=choice(*_VERSIONS))
     """The oldest TLS version to use.  Versions before 1.2 cannot be chosen."""
     maximum_version: TLSVersion | None = attrs.field(default=None, validator=optional(choice(*_VERSIONS)))
@@ -117,9 +119,9 @@ class TLSSettings:
     context: SSL.Context | None = attrs.field(default=None)
     """A ready-made ``OpenSSL.SSL.Context``, for what the other fields cannot express.
 
-    It must be unused.  It replaces all fields about certificates, versions and ciphers, which cannot
-    be given with it.  It is used as it is, even if it allows old versions of TLS.  None: the context
-    is made from the other fields."""
+    It must be unused.  It replaces all fields about certificates, versions and ciphers, which
+    cannot be given with it.  It is used as it is, even if it allows old versions of TLS.  None: the
+    context is made from the other fields."""
 
     def __attrs_post_init__(self) -> None:
         for name in _FILES:
@@ -138,7 +140,9 @@ class ServerSettings(TLSSettings):
 
     None: clients are not asked for a certificate."""
     require_client_certificate: bool | None = attrs.field(default=None, validator=optional(flag))
-    """Whether a client without a certificate is refused.  Can only be given with ``client_ca``.  None: it is refused."""
+    """Whether a client without a certificate is refused.
+
+    Can only be given with ``client_ca``.  None: it is refused."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -146,11 +150,17 @@ class ClientSettings(TLSSettings):
     """The fields of a client."""
 
     ca: Source | None = attrs.field(default=None, validator=optional(_source), repr=_shown)
-    """The authorities to trust instead of the system CAs: a file, a directory, or PEM bytes.  None: the system CAs."""
+    """The authorities to trust instead of the system CAs: a file, a directory, or PEM bytes.
+
+    None: the system CAs."""
     server_name: str | None = attrs.field(default=None, validator=optional(_host))
-    """The DNS name or IP address that the server's certificate must have.  None: the host of the URL."""
+    """The DNS name or IP address that the server's certificate must have.
+
+    None: the host of the URL."""
     session_cache_size: int = attrs.field(default=256, validator=count(1))
-    """The most servers whose sessions are remembered.  The server unused for longest is forgotten first."""
+    """The most servers whose sessions are remembered.
+
+    The server unused for longest is forgotten first."""
     insecure_skip_verification: bool = attrs.field(default=False, validator=flag)
     """True: accept any server, without looking at its certificate, and ignore ``ca``.
 

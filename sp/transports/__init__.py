@@ -1,4 +1,4 @@
-"""How bytes or messages move: one module for each scheme."""
+"""How messages move: one module for each kind of address."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from sp.transports.contract import Transport
 
 
 def transport_for(address: Address) -> Transport:
-    """Return the transport for *address*; its module is imported on first use."""
-    # By statements, so that what packs an application into a file can see which modules it needs.
+    """Return the transport for *address*.  Its module is imported on first use."""
+    # These are plain statements, so that tools that pack an application into a file find the
+    # modules.
     if address.is_http:
         from sp.transports import ws  # noqa: PLC0415
 

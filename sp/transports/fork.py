@@ -22,7 +22,8 @@ def close_in_children(sock: socket.socket) -> socket.socket:
 
 
 def _close_inherited() -> None:
-    # Only close: a shutdown would end the parent's connection too, and the event loop is the parent's.
+    # Only close: a shutdown would end the parent's connection too, and the event loop is the
+    # parent's.
     for sock in list(_inheritable):
         sock.close()
 

@@ -1,7 +1,8 @@
-"""The SP byte stream: an 8-byte greeting each way, then messages with their length in front.
+"""The SP byte stream: an 8-byte greeting each way, then messages, each behind its length.
 
-Sans-IO.  tcp puts a 64-bit big-endian length before each message (tcp mapping draft); ipc a message type byte, always 1, before
-that (ipc mapping draft).  What arrives is refused in PeerErrors and nothing else.
+Without I/O.  Over tcp, a 64-bit big-endian length precedes each message (tcp mapping draft).  Over
+ipc, a message type byte, always 1, precedes the length (ipc mapping draft).  Whatever a peer sends,
+only PeerErrors are raised.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from sp.message import FindBody, Message
 GREETING_SIZE: Final = 8
 _MAGIC: Final = b"\0SP\0"
 _KEPT_TAIL: Final = 4096
-"""A message cut off after fewer bytes than this is copied, so that waiting for its rest does not hold on to a whole read."""
+"""Less than this of a message is copied, so that it does not keep a whole read in memory."""
 _MAX_BATCH: Final = 1024
-"""Messages that are decoded at once."""
+"""The most messages that one call decodes."""
 _MAX_HEADER: Final = 1024
-"""No backtrace is longer: 255 hops and the request id."""
+"""The longest backtrace: 255 hops and the request id."""
 
 _length: Final = struct.Struct(">Q")
 _typed_length: Final = struct.Struct(">BQ")
@@ -32,10 +33,11 @@ def encode_greeting(number: int) -> bytes:
 
 
 def decode_greeting(data: bytes, *, over_tls: bool = False) -> int | None:
-    """Return the peer's protocol number, or None when *data* is the beginning of a greeting.
+    """Return the peer's protocol number, or None while *data* is incomplete.
 
-    Raises GreetingError at the first byte that is wrong, in words that depend on *over_tls*.  The reserved bytes must be zero, as the
-    drafts, nng and mangos have it; nanomsg does not look, but sends zeros.
+    Raises GreetingError at the first wrong byte; *over_tls* is for the hint in its text.  The
+    reserved bytes must be zero, as in the drafts, nng and mangos.  nanomsg does not check them, but
+    sends zeros.
     """
     if not _MAGIC.startswith(data[:4]):
         hint = guess_protocol(data, "tcp", over_tls=over_tls)
@@ -48,69 +50,73 @@ def decode_greeting(data: bytes, *, over_tls: bool = False) -> int | None:
 
 
 def frame_prefix(size: int, typed: bool) -> bytes:
-    """Return what stands before a message of *size* bytes; *typed* is ipc's form."""
+    """Return what precedes a message of *size* bytes, in the form of ipc if *typed*."""
     return _typed_length.pack(1, size) if typed else _length.pack(size)
 
 
 class FrameDecoder:
     """Cuts what arrives into messages.
 
-    A body is copied once: out of the read that holds it, or when the reads that hold its parts are joined.  Memory grows with
-    what has arrived, never with what was announced.
+    A body is copied once: out of the read that holds it, or when its parts are joined.  Memory
+    grows with the bytes that have arrived, never with the size that a peer announces.
     """
 
     __slots__ = ("_find_body", "_limit", "_missing", "_parts", "_prefix_size", "_rest", "_start", "_typed", "error")
 
     def __init__(self, find_body: FindBody | None, limit: int | None, *, typed: bool) -> None:
         self.error: PeerError | None = None
-        """What the peer did wrong, after the messages before it were returned.  Nothing can be decoded any more."""
+        """What the peer did wrong.
+
+        The messages before it are returned first; nothing can be decoded after it."""
         self._find_body = find_body
         self._limit = (1 << 64) - 1 if limit is None else limit
         self._typed = typed
         self._prefix_size = 9 if typed else 8
-        self._rest: bytes = b""  # beyond the limit of the last batch
+        self._rest: bytes = b""  # what the last batch left, since it was full
         self._start: bytes = b""  # an incomplete prefix
-        self._parts: list[bytes | bytearray | memoryview] = []  # a message of which `_missing` bytes have not come yet
+        self._parts: list[bytes | bytearray | memoryview] = []  # of an incomplete message
         self._missing = 0
 
     @property
     def missing(self) -> int:
-        """Bytes that the message under way still lacks; 0 when there is none."""
+        """How many bytes an incomplete message still lacks; 0: no message is incomplete."""
         return self._missing
 
     @property
     def has_more(self) -> bool:
-        """Whether ``receive_data(b"")`` has messages: a batch has its limit, or a flood of tiny ones would hold up other tasks."""
+        """Whether ``receive_data(b"")`` may return messages.
+
+        The size of a batch is limited, so that a flood of tiny messages does not hold up other
+        tasks.
+        """
         return bool(self._rest)
 
     @property
     def in_message(self) -> bool:
-        """Whether the stream would be cut off if it ended here."""
+        """Whether a message would be cut off if the stream ended here."""
         return bool(self._missing or self._start)
 
     def receive_data(self, data: bytes) -> list[Message]:
-        """Return the messages that *data* completes.  What is wrong with the rest is in ``error``."""
+        """Return the messages that *data* completes.
+
+        If anything after them is wrong, ``error`` is set.
+        """
         messages: list[Message] = []
         if self.error is not None:
             return messages
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
         offset = 0
         if self._missing:
-            offset = self._missing
-            if len(data) < offset:
-                self._keep(data)
-                self._missing -= len(data)
+            offset = self._take_missing(data, messages)
+            if not offset:
                 return messages
-            self._parts.append(memoryview(data)[:offset] if offset < len(data) else data)
-            self._missing = 0
-            if not self._complete(messages):
-                return messages
+        elif self._rest:
+            data = self._rest + data
+            self._rest = b""
         elif self._start:
             data = self._start + data
             self._start = b""
-        # The loop that every message goes through: names are local, and a plain frame takes two slices.
+        # Every message passes through this loop, so its names are local and a plain frame takes two
+        # slices.
         unpack = _length.unpack_from
         typed, prefix_size, limit, find_body = self._typed, self._prefix_size, self._limit, self._find_body
         add = messages.append
@@ -151,13 +157,30 @@ class FrameDecoder:
         return messages
 
     def forget(self) -> None:
-        """Drop what is incomplete."""
+        """Drop what has not been returned."""
         self._parts.clear()
         self._start = self._rest = b""
         self._missing = 0
 
+    def _take_missing(self, data: bytes, messages: list[Message]) -> int:
+        """Go on with an incomplete message.
+
+        Return where the next one begins, or 0 if there is no next one.
+        """
+        size = self._missing
+        if len(data) < size:
+            self._keep(data)
+            self._missing -= len(data)
+            return 0
+        self._parts.append(memoryview(data)[:size] if size < len(data) else data)
+        self._missing = 0
+        return size if self._complete(messages) else 0
+
     def _keep(self, data: bytes) -> None:
-        """Keep a part of a message.  Small ones are gathered, since an object for each would cost many times its bytes."""
+        """Keep a part of a message.
+
+        Small parts are joined, since an object for each would cost many times its bytes.
+        """
         if len(data) >= _KEPT_TAIL:
             self._parts.append(data)
         elif isinstance(self._parts[-1], bytearray):
@@ -189,7 +212,10 @@ class FrameDecoder:
 
 
 def _more_of(data: bytes, offset: int, size: int, most: int) -> list[bytes]:
-    """Return the bodies that follow from *offset* on with *size* bytes each: this takes half the time."""
+    """Return the bodies from *offset* on that have *size* bytes each.
+
+    This takes half the time of the loop.
+    """
     frame = 8 + size
     prefix = _length.pack(size)
     count = min((len(data) - offset) // frame, most)
@@ -202,7 +228,7 @@ def _more_of(data: bytes, offset: int, size: int, most: int) -> list[bytes]:
 
 
 def _head(parts: list[bytes | bytearray | memoryview]) -> bytes:
-    """Return the first bytes of the message in *parts*, as many as the longest header has."""
+    """Return the first bytes of the message in *parts*, enough for the longest header."""
     head = b""
     for part in parts:
         head += part[: _MAX_HEADER - len(head)]
@@ -212,10 +238,10 @@ def _head(parts: list[bytes | bytearray | memoryview]) -> bytes:
 
 
 def too_large(size: int, limit: int) -> MessageTooLarge:
-    """Return the error for a message of *size* bytes where *limit* is the most."""
-    return MessageTooLarge(f"message too large: the peer announced {size} bytes, at most {limit} are accepted")
+    """Return the error for a message of *size* bytes, of which *limit* are allowed."""
+    return MessageTooLarge(f"message too large: the peer announced {size} bytes, but max_message_size is {limit}")
 
 
 def broken_header(size: int) -> MalformedMessage:
-    """Return the error for a message of *size* bytes in which the body cannot be found."""
+    """Return the error for a message of *size* bytes whose header does not end."""
     return MalformedMessage(f"a message of {size} bytes without a complete protocol header")

@@ -1,6 +1,6 @@
 """inproc: messages between sockets of one trio run, without a copy.
 
-Names belong to the run, so two runs in two threads (or two tests) never meet.
+Names belong to the run, so that two runs in two threads, or two tests, never meet.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from sp.transports.contract import Acceptor, Connection, EndpointConfig
 from sp.transports.framing import broken_header, too_large
 
 _QUEUE_LIMIT: Final = 128
-"""Messages on their way between two sockets, each way: the part that a kernel buffer plays elsewhere.  Full, it holds the sender back."""
+"""The most messages in flight each way, in place of a kernel's buffer.
+
+The sender waits while it is full.
+"""
 _QUEUE_BYTES: Final = 4 << 20
+"""The most bytes in flight each way."""
 
 _listeners: trio.lowlevel.RunVar[dict[str, InprocAcceptor]] = trio.lowlevel.RunVar("sp.inproc")
 
@@ -35,7 +39,10 @@ def _names() -> dict[str, InprocAcceptor]:
 
 
 async def connect(address: Address, terms: EndpointConfig) -> Connection:
-    """Connect to the listener of that name; ConnectionRefusedError when there is none, as in nng and mangos."""
+    """Connect to the listener with that name.
+
+    Raises ConnectionRefusedError if there is none, as nng and mangos do.
+    """
     await trio.lowlevel.checkpoint()
     acceptor = _names().get(str(address.path))
     if acceptor is None:
@@ -48,7 +55,7 @@ async def connect(address: Address, terms: EndpointConfig) -> Connection:
 
 
 async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
-    """Take the name; OSError "address in use" when it is taken."""
+    """Take the name.  Raises OSError (address in use) if it is taken."""
     await trio.lowlevel.checkpoint()
     names = _names()
     if address.path in names:
@@ -58,7 +65,7 @@ async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
 
 
 class InprocAcceptor:
-    """A name, and who has come to it."""
+    """A name, and the connections that have not been accepted yet."""
 
     def __init__(self, address: Address, terms: EndpointConfig) -> None:
         self.url = address.url
@@ -92,7 +99,7 @@ class InprocAcceptor:
 
 
 class InprocConnection:
-    """One end.  What it sends goes straight into the queue of the other."""
+    """One end of a connection.  What it sends goes straight into the queue of the other end."""
 
     def __init__(self, url: str, terms: EndpointConfig) -> None:
         self.local_address = self.remote_address = url
@@ -101,17 +108,17 @@ class InprocConnection:
         self.stage = "greeting"
         self.watchable = False
         self.asks = False
-        self.allows_direct_read = False  # a wake-up saved would be worth less than the wait of who no longer comes
+        self.allows_direct_read = False  # it saves less than waiting for a reader costs that does not come back
         self._terms = terms
         self._peer: InprocConnection
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
         self._error: PeerError | None = None
-        self._told = ""  # why the peer has refused us
-        self._ended = False  # the peer sends no more
+        self._refusal = ""  # why the peer refused us, for our error
+        self._ended = False  # the peer will send no more
         self.closed = False
         self._has_greeted = False
-        self._greeting = trio.Event()  # we have, or never will
+        self._greeting = trio.Event()  # our greeting was sent, or never will be
         self._readable = trio.Event()
         self._writable = trio.Event()
 
@@ -122,27 +129,27 @@ class InprocConnection:
     async def greet(self) -> int:
         peer = self._peer
         if not self.asks:
-            self._say()
+            self._send_greeting()
         await peer._greeting.wait()
         if self.closed:
             raise trio.ClosedResourceError
         if not peer._has_greeted:
-            raise PeerClosed(f"the peer closed the connection before its greeting{self._told}", silent=not self._told)
+            raise PeerClosed(f"the peer closed the connection before its greeting{self._refusal}", silent=not self._refusal)
         return peer._terms.number
 
     def defer_greeting(self) -> None:
         self.asks = True
 
     def admit(self) -> None:
-        self._say()
+        self._send_greeting()
 
-    def _say(self) -> None:
+    def _send_greeting(self) -> None:
         self._has_greeted = True
         self._greeting.set()
 
     async def refuse(self, refusal: PipeRefused) -> None:
         if refusal.kind is not RefusalKind.NO_ROOM:  # the dialer of a PAIR adds that by itself
-            self._peer._told = f": {refusal.kind.value}"
+            self._peer._refusal = f": {refusal.kind.value}"
 
     async def linger_close(self, error: Exception | None = None) -> None:
         pass
@@ -201,7 +208,7 @@ class InprocConnection:
         return messages
 
     def interrupt(self) -> None:
-        raise AssertionError("it is not lendable")
+        raise AssertionError("inproc allows no direct read")
 
     def finish(self) -> bool:
         self._peer._ended = True
@@ -221,7 +228,7 @@ class InprocConnection:
 
 
 def _as_received(message: Message, terms: EndpointConfig) -> Message:
-    """Return a message of the receiver's own, checked and split as if it had come over a wire."""
+    """Return a message for the receiver, checked and split as if it had come over a wire."""
     header, body, find_body = message.header, message.body, terms.find_body
     limit = terms.options.max_message_size
     if limit is not None and message.size > limit:

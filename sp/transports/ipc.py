@@ -1,4 +1,7 @@
-"""ipc: SP over UNIX domain sockets, by file path (``ipc://``) or, on Linux, by abstract name (``abstract://``)."""
+"""ipc: SP over UNIX domain sockets.
+
+They have a file path (``ipc://``) or, on Linux, an abstract name (``abstract://``).
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ from sp.transports.tcp import BACKLOG, accept_pending
 log = logging.getLogger("sp")
 
 _PAUSES: Final = (0.001, 0.1)
-"""Seconds between two tries while a listener's backlog is full: the first and longest pause."""
+"""Seconds between attempts while a listener's backlog is full: the first pause, the longest."""
 
 
 def _check_platform(address: Address) -> None:
     if not hasattr(socket, "AF_UNIX"):
-        raise AddressError(f"{address.url!r}: this platform has no UNIX domain sockets in Python")
+        raise AddressError(f"{address.url!r}: Python has no UNIX domain sockets on this platform")
     if address.scheme == "abstract" and sys.platform != "linux":
         raise AddressError(f"{address.url!r}: abstract names exist on Linux only")
 
@@ -42,7 +45,7 @@ async def connect(address: Address, terms: EndpointConfig) -> Connection:
 
 
 async def connect_link(address: Address) -> SocketLink:
-    """Do so, for ws+unix as well."""
+    """Connect to the listener at *address*, for ipc and ws+unix."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
     sock = close_in_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -50,8 +53,8 @@ async def connect_link(address: Address) -> SocketLink:
         sock.setblocking(False)
         pause, longest = _PAUSES
         while (code := sock.connect_ex(_short(address.path))) == errno.EAGAIN:
-            # The backlog is full.  The kernel does not tell when it has room again, so we ask; the
-            # caller's time limit ends that.
+            # The backlog is full.  The kernel does not tell when it has room again, so we try again
+            # until the caller's time limit ends that.
             await trio.sleep(uniform(pause / 2, pause))
             pause = min(pause * 2, longest)
         if code:
@@ -63,19 +66,23 @@ async def connect_link(address: Address) -> SocketLink:
 
 
 async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
-    """Bind *address*.  A socket file that nobody listens at any more is replaced, a live one is refused: address in use."""
+    """Bind *address*.
+
+    A socket file that nobody listens on any more is replaced.  If somebody does, OSError says that
+    the address is in use.
+    """
     return await listen_link(address, terms, lambda link: StreamConnection(link, terms, typed=True))
 
 
 async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
-    """Do so, for ws+unix as well: *make* makes a connection of each newcomer."""
+    """Bind *address*, for ipc and ws+unix.  *make* turns each accepted link into a connection."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
     mode = terms.options.ipc_mode
     sock = _bound(address, mode)
     try:
         if mode is not None and isinstance(address.path, str):
-            os.chmod(address.path, mode)  # adds what the umask took away; nothing was ever open wider than asked
+            os.chmod(address.path, mode)  # adds the bits that the umask removed; there was never a bit more than asked for
         sock.listen(BACKLOG)
         sock.setblocking(False)
         if address.path == ANY_NAME:
@@ -87,10 +94,7 @@ async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[S
 
 
 def _short(path: str | bytes) -> str | bytes:
-    """Return *path* as the kernel takes it.
-
-    Where the whole of it has more bytes than an address may have: from the working directory.
-    """
+    """Return *path*, relative to the working directory if it is too long for a socket address."""
     if isinstance(path, bytes) or len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
     relative = path.removeprefix(os.path.join(os.getcwd(), ""))
@@ -100,12 +104,12 @@ def _short(path: str | bytes) -> str | bytes:
 
 
 def _bound(address: Address, mode: int | None) -> socket.socket:
-    path = address.path if address.path != ANY_NAME else b""  # then the system finds a free one
+    path = address.path if address.path != ANY_NAME else b""  # empty: the system chooses a free name
     for attempt in (1, 2):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             if mode is not None:
-                os.fchmod(sock.fileno(), mode)  # Linux makes the file with this mode, so there is no moment with another
+                os.fchmod(sock.fileno(), mode)  # Linux creates the file with this mode, so it never has another one
             sock.bind(_short(path))
             return sock
         except OSError as error:
@@ -113,36 +117,39 @@ def _bound(address: Address, mode: int | None) -> socket.socket:
             if error.errno != errno.EADDRINUSE:
                 raise OSError(error.errno, f"cannot listen on {address.url!r}: {os.strerror(error.errno or 0)}") from error
             if isinstance(path, str) and os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use by a file that is no socket") from error
+                raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use by a file that is not a socket") from error
             if attempt == 2 or not isinstance(path, str) or not _remove_stale(path):
                 raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use") from error
     raise AssertionError("the second attempt returns or raises")
 
 
 def _remove_stale(path: str) -> bool:
-    """Remove the socket file at *path* if nobody listens there.  False: it is alive, or no socket file."""
+    """Remove the socket file at *path* if nobody listens on it.
+
+    False: somebody does, or it is not a socket.
+    """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False
     except FileNotFoundError:
-        return True  # its owner has just gone
+        return True  # its owner has just removed it
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(_short(path))
         except ConnectionRefusedError:
-            with suppress(FileNotFoundError):  # another one that found it stale was quicker
+            with suppress(FileNotFoundError):  # another process has just removed it
                 os.unlink(path)
             return True
         except FileNotFoundError:
-            return True  # so was this one
+            return True  # its owner has just removed it
         except OSError:
-            return False  # EAGAIN: alive, with a full backlog
+            return False  # EAGAIN: somebody listens, and the backlog is full
     return False
 
 
 class IPCAcceptor:
-    """One listening socket, and the file that it made."""
+    """A listening socket, and the file that it created."""
 
     def __init__(self, sock: socket.socket, address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
         self.url = address.url
@@ -150,7 +157,7 @@ class IPCAcceptor:
         self._proxied = terms.proxy_protocol
         self._make = make
         self._file = address.path if isinstance(address.path, str) else None
-        self._identity = _identity(self._file)  # another file may be there before we close
+        self._identity = _identity(self._file)  # by the time we close, there may be another file
 
     async def accept(self) -> list[Connection]:
         if self._socket.fileno() < 0:
@@ -163,12 +170,12 @@ class IPCAcceptor:
 
     def close(self) -> None:
         if self._socket.fileno() < 0:
-            return  # closed, or inherited by a child, whose parent needs the file
+            return  # already closed, or closed by a fork: then the parent still needs the file
         if self._file is not None and self._identity is not None and _identity(self._file) == self._identity:
             try:
                 os.unlink(self._file)
             except OSError as error:
-                log.warning("%s: the socket file stays behind: %s", self.url, error)
+                log.warning("%s: the socket file cannot be removed: %s", self.url, error)
         close_all_copies(self._socket)
 
 

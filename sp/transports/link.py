@@ -19,7 +19,7 @@ READ_SIZE: Final = 64 * 1024
 
 
 class Link(Protocol):
-    """A byte stream that is tried first and waited for only when it says BlockingIOError."""
+    """A non-blocking byte stream.  The caller tries first, and waits after a BlockingIOError."""
 
     @property
     def local_address(self) -> str: ...
@@ -38,14 +38,17 @@ class Link(Protocol):
 
     @property
     def stage(self) -> str:
-        """What ``open`` and the greeting after it are waiting for."""
+        """What ``open``, or the greeting after it, is waiting for: a word for errors."""
         ...
 
     async def open(self, greeting: bytes) -> None:
-        """Make the link ready, and send *greeting* as soon as it can leave.  Raises PeerError, OSError or ClosedResourceError."""
+        """Do the handshakes of the link, and send *greeting* as early as possible.
+
+        Raises PeerError, OSError or ClosedResourceError.
+        """
         ...
 
-    # Attributes rather than methods, so that a socket's own can be used as they are.
+    # Attributes and not methods, so that a link can have those of its socket.
     @property
     def recv(self) -> Callable[[int], bytes]: ...
     @property
@@ -57,7 +60,7 @@ class Link(Protocol):
 
     @property
     def writer(self) -> trio.Event | None:
-        """While a task is in ``wait_writable``: set when it no longer is."""
+        """Set when the task that is in ``wait_writable`` returns.  None: there is no such task."""
         ...
 
     @property
@@ -70,7 +73,7 @@ class Link(Protocol):
 
 
 class SocketLink:
-    """A link that is a non-blocking socket, which it owns from now on."""
+    """A link that is a non-blocking socket.  It owns the socket."""
 
     __slots__ = (
         "_decoder",
@@ -90,7 +93,7 @@ class SocketLink:
     watchable = False
 
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str, *, proxied: bool = False) -> None:
-        """*proxied*: a PROXY protocol header comes first."""
+        """If *proxied*, a PROXY protocol header comes first."""
         sock.setblocking(False)
         self._socket = close_in_children(sock)
         self._decoder = ProxyDecoder() if proxied else None
@@ -110,7 +113,7 @@ class SocketLink:
             self.send(greeting)  # a fresh connection has room for 8 bytes
 
     async def _read_proxy_header(self, decoder: ProxyDecoder) -> None:
-        """Read the PROXY protocol header and not a byte more, since what follows may be TLS."""
+        """Read the PROXY protocol header, and no byte beyond it: what follows may be for TLS."""
         begun = False
         while decoder.info is None:
             await self.wait_readable()
@@ -128,12 +131,12 @@ class SocketLink:
             self.proxy_address, self.remote_address = self.remote_address, self.proxy.source
 
     def wait_readable(self) -> Awaitable[None]:
-        if self._socket.fileno() < 0:  # trio must not be asked about a descriptor that is gone
+        if self._socket.fileno() < 0:  # trio takes waiting for a closed socket for a programming error
             raise trio.ClosedResourceError
         return trio.lowlevel.wait_readable(self._socket)  # noqa: ASYNC105  # the caller awaits it
 
     async def wait_writable(self) -> None:
-        if self.writer is not None:  # trio lets one task wait; whoever comes later looks again when that one does
+        if self.writer is not None:  # trio lets only one task wait, so the others wait for that task
             await self.writer.wait()
             return
         if self._socket.fileno() < 0:
@@ -152,7 +155,7 @@ class SocketLink:
         try:
             return tcp_info.acknowledged(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.SIZE))
         except (AttributeError, OSError):
-            return 0  # another system, a UNIX socket, or it is closed
+            return 0  # another system, a UNIX socket, or a closed one
 
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -161,7 +164,7 @@ class SocketLink:
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the peer was quicker
+            pass  # the peer has already closed
         return True
 
     def close(self) -> None:
@@ -170,7 +173,10 @@ class SocketLink:
 
 
 def receive_first(link: Link, size: int, when: str) -> bytes:
-    """Return the first that comes by *link*.  Raises PeerClosed that says *when*, if the peer leaves without a word."""
+    """Return the first bytes from *link*.
+
+    Raises PeerClosed, which tells *when*, if the peer leaves before it sends any.
+    """
     try:
         data = link.recv(size)
     except ConnectionResetError as error:
@@ -181,9 +187,10 @@ def receive_first(link: Link, size: int, when: str) -> bytes:
 
 
 async def wait_for_either(link: Link, wait_readable: Callable[[], Awaitable[None]]) -> None:
-    """Wait until there is something to read, or room for what we have to say while nobody else writes.
+    """Wait until there is something to read, or room to write.
 
-    Two sides that each wait for the other to read its last words would wait for ever.
+    If both sides only waited to read while they still have something to write, they would wait for
+    ever.
     """
 
     @trio.lowlevel.enable_ki_protection
@@ -191,7 +198,7 @@ async def wait_for_either(link: Link, wait_readable: Callable[[], Awaitable[None
         try:
             await wait()
         except trio.ClosedResourceError:
-            pass  # who called looks around anyway
+            pass  # the caller checks for that
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

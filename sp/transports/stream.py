@@ -1,4 +1,4 @@
-"""Messages over a byte stream: what tcp, ipc, tls and ws share."""
+"""Messages over a link: what all stream transports share, and the connection of all but ws."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from sp.transports.link import READ_SIZE, Link, receive_first
 from sp.transports.proxy_protocol import ProxyInfo
 
 LARGE_READ_SIZE: Final = 256 * 1024
-"""How much is read at once while reads come back full."""
+"""The size of a read after one that came back full."""
 WRITE_SIZE: Final = 64 * 1024
-"""Messages are joined up to this size; from here on the kernel gathers them, so that a large body is not copied."""
+"""Messages are joined up to this size.
+
+Above it the kernel gathers them, so that a large body is not copied.
+"""
 MAX_PARTS: Final = 1000
 """Below Linux's IOV_MAX of 1024."""
 
 
 class LinkConnection(abc.ABC):
-    """A connection over a link, whatever the messages look like there."""
+    """A connection over a link, for any form of messages."""
 
     allows_direct_read = True
 
@@ -35,7 +38,7 @@ class LinkConnection(abc.ABC):
         self._link = link
         self._terms = terms
         self._unwritten: list[bytes | memoryview] = []
-        self._sizes: list[int] = []  # of the messages in the last write
+        self._sizes: list[int] = []  # of the frames in the last write
         self._interrupted = False
         self.closed = False
 
@@ -89,7 +92,8 @@ class LinkConnection(abc.ABC):
             while outbox or self._unwritten:
                 if not self._unwritten:
                     self._unwritten = self._encode(outbox)
-                # What has left the outbox stands in _unwritten until it is written: the attempt may fail.
+                # What was taken from the outbox stays in _unwritten until it is written: writing
+                # may fail.
                 parts = self._unwritten
                 if len(parts) > 1:
                     self._unwritten = _rest(parts, self._link.send_parts(parts))
@@ -102,14 +106,17 @@ class LinkConnection(abc.ABC):
 
     @abc.abstractmethod
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
-        """Take messages out of *outbox*, as many as one write should carry; return their frames, joined if they are small."""
+        """Take as many messages out of *outbox* as one write should carry.
+
+        Return their frames, joined if they are small.
+        """
 
     async def wait_writable(self) -> None:
         self._check_open()
         await self._link.wait_writable()
 
     def _check_open(self) -> None:
-        """Raise before trio is asked to wait for a closed socket, which it takes for a programming error."""
+        """Raise ClosedResourceError if closed: trio does not allow waiting for a closed socket."""
         if self.closed:
             raise trio.ClosedResourceError
 
@@ -119,7 +126,7 @@ class LinkConnection(abc.ABC):
 
 
 class StreamConnection(LinkConnection):
-    """Greeting, then framed messages."""
+    """The SP byte stream: a greeting, then framed messages."""
 
     http = None
     keep_alive = None
@@ -131,17 +138,18 @@ class StreamConnection(LinkConnection):
         self.asks = False
         self._typed = typed
         self._decoder = FrameDecoder(terms.find_body, terms.options.max_message_size, typed=typed)
-        self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
+        self._more = False  # the last read was full, so there is probably more to read
 
     async def greet(self) -> int:
-        # nanomsg gives its peer one second for this, so ours leaves at once, unless it is to be an answer.
+        # nanomsg waits one second for a greeting, so we send ours at once, unless it is to be an
+        # answer.
         await self._link.open(b"" if self.asks else encode_greeting(self._terms.number))
         data = b""
         while True:
             self._check_open()
             await self._link.wait_readable()
             try:
-                # Not a byte more: what follows belongs to the decoder.
+                # No byte beyond the greeting: what follows is for the decoder.
                 received = (
                     self._link.recv(GREETING_SIZE - len(data))
                     if data
@@ -164,16 +172,16 @@ class StreamConnection(LinkConnection):
             self._link.send(encode_greeting(self._terms.number))  # a fresh connection has room for 8 bytes
 
     async def refuse(self, refusal: PipeRefused) -> None:
-        pass  # there is no way to say so
+        pass  # the protocol has no words for it
 
     async def linger_close(self, error: Exception | None = None) -> None:
-        pass  # nothing was said
+        pass  # nothing was sent that the peer should read
 
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
         parts: list[bytes | memoryview] = []
         sizes: list[int] = []
         size = 0
-        last, prefix = -1, b""  # most messages are as long as the one before
+        last, prefix = -1, b""  # many messages are as long as the one before
         take, add = outbox.popleft, parts.extend
         while outbox and size < WRITE_SIZE and len(parts) < MAX_PARTS:
             message = take()
@@ -229,7 +237,7 @@ class StreamConnection(LinkConnection):
 
 
 def _rest(parts: list[bytes | memoryview], written: int) -> list[bytes | memoryview]:
-    """Return what of *parts* is left after *written* bytes."""
+    """Return the part of *parts* that follows the first *written* bytes."""
     for index, part in enumerate(parts):
         if written < len(part):
             return [memoryview(part)[written:], *parts[index + 1 :]]

@@ -1,4 +1,4 @@
-"""tcp: SP over TCP, to and from host names, IPv4 and IPv6."""
+"""tcp: SP over TCP, with host names, IPv4 and IPv6."""
 
 from __future__ import annotations
 
@@ -22,43 +22,46 @@ from sp.transports.stream import StreamConnection
 
 _ACCEPT_BATCH: Final = 64
 BACKLOG: Final = 65535
-"""Connections that the kernel completes for us before we accept them.
+"""How many connections the kernel may complete before we accept them.
 
-More than any kernel allows, so that it takes its own limit (``net.core.somaxconn``).  Beyond that,
-dialers wait a second for their next try.
+This is more than any kernel allows, so the kernel's own limit applies (``net.core.somaxconn``).  A
+dialer beyond it tries again after a second.
 """
 _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
-"""The longest time in seconds that Linux takes for each of the keepalive times."""
+"""Seconds; the longest that Linux accepts for each of the keepalive times."""
 _HEAD_START: Final = 0.25
-"""Seconds that an address of a name has for itself before the next one is tried as well."""
+"""Seconds until the next address of a name is tried as well (RFC 8305, 5)."""
 _MAX_LOOKUPS: Final = 64
-"""Names that are looked up at the same time, each in a thread."""
+"""How many names are looked up at the same time, each in a thread."""
 _LOOKUP_SHARE: Final = 0.9
-"""Of the time for a connection: what a lookup may take.
+"""The share of the time for a connection that a lookup may take.
 
-In the rest of it nobody connects, but it can be said what has hung.
+The rest is too short to connect, but lets the error say that the lookup was slow.
 """
 _FAMILIES: Final = {"4": socket.AF_INET, "6": socket.AF_INET6}
 _Target = tuple[int, tuple[Any, ...]]
-"""A family and an address of it, as the system's functions take them: IPv6 with its scope."""
+"""An address family and an address, in the form that the system's functions take."""
 
 
 async def connect(address: Address, terms: EndpointConfig) -> Connection:
-    """Connect to *address*: every address of its name is tried, newly looked up each time."""
+    """Connect to *address*.
+
+    Its name is looked up each time, and all of its addresses are tried.
+    """
     return StreamConnection(await connect_link(address, terms), terms)
 
 
 async def connect_link(address: Address, terms: EndpointConfig) -> SocketLink:
-    """Do so, for tls as well."""
+    """Connect to *address*, for every transport over TCP."""
     targets = _by_turns(await look_up(address, limit=terms.options.handshake_timeout * _LOOKUP_SHARE))
     return _link(await (_open(*targets[0]) if len(targets) == 1 else _race(targets)), terms)
 
 
 def _by_turns(targets: list[_Target]) -> list[_Target]:
-    """Put an address of the other family into the second place (RFC 8305, 4).
+    """Move an address of the other family to the second place (RFC 8305, 4).
 
-    One of the families may not work here.
+    The first family may not work here.
     """
     other = next((place for place, target in enumerate(targets) if target[0] != targets[0][0]), None)
     if other is not None:
@@ -67,9 +70,9 @@ def _by_turns(targets: list[_Target]) -> list[_Target]:
 
 
 async def _race(targets: list[_Target]) -> socket.socket:
-    """Return the first connection that is made (RFC 8305, 5).
+    """Return the first connection that succeeds (RFC 8305, 5).
 
-    Each attempt has a head start before the next one, unless it fails.
+    Each attempt has a head start before the next one, unless it fails sooner.
     """
     failures: list[OSError] = []
     connected: list[socket.socket] = []
@@ -92,7 +95,7 @@ async def _race(targets: list[_Target]) -> socket.socket:
                 with trio.move_on_after(_HEAD_START):
                     await failed.wait()
         if not connected:
-            # Of the class that the last attempt has failed with, and with the reason of each one.
+            # The class is that of the last failure, and the text has the reasons of all.
             reasons = dict.fromkeys(error.strerror or str(error) for error in failures)
             raise type(failures[-1])(failures[-1].errno, "; ".join(reasons)) from failures[-1]
         return connected.pop()
@@ -115,7 +118,7 @@ async def _open(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
 
 
 def _explained(error: OSError, sockaddr: tuple[Any, ...]) -> OSError:
-    """Return *error* in the system's words, and with more where an address lacks its zone."""
+    """Return *error* with the system's text, and with a hint if an address lacks its zone."""
     reason = os.strerror(error.errno or 0)
     if error.errno == errno.EINVAL and sockaddr[0].startswith("fe80:") and not sockaddr[3]:
         reason += f": a link-local address needs its network interface, as in [{sockaddr[0]}%eth0]"
@@ -126,7 +129,7 @@ _lookups: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("sp.
 
 
 def _the_lookups() -> trio.CapacityLimiter:
-    """Return what bounds our threads: lookups that hang must not take those of the program."""
+    """Return the limit for our threads: lookups that hang must not use up the application's."""
     try:
         return _lookups.get()
     except LookupError:
@@ -136,10 +139,10 @@ def _the_lookups() -> trio.CapacityLimiter:
 
 
 async def look_up(address: Address, *, flags: int = 0, limit: float = math.inf) -> list[_Target]:
-    """Return the addresses of a name, or the one that stands there.
+    """Return the addresses of the host, which may be a name or an address.
 
-    Raises OSError, which is a TimeoutError after *limit* seconds.  A lookup that hangs keeps its
-    thread until the system gives it up.
+    Raises OSError; after *limit* seconds, TimeoutError.  A lookup that hangs keeps its thread until
+    the system gives up.
     """
     host, family = address.host or None, _FAMILIES.get(address.scheme[-1], socket.AF_UNSPEC)
     await trio.lowlevel.checkpoint()
@@ -157,7 +160,7 @@ async def look_up(address: Address, *, flags: int = 0, limit: float = math.inf) 
 
 
 def _zone_error(host: str) -> OSError:
-    """Return why the system does not take *host*, an IPv6 address with a zone."""
+    """Return why the system does not accept *host*, an IPv6 address with a zone."""
     address, _, zone = host.partition("%")
     if any(zone == name for _, name in socket.if_nameindex()):
         reason = f"only a link-local address (fe80::...) takes a network interface: write {address!r} without '%{zone}'"
@@ -169,22 +172,30 @@ async def _look_up_name(host: str, port: int, family: int, flags: int, limit: fl
     lookups = _the_lookups()
     with trio.move_on_after(limit):
         resolver = trio.socket.set_custom_hostname_resolver(None)
-        trio.socket.set_custom_hostname_resolver(resolver)  # there is no other way to ask for it
-        if resolver is not None or not host.isascii():  # trio knows how other letters are encoded
+        trio.socket.set_custom_hostname_resolver(resolver)  # there is no other way to get it
+        if resolver is not None or not host.isascii():  # trio encodes other letters (IDNA)
             return await trio.socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
         look = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, flags)
         return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=lookups)
-    others = f": {lookups.borrowed_tokens} lookups hang, and there are no more at a time" if not lookups.available_tokens else ""
+    others = (
+        f": {lookups.borrowed_tokens} lookups are hanging, and no more can run at the same time" if not lookups.available_tokens else ""
+    )
     raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not looked up within {limit:g} s{others}")
 
 
 async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
-    """Bind *address*.  A name is bound at all its addresses, no host at all interfaces of both families."""
+    """Bind *address*.
+
+    A name is bound at all of its addresses; no host means all interfaces, IPv4 and IPv6.
+    """
     return await listen_link(address, terms, lambda link: StreamConnection(link, terms))
 
 
 async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
-    """Do so, for others as well: *make* makes a connection of each newcomer."""
+    """Bind *address*, for every transport over TCP.
+
+    *make* turns each accepted link into a connection.
+    """
     try:
         sockets = await _bind(address)
     except OSError as error:
@@ -195,7 +206,7 @@ async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[S
 
 
 class TCPAcceptor:
-    """A socket that listens."""
+    """A listening socket."""
 
     def __init__(self, sock: socket.socket, url: str, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
         self.url = url
@@ -218,7 +229,10 @@ class TCPAcceptor:
 
 
 def accept_pending(listening: socket.socket) -> list[socket.socket]:
-    """Accept who is waiting, a bounded number.  Raises OSError only when nobody could be accepted."""
+    """Accept the waiting connections, up to a limit.
+
+    Raises OSError only if none could be accepted.
+    """
     accepted: list[socket.socket] = []
     while len(accepted) < _ACCEPT_BATCH:
         try:
@@ -226,7 +240,7 @@ def accept_pending(listening: socket.socket) -> list[socket.socket]:
         except BlockingIOError:
             break
         except ConnectionError:
-            continue  # it was gone before it was accepted
+            continue  # this one was closed before it was accepted
         except OSError:
             if accepted:
                 break
@@ -235,14 +249,14 @@ def accept_pending(listening: socket.socket) -> list[socket.socket]:
 
 
 class TCPLink(SocketLink):
-    """A TCP socket of Linux, which tells whether the peer still answers while data is in flight."""
+    """A TCP socket on Linux: it tells whether the peer still answers while data is in flight."""
 
     watchable = True
 
     __slots__ = ("_limit", "_silence")
 
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str, limit: float, *, proxied: bool) -> None:
-        """*limit*: after so many seconds of silence the peer is gone."""
+        """After *limit* seconds of silence, the peer is taken for gone."""
         super().__init__(sock, local_address, remote_address, proxied=proxied)
         self._limit = limit
         self._silence: tcp_info.Silence | None = None  # while data is in flight
@@ -251,7 +265,7 @@ class TCPLink(SocketLink):
         try:
             info = tcp_info.decode(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.SIZE))
         except OSError:
-            info = None  # it is closed
+            info = None  # the socket is closed
         if info is None or not info.in_flight:
             self._silence = None
             return False
@@ -271,20 +285,20 @@ def _link(sock: socket.socket, terms: EndpointConfig) -> SocketLink:
             return SocketLink(sock, *ends, proxied=proxied)
         return TCPLink(sock, *ends, max(SHORTEST_KEEPALIVE, tcp_keepalive), proxied=proxied)
     except OSError:
-        # The peer is gone already; reading will find that out in the right place.
+        # The peer has closed the connection already.  Reading will report that.
         return SocketLink(sock, "", "", proxied=proxied)
 
 
 def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
-    """Give up a peer that was silent and unreachable for *seconds*.
+    """Let the kernel end the connection if the peer has been silent and unreachable for *seconds*.
 
-    While data is on its way this rests; see ``tcp_info``.
+    The kernel does not do that while data is in flight; see ``tcp_info``.
     """
     if seconds is None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
-        # Half of the time until the first probe, then probes until the time is over.
+        # The first probe comes after half of the time, the others during the second half.
         whole = max(SHORTEST_KEEPALIVE, round(seconds))
         idle = min(max(1, whole // 2), _MAX_KEEPALIVE)
         interval = min(max(1, (whole - idle) // 4), _MAX_KEEPALIVE)
@@ -299,7 +313,8 @@ async def _bind(address: Address) -> list[socket.socket]:
         try:
             return _bind_all(wanted, address.port)
         except OSError as error:
-            # The port that the kernel gave us for one family may be taken in the other: ask for another one.
+            # The port that the kernel chose for one family may be taken in the other: try another
+            # one.
             if address.port or error.errno != errno.EADDRINUSE or len(wanted) == 1:
                 raise
     raise OSError(errno.EADDRINUSE, f"no port is free for all addresses of {address.url!r}")
@@ -341,14 +356,14 @@ def _bind_all(wanted: Sequence[_Target], port: int) -> list[socket.socket]:
 
 
 def format_address(sockaddr: tuple[Any, ...]) -> str:
-    """Return ``host:port``, with IPv6 in brackets and with its zone, so that it can be dialed."""
+    """Return ``host:port`` as in a URL: IPv6 has brackets, and its zone if it needs one."""
     host, port, *rest = sockaddr
     scope = rest[1] if rest else 0
     return f"{bracketed(f'{host}%{_zone(scope)}' if scope else host)}:{port}"
 
 
 def _zone(scope: int) -> str:
-    """Return the name of a network interface; its number if that is gone or cannot be in a URL."""
+    """Return the name of a network interface, or its number if no name can be in a URL."""
     try:
         name = socket.if_indextoname(scope)
     except OSError:

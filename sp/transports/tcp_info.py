@@ -1,9 +1,10 @@
-"""What Linux says of a TCP connection (``TCP_INFO``), and whether that means that the peer is gone.
+"""What Linux says about a TCP connection (``TCP_INFO``), and whether the peer is gone.
 
-While data is on its way the kernel asks no peer whether it is still there (keepalive rests), and
-sends again for a quarter of an hour.  TCP_USER_TIMEOUT would end that sooner, but also a living
-peer that reads nothing for as long: its window is full, and it is asked for room (probed) every two
-minutes at last.  So the sign of a peer that is gone is not age, but that it answers nothing more.
+While data is in flight, the kernel sends no keepalive probes; it sends the data again for a quarter
+of an hour.  TCP_USER_TIMEOUT would end that sooner, but it would also end a connection to a living
+peer that does not read: its window is full, and the kernel asks it for room (probes it) only every
+two minutes in the end.  So a peer is not judged by the age of the data, but by whether it still
+answers.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import attrs
 
 from sp.errors import PeerSilent
 
-# struct tcp_info of linux/tcp.h, of which only the end ever grows: its first part, and
-# tcpi_notsent_bytes.
+# Parts of struct tcp_info in linux/tcp.h, which only ever grows at its end.
 _FIRST: Final = struct.Struct("=2xBB20xI24xII")
 _ACKNOWLEDGED: Final = struct.Struct("=120xQ")  # tcpi_bytes_acked
 _UNSENT: Final = struct.Struct("=144xI")
 SIZE: Final = _UNSENT.size
 _UNANSWERED: Final = 2
-"""Packets after which a peer that answers none may be gone: the answer to one may be coming."""
+"""A peer may be gone after so many unanswered packets; one answer may be on its way."""
 
 
 @attrs.frozen
@@ -30,15 +30,15 @@ class TCPInfo:
     """The state of a connection at one moment."""
 
     in_flight: bool
-    """Whether anything was sent that is not acknowledged, or waits in the kernel to be sent."""
+    """Whether any data is not acknowledged yet, or waits in the kernel to be sent."""
     repeated: int
-    """How often the kernel has sent the same data again, or asked for room, without an answer."""
+    """How often the kernel has sent the same data again, or probed for room, without an answer."""
     heard: float
-    """Seconds since the peer has sent or acknowledged anything."""
+    """Seconds since the peer last sent or acknowledged anything."""
 
 
 def decode(raw: bytes) -> TCPInfo | None:
-    """Return what the kernel says in *raw*; None: this kernel is too old."""
+    """Return what *raw* says.  None: the kernel is too old to say it."""
     if len(raw) < SIZE:
         return None
     retransmits, probes, unacknowledged, last_data, last_acknowledgement = _FIRST.unpack_from(raw)
@@ -51,12 +51,15 @@ def decode(raw: bytes) -> TCPInfo | None:
 
 
 def acknowledged(raw: bytes) -> int:
-    """Return how many bytes the peer has acknowledged; 0: this kernel is too old to tell."""
+    """Return how many bytes the peer has acknowledged.
+
+    0: none, or the kernel is too old to tell.
+    """
     return int(_ACKNOWLEDGED.unpack_from(raw)[0]) if len(raw) >= SIZE else 0
 
 
 class Silence:
-    """The time in which data is in flight and the peer says nothing."""
+    """How long data has been in flight while the peer has sent nothing."""
 
     __slots__ = ("_before", "_since")
 
@@ -65,9 +68,9 @@ class Silence:
         self._before = info.repeated
 
     def check(self, info: TCPInfo, now: float, limit: float) -> None:
-        """Raise PeerSilent when it has lasted *limit* seconds and nothing repeated was answered."""
+        """Raise PeerSilent if it has lasted *limit* seconds and no repeated data was answered."""
         age = now - self._since
         if info.heard < age:
             self._since, self._before = now, info.repeated
         elif age >= limit and info.repeated >= self._before + _UNANSWERED:
-            raise PeerSilent(f"the peer has acknowledged nothing for {age:.3g} s, and what was sent again meanwhile was not answered")
+            raise PeerSilent(f"the peer has acknowledged nothing for {age:.3g} s, and has not answered what was sent again")

@@ -1,8 +1,9 @@
 """tls+tcp: SP over TLS over TCP.
 
-A link encrypts what it is given and keeps what the kernel does not take; framing and connecting are those of tcp.  A handshake
-leaves as little to wait for as it can: a server's greeting goes with its first flight, a client's with its Finished, and so does its
-first message, since nothing is written before somebody has to wait for the peer.
+A TLSLink encrypts what it is given, and keeps what the kernel does not take.  Framing and
+connecting are those of tcp.  To save round trips, a server sends its greeting with its first
+flight.  A client sends its greeting, and its first message if there is one by then, together with
+its Finished: what is encrypted is not written before somebody has to wait for the peer.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ from sp.transports.stream import StreamConnection
 from sp.transports.tcp import connect_link, listen_link
 
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
-"""A fatal alert, "protocol version", in plain text: for a peer that began without TLS, so that it learns what it has dialed."""
+"""A fatal alert (protocol version) in plain text, for a peer that began without TLS."""
 _HANDSHAKE: Final = 0x16
 _RECORD_HEADER: Final = 5
 _LARGE_READ_SIZE: Final = 128 * 1024
-"""Twice as much costs more than it saves: what is decrypted no longer finds what is read in the cache."""
+"""The size of a read after one that came back full.
+
+With twice as much, the bytes would have left the processor's cache when they are decrypted.
+"""
 _WRITE_SIZE: Final = 128 * 1024
-"""The most that is encrypted before the kernel has taken it: full records, and a bound on what waits."""
+"""Bytes; the most that is encrypted before the kernel takes it, a whole number of full records."""
 
 
 async def connect(address: Address, terms: EndpointConfig) -> Connection:
-    """Connect to *address*, as tcp does; the handshake is part of the greeting."""
+    """Connect to *address*, as tcp does.  The TLS handshake belongs to the greeting."""
     config = terms.tls
     assert isinstance(config, TLSClientConfig)
     return StreamConnection(TLSLink(await connect_link(address, terms), config, host=address.host, port=address.port), terms)
@@ -50,25 +54,26 @@ async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
 
 
 class _Turnstile:
-    """Lets one step of one handshake through each time that trio looks at everything else: a step takes up to a millisecond.
+    """Lets one step of one handshake through in each round of trio's scheduler.
 
-    Who finds it free does not wait.
+    A step takes up to a millisecond, so that many at once would hold up all other tasks.  A task
+    that finds the turnstile free does not wait.
     """
 
     def __init__(self) -> None:
         self._free = True
         self._waiting = trio.lowlevel.ParkingLot()
-        self._usher: trio.lowlevel.Task | None = None  # while there is nothing for it to do
+        self._idle: trio.lowlevel.Task | None = None  # the task of _run, while it has nothing to do
         trio.lowlevel.spawn_system_task(self._run)
 
     def pass_nowait(self) -> bool:
-        """Pass, if it is free."""
+        """Pass if the turnstile is free.  False: it is not."""
         if not self._free:
             return False
         self._free = False
-        usher, self._usher = self._usher, None
-        if usher is not None:
-            trio.lowlevel.reschedule(usher)
+        task, self._idle = self._idle, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
         return True
 
     async def wait(self) -> None:
@@ -76,15 +81,15 @@ class _Turnstile:
         await self._waiting.park()
 
     async def _run(self) -> None:
-        """Let the next one through, at its turn."""
+        """Let the next task through in each round."""
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._usher = None
+            self._idle = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
             if self._free:
-                self._usher = trio.lowlevel.current_task()
+                self._idle = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
             while self._waiting:
                 self._waiting.unpark()
@@ -105,27 +110,30 @@ def _the_turnstile() -> _Turnstile:
 
 
 class TLSLink:
-    """A link that encrypts on the way to another one."""
+    """A link that encrypts what it sends over another link."""
 
     def __init__(
         self, inner: SocketLink, config: TLSServerConfig | TLSClientConfig, *, host: str = "", port: int = 0, http: bool = False
     ) -> None:
-        """*host* and *port* are where a client has connected; *http*: that is agreed on in the handshake (ALPN)."""
+        """*host* and *port* are where a client has connected.
+
+        *http* says that HTTP will be spoken, for ALPN.
+        """
         self._inner = inner
         self._recv, self._send = inner.recv, inner.send
         self._config = config
         self._host = host
         self._port = port
         self._http = http
-        self._session: TLSSession | None = None  # made when its turn comes, so that a flood of newcomers is accepted cheaply
-        self._unflushed = False  # something may be encrypted that the kernel has not taken
-        self._left: bytes = b""  # the part of it that is no longer the session's
-        self._owed = 0  # bytes of plaintext in there that no call has reported as sent
-        self._was_full = False  # the last read, so that the next may be larger
+        self._session: TLSSession | None = None  # made late, so that accepting many at once is cheap
+        self._unflushed = False  # there may be ciphertext that the kernel has not taken
+        self._left: bytes = b""  # the part of it that was drained from the session
+        self._owed = 0  # bytes of its plaintext that `send` has not reported as sent
+        self._was_full = False  # whether the last read was, so that the next one is larger
         self._finishing = False
         self._closed = False
-        self._queueing: trio.CancelScope | None = None  # at the turnstile
-        self._error: TLSError | None = None  # after which nothing can be read
+        self._queueing: trio.CancelScope | None = None  # of the wait at the turnstile
+        self._error: TLSError | None = None  # nothing can be read after it
 
     @property
     def local_address(self) -> str:
@@ -152,7 +160,7 @@ class TLSLink:
         return self._session.info if self._session is not None else None
 
     async def open(self, greeting: bytes) -> None:
-        """Do the handshake, and send *greeting* as early as can be."""
+        """Do the handshake, and send *greeting* as early as possible."""
         await self._inner.open(b"")
         data = b"" if isinstance(self._config, TLSClientConfig) else await self._first_record()
         while (session := await self._step(data, greeting)) is None:
@@ -160,11 +168,15 @@ class TLSLink:
         if not greeting:
             self._flush_quietly()
         elif not session.greeted:
-            # Not flushed: the first message may follow at once, and whoever waits for the peer flushes.
+            # This is not flushed, since the first message may follow at once.  `wait_readable`
+            # flushes.
             session.write(greeting)
 
     async def _first_record(self) -> bytes:
-        """Return what the client begins with, once it is a record or something else: who says less is given no turn."""
+        """Return the client's first bytes, a whole record or something other than TLS.
+
+        A client that sends less takes no turn from others.
+        """
         data = bytearray()
         while (not data or data[0] == _HANDSHAKE) and len(data) < _RECORD_HEADER + int.from_bytes(data[3:_RECORD_HEADER], "big"):
             data += await self._receive(first=not data)
@@ -184,7 +196,7 @@ class TLSLink:
             return data
 
     async def _step(self, data: bytes, greeting: bytes) -> TLSSession | None:
-        """Go on with the handshake; return the session once it is established."""
+        """Go on with the handshake.  Return the session once it is established."""
         turnstile = _the_turnstile()
         if not turnstile.pass_nowait():
             with trio.CancelScope() as self._queueing:
@@ -210,7 +222,8 @@ class TLSLink:
         assert session is not None
         moved = session.bytes
         if self._error is not None:
-            raise self._error  # who saw it first may have been somebody who read in the pipe's stead
+            # Another task may have seen it first, one that read directly in place of the pipe.
+            raise self._error
         try:
             if moved.has_more:
                 data = session.read(size)
@@ -235,14 +248,18 @@ class TLSLink:
         raise BlockingIOError
 
     def _answer(self, size: int) -> None:
-        """Have it flushed that reading made us say something: a peer may ask for new keys."""
+        """Flush *size* bytes soon, which reading produced: a peer may ask for new keys."""
         self._unflushed = True
         if size > BUFFER_SIZE:
             raise TLSError(f"TLS: the peer asks for answers but does not read them: {size} bytes are waiting")
 
     def send(self, data: bytes | memoryview) -> int:
-        """Encrypt *data*, or a part of it.  BlockingIOError: call again with the same, of which a part may be encrypted already."""
-        # What the kernel has not seen yet, such as the end of a handshake, leaves together with this.
+        """Encrypt and send *data* or a part of it.  Return the number of bytes.
+
+        After a BlockingIOError it must be called with the same data again: a part of it may already
+        be encrypted.
+        """
+        # What was not flushed before, such as the end of a handshake, is sent together with this.
         if self._left and not self._flush():
             raise BlockingIOError
         if self._owed:
@@ -264,7 +281,7 @@ class TLSLink:
         return sent
 
     def send_parts(self, parts: list[bytes | memoryview]) -> int:
-        """Do so with *parts*, joined, so that they fill their records."""
+        """Send *parts*, joined, so that they fill their records."""
         if len(parts[0]) >= _WRITE_SIZE:
             return self.send(parts[0])
         joined: list[bytes | memoryview] = []
@@ -278,7 +295,10 @@ class TLSLink:
         return self.send(b"".join(joined))
 
     def _flush(self) -> bool:
-        """Hand over what is encrypted.  False: the kernel does not take all of it now.  Raises OSError."""
+        """Send what is encrypted.
+
+        False: the kernel does not take all of it now.  Raises OSError.
+        """
         session = self._session
         while self._unflushed and session is not None:
             data = self._left or session.data_to_send()
@@ -289,7 +309,8 @@ class TLSLink:
             if sent < len(data):
                 self._left = bytes(data[sent:])  # the session reuses its buffer
                 return False
-            self._unflushed = bool(self._left) or sent == BUFFER_SIZE  # behind what was left, or a full buffer, there may be more
+            # After what was left, or after a full buffer, there may be more.
+            self._unflushed = bool(self._left) or sent == BUFFER_SIZE
             self._left = b""
         if self._finishing:
             self._inner.finish()
@@ -299,7 +320,7 @@ class TLSLink:
         try:
             return self._flush()
         except OSError:
-            return True  # reading finds out
+            return True  # reading will report it
 
     def wait_readable(self) -> Awaitable[None]:
         session = self._session

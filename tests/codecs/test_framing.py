@@ -95,7 +95,7 @@ def test_without_a_limit_any_size_is_accepted(typed: bool) -> None:
 def test_what_is_too_large_is_said_with_both_sizes(typed: bool) -> None:
     decoder = FrameDecoder(None, 100, typed=typed)
     decoder.receive_data(frame_prefix(101, typed))
-    assert "101 bytes, at most 100" in str(decoder.error)
+    assert "101 bytes, but max_message_size is 100" in str(decoder.error)
 
 
 @pytest.mark.usefixtures("traced")

@@ -101,7 +101,7 @@ def test_the_longest_line_has_107_bytes() -> None:
     line = b"PROXY UNKNOWN ".ljust(105, b"x") + b"\r\n"
     assert len(line) == 107
     assert decode(line) == ProxyInfo(version=1)
-    assert "ends within 107 bytes" in refuse(b"x".join((line[:50], line[50:])))
+    assert "must end within 107 bytes" in refuse(b"x".join((line[:50], line[50:])))
     _, taken = read(b"PROXY " + b"x" * 1000, most=1)
     assert taken == 107
 
@@ -135,7 +135,7 @@ def test_the_longest_line_has_107_bytes() -> None:
 )
 def test_a_line_that_cannot_be_read_is_refused_and_shown(line: bytes) -> None:
     reason = refuse(line)
-    assert "a header of version 1 that cannot be read" in reason
+    assert "this version 1 header cannot be read" in reason
     assert repr(line[:10])[:-1] in reason
 
 
@@ -207,7 +207,7 @@ def test_an_absurd_length_is_refused_before_anything_of_it_has_come(size: int, c
     reason = refuse(v2(TCP4, size=size, command=command))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert f"announces {size} bytes, at most 8192" in reason
+    assert f"announces {size} bytes, but at most 8192" in reason
     assert peak < 64 << 10
 
 
@@ -294,7 +294,7 @@ def test_a_client_without_tls_has_none_whatever_else_is_said(flags: int) -> None
 
 @pytest.mark.parametrize("size", range(5))
 def test_too_little_about_tls_is_refused(size: int) -> None:
-    assert f"{size} bytes about TLS, expected 5 and more" in refuse(v2(TCP4, ADDRESSES4 + tlv(0x20, b"\x07\0\0\0\0"[:size])))
+    assert f"the TLS field has {size} bytes, expected at least 5" in refuse(v2(TCP4, ADDRESSES4 + tlv(0x20, b"\x07\0\0\0\0"[:size])))
 
 
 @pytest.mark.parametrize("part", [b"\x22", tlv(0x22, b"abc", size=4), tlv(0x21, b"TLSv1.3") + tlv(0x28, b"", size=0xFFFF)])

@@ -575,7 +575,7 @@ def test_a_message_of_exactly_the_limit_is_accepted_and_one_byte_more_is_not(sid
     assert decode(side, side.frame(b"x" * limit, opcode), limit=limit).bodies == [b"x" * limit]
     found = decode(side, side.frame(b"", opcode) + side.frame(b"x" * (limit + 1), opcode) + side.frame(b""), limit=limit)
     assert (found.bodies, found.kind, found.code) == ([b""], MessageTooLarge, 1009)
-    assert f"{limit + 1} bytes, at most {limit}" in str(found.error)
+    assert f"{limit + 1} bytes, but max_message_size is {limit}" in str(found.error)
 
 
 @pytest.mark.parametrize("sizes", [(100, 0), (0, 100), (50, 50), (1, 98, 1), (99, 0, 0, 1), (1,) * 100])
@@ -589,7 +589,7 @@ def test_the_limit_is_that_of_all_fragments_together(side: Side, sizes: tuple[in
         more = (*sizes[:place], sizes[place] + 1, *sizes[place + 1 :])
         found = decode(side, stream(sizes) + stream(more), limit=100)
         assert (found.bodies, found.kind, found.code) == ([b"x" * 100], MessageTooLarge, 1009)
-        assert "101 bytes, at most 100" in str(found.error)
+        assert "101 bytes, but max_message_size is 100" in str(found.error)
 
 
 def test_the_limit_counts_header_and_body(side: Side) -> None:

@@ -163,7 +163,7 @@ async def test_a_socket_file_that_cannot_be_removed_is_no_trouble_for_the_socket
                 await live()
         else:
             await live()
-    assert "the socket file stays behind" in caplog.text
+    assert "the socket file cannot be removed" in caplog.text
 
 
 async def test_a_dial_that_fails_in_an_unexpected_way_costs_its_attempt_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ async def test_a_message_too_large_is_warned_of_and_counted(url: str, caplog: py
         assert sub.statistics().dropped == {"too large": 1}
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert "message too large: the peer announced 15 bytes, at most 10 are accepted" in warnings[0]
+    assert "message too large: the peer announced 15 bytes, but max_message_size is 10" in warnings[0]
 
 
 async def test_an_authorize_that_closes_the_pipe_has_refused_it(url: str) -> None:

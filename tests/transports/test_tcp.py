@@ -488,7 +488,7 @@ async def test_an_address_needs_no_thread_while_all_lookups_hang(hanging: Hangin
 async def test_a_lookup_that_hangs_is_named_in_the_error(hanging: Hanging, autojump_clock: trio.testing.MockClock) -> None:
     async with sp.Bus0(handshake_timeout=5) as bus:
         for number in range(64):
-            others = "$" if number < 63 else ": 64 lookups hang, and there are no more at a time"
+            others = "$" if number < 63 else ": 64 lookups are hanging, and no more can run at the same time"
             with pytest.raises(sp.DialError, match=f"the name 'peer.test' was not looked up within 4.5 s{others}"):
                 await bus.dial("ws://peer.test:5555")
 
