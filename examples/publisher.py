@@ -12,7 +12,7 @@ import sp
 
 async def main(url: str) -> None:
     async with sp.Pub0(listen=url) as pub:
-        print("listening on", pub.listeners[0].url, flush=True)
+        print("listening on", pub.url, flush=True)
         await pub.wait_for_peers(2)
         for value in range(20, 25):
             await pub.send(f"temperature {value}".encode())

@@ -18,7 +18,7 @@ async def answer(request: sp.Request) -> None:
 
 async def main(url: str, tls: sp.TLSServerConfig | None = None) -> None:
     async with sp.Rep0(listen=url, tls=tls) as rep, trio.open_nursery() as nursery:
-        print("listening on", rep.listeners[0].url, flush=True)
+        print("listening on", rep.url, flush=True)
         async for request in rep.requests():
             nursery.start_soon(answer, request)
 

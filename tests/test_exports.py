@@ -97,7 +97,7 @@ def test_the_arguments_of_one_socket_stand_in_the_reference_with_their_defaults(
         (kind.__name__, name): written(parameter.default)
         for kind in SOCKETS
         for name, parameter in inspect.signature(kind).parameters.items()
-        if name not in ("options", "raw")
+        if name != "options"
     }
 
 
