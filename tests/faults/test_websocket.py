@@ -210,7 +210,7 @@ async def check(rep: sp.Rep0, url: str) -> None:
         pytest.param(frame(b"\x80\0\0\1\xff", TEXT), 1007, sp.MalformedMessage, "UTF-8", id="text that is no text"),
         pytest.param(frame(b"ab\xc3", TEXT, fin=False) + frame(b"x", CONT), 1007, sp.MalformedMessage, "UTF-8", id="half a character"),
         pytest.param(frame(ID + bytes(997)), 1009, sp.MessageTooLarge, "1001 bytes, but max_message_size is 1000", id="too large"),
-        pytest.param(frame(ID, size=1 << 63), 1009, sp.MessageTooLarge, "at most 1000", id="absurdly large"),
+        pytest.param(frame(ID, size=1 << 63), 1009, sp.MessageTooLarge, "max_message_size is 1000", id="absurdly large"),
         pytest.param(
             frame(bytes(600), fin=False) + frame(bytes(401), CONT),
             1009,
@@ -219,7 +219,7 @@ async def check(rep: sp.Rep0, url: str) -> None:
             id="too large in parts",
         ),
         pytest.param(frame(b"abc"), 1002, sp.MalformedMessage, "3 bytes without a complete protocol header", id="no header"),
-        pytest.param(frame(b"\0\0\0\1" * 300), 1009, sp.MessageTooLarge, "at most 1000", id="a backtrace without an end"),
+        pytest.param(frame(b"\0\0\0\1" * 300), 1009, sp.MessageTooLarge, "max_message_size is 1000", id="a backtrace without an end"),
         pytest.param(b"\xff" * 100, 1002, sp.MalformedMessage, "WebSocket", id="noise"),
         pytest.param(request(), 1002, sp.MalformedMessage, "WebSocket", id="another request"),
     ],
