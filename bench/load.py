@@ -54,7 +54,7 @@ def _seconds(measure: Callable[[int], object], count: int) -> float:
 async def _serve(line: Line, *_: object) -> None:
     """Answer each request in its own task, as the guide does."""
     async with Rep0(listen=ANY_PORT) as rep, trio.open_nursery() as nursery:
-        line.send(rep.listeners[0].url)
+        line.send(rep.url)
         nursery.start_soon(_tell_memory, line)
         async for request in rep.requests():
             nursery.start_soon(_answer, request)
@@ -88,7 +88,7 @@ async def _request_at_once(_: Line, url: str, count: int) -> float:
 async def _pull_late(line: Line, count: int) -> None:
     """Receive *count* messages from a PUSH that began to send before we connected."""
     async with Pull0(listen=ANY_PORT) as pull:
-        line.send(pull.listeners[0].url)
+        line.send(pull.url)
         received = 0
         while received < count:
             received += len(await pull.receive_many())

@@ -33,7 +33,7 @@ async def _listen(line: Line) -> None:
     """
     async with Rep0(listen=ANY_PORT) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(_echo, rep)
-        line.send(int(rep.listeners[0].url.rpartition(":")[2]))
+        line.send(int(rep.url.rpartition(":")[2]))
         while True:
             (pipes,) = await hear(line)
             while len(rep.pipes) != pipes:

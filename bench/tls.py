@@ -224,7 +224,7 @@ async def _listen(line: Line, own: Papers) -> None:
     """
     async with Rep0(**ours.listening(own, ws=False)) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(_echo, rep)
-        line.send(rep.listeners[0].url)
+        line.send(rep.url)
         while True:
             (wanted,) = await hear(line)
             with trio.move_on_after(_ATTACHED_WITHIN):

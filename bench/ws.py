@@ -104,7 +104,7 @@ async def _listen(line: Line, own: Papers, interval: float) -> None:
     """
     tls = TLSServerConfig(certificate=own.server)
     async with Rep0(listen=any_port("wss"), tls=tls, ws=WSServerConfig(ping_interval=interval)) as rep:
-        line.send(rep.listeners[0].url)
+        line.send(rep.url)
         while True:
             what, amount = await hear(line)
             if what == "pipes":

@@ -142,7 +142,7 @@ async def test_libnng_that_we_refuse_as_second_peer_knows_it_and_comes_again_at_
             second.reconnect_time_min = second.reconnect_time_max = 50
             arrivals = Arrivals(second)
             events = ours.socket.events()
-            second.dial(ours.socket.listeners[0].url, block=False)
+            second.dial(ours.socket.url, block=False)
             nursery.start_soon(second.asend, b"not lost")
             assert await refusals(events) < STORM
             if transport != "ws":
@@ -171,7 +171,7 @@ async def test_a_program_that_we_refuse_as_second_peer_comes_again_at_its_pace(
     async with our_end("Pair0") as ours, our_end("Pair0") as first:
         await link(ours, first, transport, tmp_path, authority)
         events = ours.socket.events()
-        where = to_dial(ours.socket.listeners[0].url)
+        where = to_dial(ours.socket.url)
         more = ("--async",) if tool is NNGCAT else ()  # or it would give up
         async with running(tool.program, tool.option("Pair0"), *where, *more, "--data", "not lost", "--raw") as process:
             assert await refusals(events) < STORM
@@ -190,7 +190,7 @@ async def test_nanomsg_that_we_refuse_as_second_peer_by_ws_never_comes_again(tmp
     async with our_end("Pair0") as ours, our_end("Pair0") as first:
         await link(ours, first, "ws", tmp_path, authority)
         events = ours.socket.events()
-        where = to_dial(ours.socket.listeners[0].url)
+        where = to_dial(ours.socket.url)
         async with running(NANOCAT.program, "--pair", *where, "--data", "lost", "--raw") as process:
             assert await refusals(events) == 1
             await first.socket.aclose()

@@ -315,7 +315,7 @@ async def test_answers_to_key_updates_do_not_pile_up_where_nothing_else_is_said(
     # send.
     async with (
         sp.Bus0(listen=URL, tls=authority.server()) as ours,
-        relay(ours.listeners[0].url) as (between, url),
+        relay(ours.url) as (between, url),
         openssl("s_client", "-connect", url.removeprefix("tls+tcp://"), "-tls1_3") as program,
     ):
         await program.hears(greeting(BUS))

@@ -20,7 +20,7 @@ async def test_no_protocol_and_no_cipher_that_is_weak_is_accepted(key_type: trus
     report = tmp_path / "report.xml"
     server = sp.TLSServerConfig(certificate=issued.private_key_and_cert_chain_pem.bytes())
     async with sp.Rep0(listen="tls+tcp://127.0.0.1:0", tls=server) as ours:
-        where = ours.listeners[0].url.removeprefix("tls+tcp://")
+        where = ours.url.removeprefix("tls+tcp://")
         options = (f"--xml={report}", "--no-heartbleed", "--no-groups", "--no-fallback", "--no-compression")
         await trio.run_process(["sslscan", *options, where], capture_stdout=True, capture_stderr=True)
         assert not ours.pipes

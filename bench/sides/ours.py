@@ -38,7 +38,7 @@ def dialing(papers: Papers | None, ws: bool) -> dict[str, Any]:
 async def echo(line: Line, *_: object, papers: Papers | None = None, ws: bool = False) -> None:
     """Answer each request with itself."""
     async with Rep0(**listening(papers, ws)) as rep:
-        line.send(rep.listeners[0].url)
+        line.send(rep.url)
         while True:
             await rep.send(await rep.receive())
 
@@ -59,7 +59,7 @@ async def publish(line: Line, size: int, seconds: float, many: bool, papers: Pap
     """Publish as fast as possible, with *many* in batches; tell how many messages, and how many
     were dropped here."""
     async with Pub0(**listening(papers, ws)) as pub:
-        line.send(pub.listeners[0].url)
+        line.send(pub.url)
         await pub.wait_for_peers()
         body = bytes(size)
         batch = [body] * BATCH
@@ -101,7 +101,7 @@ async def subscribe(line: Line, url: str, _size: int, _seconds: float, many: boo
 async def take_requests(line: Line, *_: object, papers: Papers | None = None, ws: bool = False) -> None:
     """Answer each request with nothing."""
     async with Rep0(**listening(papers, ws)) as rep:
-        line.send(rep.listeners[0].url)
+        line.send(rep.url)
         async for request in rep.requests():
             await request.reply(b"")
 
@@ -131,7 +131,7 @@ async def fan_out(line: Line, size: int, subscribers: int, blocks: int, block: i
     and of CPU time."""
     limit = 4 * block
     async with Pub0(listen=ANY_PORT, outbox_limit=limit) as pub, Sub0(listen=ANY_PORT, topics=b"") as done:
-        line.send((pub.listeners[0].url, done.listeners[0].url))
+        line.send((pub.url, done.url))
         await pub.wait_for_peers(subscribers)
         await done.receive()
         body = bytes(size)

@@ -21,7 +21,7 @@ async def push(line: Line, kind: str, size: int, seconds: float, many: bool, url
     """
     async with _KINDS[kind][0](listen=ANY_PORT if url is None else (), dial=url or ()) as socket:
         if url is None:
-            line.send(socket.listeners[0].url)
+            line.send(socket.url)
         await socket.wait_for_peers()
         body = bytes(size)
         batch = [body] * BATCH
@@ -59,7 +59,7 @@ async def pull(line: Line, url: str, kind: str, _size: int, _seconds: float, man
 async def pour(line: Line, size: int, *_: object) -> None:
     """Push without end."""
     async with Push0(listen=ANY_PORT) as socket:
-        line.send(socket.listeners[0].url)
+        line.send(socket.url)
         body = bytes(size)
         while True:
             await socket.send(body)
@@ -111,7 +111,7 @@ async def ask_all(line: Line, kind: str, size: int, seconds: float, number: int)
     """Return how often a second all *number* peers answer: one survey, or as many requests at once."""
     body = bytes(size)
     async with (Surveyor0 if kind == "survey" else Req0)(listen=ANY_PORT) as socket:
-        line.send(socket.listeners[0].url)
+        line.send(socket.url)
         await socket.wait_for_peers(number)
         meter = Meter(seconds, block=4)
         if isinstance(socket, Surveyor0):

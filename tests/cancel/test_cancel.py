@@ -26,7 +26,7 @@ async def test_receivers_under_random_cancellations_get_every_message_once_and_i
         sp.Pub0(outbox_limit=COUNT) as pub,
         trio.open_nursery() as nursery,
     ):
-        await dial(pub, sub.listeners[0].url)
+        await dial(pub, sub.url)
         received: list[int] = []
 
         async def send() -> None:
@@ -136,7 +136,7 @@ async def test_a_cancelled_receive_of_a_service_leaves_the_request_for_the_next(
 async def test_a_cancelled_reply_was_not_sent_and_can_be_repeated(url: str) -> None:
     async with (
         sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=1) as rep,
-        await wire.connect_as(rep.listeners[0].url, wire.REQ) as stuck,
+        await wire.connect_as(rep.url, wire.REQ) as stuck,
     ):
         await stuck.send_all(wire.frame(b"\x80\0\0\1") * 40)
         requests = [await anext(rep.requests()) for _ in range(40)]

@@ -262,7 +262,7 @@ async def test_an_iteration_over_answers_under_random_cancellations_gets_each_an
 
         async def respond(number: int, ready: trio.Event) -> None:
             async with sp.Respondent0() as respondent:
-                await dial(respondent, surveyor.listeners[0].url)
+                await dial(respondent, surveyor.url)
                 ready.set()
                 async for survey in respondent.surveys():
                     await survey.reply(survey.body + b"-%d" % number)

@@ -38,14 +38,14 @@ class Device:
     async def client(self) -> Any:
         """Connect to it as one who asks."""
         count = len(self.front.pipes)
-        stream = await connect_as(self.front.listeners[0].url, self.asks)
+        stream = await connect_as(self.front.url, self.asks)
         await self.front.wait_for_peers(count + 1)
         return stream
 
     async def service(self) -> Any:
         """Connect to it as one who answers."""
         count = len(self.back.pipes)
-        stream = await connect_as(self.back.listeners[0].url, self.answers)
+        stream = await connect_as(self.back.url, self.answers)
         await self.back.wait_for_peers(count + 1)
         return stream
 
@@ -70,8 +70,8 @@ async def good_client(device: Device) -> AsyncIterator[Any]:
         device.answering() as service,
         trio.open_nursery() as nursery,
     ):
-        await dial(service, device.back.listeners[0].url)
-        await dial(client, device.front.listeners[0].url)
+        await dial(service, device.back.url)
+        await dial(client, device.front.url)
 
         async def serve() -> None:
             while True:

@@ -153,7 +153,7 @@ async def one_life(seed: int, url: str) -> None:
     try:
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
             listening = await stack.enter_async_context(make_listening(listen=url, tls=server_tls(url), **options()))
-            dialing = await stack.enter_async_context(make_dialing(dial=listening.listeners[0].url, tls=client_tls(url), **options()))
+            dialing = await stack.enter_async_context(make_dialing(dial=listening.url, tls=client_tls(url), **options()))
             for sock, works in ((listening, listening_works), (dialing, dialing_works)):
                 for work in rng.choices(works + _ANYBODY, weights=[3] * len(works) + [1] * len(_ANYBODY), k=rng.randrange(4)):
                     nursery.start_soon(_until_closed, work, sock, rng)
@@ -174,7 +174,7 @@ async def lives(count: int, new_url: Callable[[], str]) -> None:
     first = random.randrange(1 << 32)
     url = new_url()
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
-        await dial(req, rep.listeners[0].url)  # the task that lets handshakes through one by one lives as long as the run
+        await dial(req, rep.url)  # the task that lets handshakes through one by one lives as long as the run
     tasks = trio.lowlevel.current_statistics().tasks_living
     for seed in range(first, first + count):
         try:
@@ -250,7 +250,7 @@ async def test_a_dial_that_waits_is_told_when_the_socket_is_closed() -> None:
 async def test_a_peer_that_never_reads_cannot_hold_up_closing_for_longer_than_linger(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
         async with sp.Pub0(listen=url, tls=server_tls(url), linger=3, outbox_limit=1_000, outbox_bytes=1 << 30) as pub:
-            stream = await connect_as(pub.listeners[0].url, SUB)
+            stream = await connect_as(pub.url, SUB)
             await pub.wait_for_peers()
             for _ in range(500):
                 await pub.send(bytes(100_000))
@@ -277,7 +277,7 @@ async def test_a_peer_that_never_reads_cannot_hold_up_closing_for_longer_than_li
 @network_only
 async def test_a_pipe_that_is_closed_in_the_moment_in_which_its_peers_buffer_is_full_ends_alone(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=1) as pub:
-        url = pub.listeners[0].url
+        url = pub.url
         with trio.fail_after(5):
             async with await connect_as(url, SUB) as deaf, await connect_as(url, SUB) as good:
                 await pub.wait_for_peers(2)
@@ -294,7 +294,7 @@ async def test_a_pipe_that_is_closed_in_the_moment_in_which_its_peers_buffer_is_
 async def test_a_peer_that_never_stops_sending_cannot_hold_up_closing(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
         async with sp.Bus0(listen=url, tls=server_tls(url), linger=3) as bus:
-            stream = await connect_as(bus.listeners[0].url, BUS)
+            stream = await connect_as(bus.url, BUS)
             await bus.wait_for_peers()
             async with trio.open_nursery() as nursery:
                 rounds = 0
@@ -325,7 +325,7 @@ async def test_what_was_accepted_is_delivered_before_a_close_in_order_returns(ur
     async with sp.Bus0(listen=url, tls=server_tls(url), inbox_limit=10_000, inbox_bytes=1 << 30) as receiver:
         with trio.fail_after(10):
             async with sp.Bus0(linger=5) as sender:
-                await dial(sender, receiver.listeners[0].url)
+                await dial(sender, receiver.url)
                 await sender.wait_for_peers()
                 for number in range(100):
                     await sender.send(b"%d" % number + bytes(100_000))
@@ -340,7 +340,7 @@ async def test_a_reply_arrives_whole_even_when_its_socket_is_closed_with_request
     # Closing a TCP socket that has something unread resets the connection, and what is on its way is lost.
     async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=1, linger=5, outbox_bytes=1 << 30) as rep:
         with trio.fail_after(10):
-            async with trio.open_nursery() as nursery, await connect_as(rep.listeners[0].url, REQ) as stream:
+            async with trio.open_nursery() as nursery, await connect_as(rep.url, REQ) as stream:
                 # A read takes 64 KiB at most and is not followed by another, for the inbox is full.
                 nursery.start_soon(stream.send_all, frame(b"\x80\0\0\1" + bytes(10_000)) * 12)
                 await trio.testing.wait_all_tasks_blocked(0.02)
@@ -388,7 +388,7 @@ async def test_a_socket_that_is_opened_and_closed_in_either_order_of_its_peer_le
 async def test_an_error_in_the_block_comes_out_as_itself(url: str) -> None:
     with trio.fail_after(5):
         with pytest.raises(DeliberateError):
-            async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(dial=rep.listeners[0].url, tls=client_tls(url)) as req:
+            async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(dial=rep.url, tls=client_tls(url)) as req:
                 await req.wait_for_peers()
                 raise DeliberateError
 
@@ -399,7 +399,7 @@ async def test_a_failing_peer_neither_fails_the_socket_nor_the_listener(url: str
         events = bus.events()
         with trio.fail_after(5):
             for _ in range(20):
-                stream = await connect_as(bus.listeners[0].url, BUS)
+                stream = await connect_as(bus.url, BUS)
                 await expect(events, sp.EventKind.ATTACHED)
                 bus.send_nowait(bytes(100_000))
                 reset(stream)

@@ -179,7 +179,7 @@ _LEAVING = """
 import os, sys, sp, trio
 
 async def main():
-    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus, sp.Bus0(dial=bus.listeners[0].url) as other:
+    async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus, sp.Bus0(dial=bus.url) as other:
         await bus.wait_for_peers()
         await other.wait_for_peers()
         pid = os.fork()

@@ -96,7 +96,7 @@ async def test_a_silent_listener_fails_a_dial_at_the_deadline(mock_clock: MockCl
 
 async def test_every_byte_of_a_slow_greeting_counts_against_the_same_deadline(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=10) as rep, await connect(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=10) as rep, await connect(rep.url) as stream:
             events = rep.events()
             for byte in greeting(REQ)[:5]:
                 await stream.send_all(bytes([byte]))
@@ -108,7 +108,7 @@ async def test_every_byte_of_a_slow_greeting_counts_against_the_same_deadline(ur
 
 async def test_a_greeting_and_messages_may_come_byte_by_byte(url: str, mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, await connect(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, await connect(rep.url) as stream:
             request = b"\x80\0\0\1slow"
             for byte in greeting(REQ) + frame(request) + frame(request):
                 await stream.send_all(bytes([byte]))
@@ -121,7 +121,7 @@ async def test_a_greeting_and_messages_may_come_byte_by_byte(url: str, mock_cloc
 
 async def test_a_greeting_and_messages_may_come_in_one_piece(url: str) -> None:
     with trio.fail_after(5):
-        async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, await connect(bus.listeners[0].url) as stream:
+        async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, await connect(bus.url) as stream:
             await stream.send_all(greeting(BUS) + b"".join(frame(b"%d" % number) for number in range(100)))
             assert [await bus.receive() for _ in range(100)] == [b"%d" % number for number in range(100)]
 
@@ -140,7 +140,7 @@ async def test_the_deadline_covers_a_slow_authorize(url: str, mock_clock: MockCl
     with at_most(10):
         async with sp.Bus0(listen=url, tls=server_tls(url), handshake_timeout=10, authorize=authorize) as bus:
             events = bus.events()
-            async with await connect_as(bus.listeners[0].url, BUS) as stream:
+            async with await connect_as(bus.url, BUS) as stream:
                 await stream.send_all(frame(b"too early"))
                 await until(lambda: asked)
                 mock_clock.jump(10.1)
@@ -177,7 +177,7 @@ async def test_nothing_of_a_refused_peer_is_delivered(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url), authorize=lambda _: False) as bus:
         events = bus.events()
         with trio.fail_after(5):
-            async with await connect(bus.listeners[0].url) as stream:
+            async with await connect(bus.url) as stream:
                 await stream.send_all(greeting(BUS) + frame(b"let me in"))
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, sp.PipeRefused)
@@ -244,7 +244,7 @@ async def test_who_greets_wrongly_is_told_off_at_once_and_the_listener_goes_on(
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
-            async with await connect(rep.listeners[0].url) as stream:
+            async with await connect(rep.url) as stream:
                 await stream.send_all(said)
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, kind)
@@ -252,7 +252,7 @@ async def test_who_greets_wrongly_is_told_off_at_once_and_the_listener_goes_on(
                 port = socket_of(stream).getsockname()[1]
                 assert f"127.0.0.1:{port}" in event.reason
                 assert await receive_end(stream) in (b"", greeting(REP))
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @pytest.mark.parametrize("size", range(8))
@@ -260,7 +260,7 @@ async def test_a_peer_that_ends_within_its_greeting_is_refused_with_the_reason(u
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
-            stream = await connect(rep.listeners[0].url)
+            stream = await connect(rep.url)
             await stream.send_all(greeting(REQ)[:size])
             assert await receive_exactly(stream, 8) == greeting(REP)
             await end(stream)
@@ -295,7 +295,7 @@ async def test_a_message_that_is_cut_off_ends_the_pipe_and_is_not_delivered(url:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         with trio.fail_after(5):
-            stream = await connect_as(bus.listeners[0].url, BUS)
+            stream = await connect_as(bus.url, BUS)
             await stream.send_all(frame(b"whole") + frame(b"half of")[: cut if cut < 15 else 14])
             await end(stream)
             event = await expect(events, sp.EventKind.DETACHED)
@@ -311,11 +311,11 @@ async def test_a_request_without_the_end_of_its_header_ends_the_pipe(url: str) -
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
-            async with await connect_as(rep.listeners[0].url, REQ) as stream:
+            async with await connect_as(rep.url, REQ) as stream:
                 await stream.send_all(frame(b"\0\0\0\1\0\0\0\2"))
                 event = await expect(events, sp.EventKind.DETACHED)
                 assert isinstance(event.error, sp.MalformedMessage)
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 # Announced and not sent.
@@ -326,8 +326,8 @@ async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(url: s
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         with trio.fail_after(5):
-            bad = await connect_as(bus.listeners[0].url, BUS)
-            good = await connect_as(bus.listeners[0].url, BUS)
+            bad = await connect_as(bus.url, BUS)
+            good = await connect_as(bus.url, BUS)
             await bus.wait_for_peers(2)
             tracemalloc.start()
             try:
@@ -351,7 +351,7 @@ async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(url: s
 async def test_without_a_limit_memory_grows_with_what_has_arrived_and_not_with_what_was_announced(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url), max_message_size=None) as bus:
         with trio.fail_after(5):
-            async with await connect_as(bus.listeners[0].url, BUS) as stream:
+            async with await connect_as(bus.url, BUS) as stream:
                 await bus.wait_for_peers()
                 tracemalloc.start()
                 try:

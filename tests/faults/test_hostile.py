@@ -25,13 +25,13 @@ async def echo(rep: sp.Rep0) -> None:
 async def test_clients_that_ask_much_and_leave_do_not_hang_a_service_that_answers_one_after_the_other(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as honest, trio.open_nursery() as nursery:
         with trio.fail_after(20):
-            hostile = await connect_as(rep.listeners[0].url, REQ)
+            hostile = await connect_as(rep.url, REQ)
             await hostile.send_all(frame(b"\x80\0\0\1x") * 300)
             while rep.statistics().inbox < 128:
                 await trio.lowlevel.checkpoint()
             reset(hostile)
             nursery.start_soon(echo, rep)
-            await dial(honest, rep.listeners[0].url)
+            await dial(honest, rep.url)
             assert await honest.request(b"still there?") == b"still there?"
             nursery.cancel_scope.cancel()
 
@@ -65,7 +65,7 @@ async def test_a_quiet_requester_is_served_beside_those_that_flood(url: str) -> 
                 await request.reply(request.body)
 
         async def flood() -> None:
-            async with await connect_as(rep.listeners[0].url, REQ) as stream, trio.open_nursery() as inner:
+            async with await connect_as(rep.url, REQ) as stream, trio.open_nursery() as inner:
 
                 async def swallow() -> None:
                     while await stream.receive_some(1 << 20):
@@ -81,7 +81,7 @@ async def test_a_quiet_requester_is_served_beside_those_that_flood(url: str) -> 
         with trio.fail_after(20):
             while served < 1000:
                 await trio.lowlevel.checkpoint()
-            await dial(quiet, rep.listeners[0].url)
+            await dial(quiet, rep.url)
             for _ in range(3):
                 before = served
                 await quiet.request(b"me too")
@@ -107,7 +107,7 @@ async def test_a_pipe_that_has_ended_keeps_nothing_of_a_message_that_was_cut_off
         events = rep.events()  # nobody takes them, and each refers to its pipe
         tracemalloc.start()
         for _ in range(20):
-            async with await connect_as(rep.listeners[0].url, REQ) as stream:
+            async with await connect_as(rep.url, REQ) as stream:
                 await stream.send_all((1 << 20).to_bytes(8, "big") + bytes(900_000))
             with trio.fail_after(10):
                 while rep.statistics().listeners[0].attached == 0 or rep.pipes or rep.statistics().listeners[0].greeting:
@@ -129,8 +129,8 @@ async def test_a_newcomer_evicted_while_it_is_authorized_never_becomes_a_pipe(ur
     async with sp.Rep0(listen=url, tls=server_tls(url), max_handshakes=1, authorize=wait) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            first = await connect_as(rep.listeners[0].url, REQ)
-            second = await connect_as(rep.listeners[0].url, REQ)
+            first = await connect_as(rep.url, REQ)
+            second = await connect_as(rep.url, REQ)
             assert await first.receive_some(1) == b""
             gate.set()
             kinds = {(await anext(events)).kind for _ in range(2)}
@@ -171,7 +171,7 @@ async def test_a_dial_that_fails_in_an_unexpected_way_costs_its_attempt_and_noth
         raise RuntimeError("can't start new thread")
 
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
-        url = rep.listeners[0].url.replace("127.0.0.1", "localhost")  # a name needs a thread, an address none
+        url = rep.url.replace("127.0.0.1", "localhost")  # a name needs a thread, an address none
         monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
         with pytest.raises(sp.DialError, match="can't start new thread"):
             await req.dial(url)

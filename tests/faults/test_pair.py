@@ -102,7 +102,7 @@ async def test_a_silent_server_keeps_others_away_for_a_second_and_not_for_the_gr
 
 async def test_a_free_place_is_greeted_without_waiting_for_the_peer_and_a_taken_one_is_not() -> None:
     async with sp.Pair0(listen="tcp://127.0.0.1:0") as pair, sp.Pair0() as good:
-        url = pair.listeners[0].url
+        url = pair.url
         with trio.fail_after(10):
             async with await connect(url) as stream:
                 assert await receive_exactly(stream, 8) == greeting(PAIR0)
@@ -156,7 +156,7 @@ async def test_peers_that_come_and_go_at_full_speed_leave_the_place_to_the_next_
     async with sp.Pair1(listen=url, tls=server_tls(url)) as pair:
         with trio.fail_after(20):
             for number in range(100):
-                stream = await connect_as(pair.listeners[0].url, PAIR1)
+                stream = await connect_as(pair.url, PAIR1)
                 await stream.send_all(frame(b"\0\0\0\1%d" % number))
                 assert await pair.receive() == b"%d" % number
                 await trio.aclose_forcefully(stream)
@@ -167,9 +167,9 @@ async def test_peers_that_come_and_go_at_full_speed_leave_the_place_to_the_next_
 async def test_a_second_peer_that_other_implementations_would_let_in_is_told_by_an_end_without_a_greeting(url: str) -> None:
     async with sp.Pair0(listen=url, tls=server_tls(url)) as pair:
         with trio.fail_after(10):
-            async with await connect_as(pair.listeners[0].url, PAIR0) as first:
+            async with await connect_as(pair.url, PAIR0) as first:
                 await pair.wait_for_peers()
-                async with await connect(pair.listeners[0].url) as second:
+                async with await connect(pair.url) as second:
                     await second.send_all(greeting(PAIR0))
                     assert await second.receive_some() == b""
                 await pair.send(b"x")
@@ -182,14 +182,14 @@ async def test_a_message_without_its_hops_ends_that_pipe_and_its_place_is_free(u
     for make in (sp.Pair1, partial(sp.Pair1, poly=True), sp.raw.Pair1):
         async with make(listen=url, tls=server_tls(url)) as pair, sp.Pair1() as good:
             with trio.fail_after(10):
-                stream = await connect_as(pair.listeners[0].url, PAIR1)
+                stream = await connect_as(pair.url, PAIR1)
                 await pair.wait_for_peers()
                 pipe = pair.pipes[0]
                 await stream.send_all(frame(payload))
                 await until(lambda pair=pair: not pair.pipes)
                 assert isinstance(pipe.error, sp.MalformedMessage)
                 await stream.aclose()
-                await good.dial(pair.listeners[0].url, tls=client_tls(url))
+                await good.dial(pair.url, tls=client_tls(url))
                 await good.send(b"x")
                 assert await pair.receive() == b"x"
 
@@ -199,7 +199,7 @@ async def test_a_message_without_its_hops_ends_that_pipe_and_its_place_is_free(u
 async def test_hops_up_to_the_ttl_are_taken_and_more_are_dropped_and_counted(url: str, hops: int, taken: bool) -> None:
     async with sp.Pair1(listen=url, tls=server_tls(url), ttl=8) as pair:
         with trio.fail_after(10):
-            async with await connect(pair.listeners[0].url) as stream:
+            async with await connect(pair.url) as stream:
                 await greet(stream, PAIR1)
                 await stream.send_all(frame(bytes([0, 0, 0, hops]) + b"body") + frame(b"\0\0\0\1last"))
                 if taken:

@@ -127,7 +127,7 @@ async def main():
 
         nursery.start_soon(answer)
         events = req.events()
-        await req.dial(rep.listeners[0].url)
+        await req.dial(rep.url)
         await req.request(b"x")
         await anext(events)
         nursery.start_soon(push.send, b"to nobody")
@@ -199,7 +199,7 @@ import gc, sys, sp, trio, trio.testing
 
 async def main():
     rep = await sp.Rep0(listen=["tcp://127.0.0.1:0", "inproc://x"]).__aenter__()
-    req = await sp.Req0(dial=[rep.listeners[0].url, "inproc://x", "inproc://nobody"]).__aenter__()
+    req = await sp.Req0(dial=[rep.url, "inproc://x", "inproc://nobody"]).__aenter__()
     await rep.wait_for_peers(2)
     await req.wait_for_peers(2)
     await req.send(b"x")
@@ -225,9 +225,9 @@ async def main():
     global ready
     async with (
         sp.Rep0(listen=["tcp://127.0.0.1:0", "inproc://x"]) as rep,
-        sp.Req0(dial=[rep.listeners[0].url, "inproc://x", "inproc://nobody"]) as req,
+        sp.Req0(dial=[rep.url, "inproc://x", "inproc://nobody"]) as req,
         sp.Pub0(listen="tcp://127.0.0.1:0") as pub,
-        sp.Sub0(dial=pub.listeners[0].url, topics=b"") as sub,
+        sp.Sub0(dial=pub.url, topics=b"") as sub,
     ):
         await req.wait_for_peers(2)
         await req.send(b"x")
@@ -311,7 +311,7 @@ def use_inherited(bus, rep, events):
 
 async def use_fresh():
     with trio.fail_after(10):
-        async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(dial=rep.listeners[0].url) as req:
+        async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(dial=rep.url) as req:
             await req.send(b"fresh")
             check(await rep.receive() == b"fresh", "fresh sockets")
 
@@ -384,7 +384,7 @@ async def test_a_forked_child_cannot_use_what_it_inherited_and_its_parents_peers
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         with trio.fail_after(20):
-            async with start_script(_FORKING, bus.listeners[0].url, close, str(ca)) as script:
+            async with start_script(_FORKING, bus.url, close, str(ca)) as script:
                 await expect(events, sp.EventKind.ATTACHED)
                 assert await bus.receive() == b"before"
                 await script.hear("child ended with 0")

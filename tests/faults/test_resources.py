@@ -59,7 +59,7 @@ def growth_below(limit: int) -> Iterator[None]:
 async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses_is_counted(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10) as pub:
         with trio.fail_after(20):
-            deaf = await connect_as(pub.listeners[0].url, SUB)
+            deaf = await connect_as(pub.url, SUB)
             await pub.wait_for_peers()
             with growth_below(4 << 20):
                 for _ in range(20_000):  # 200 MB
@@ -77,7 +77,7 @@ async def test_a_subscriber_that_never_reads_costs_its_outbox_and_what_it_misses
 async def test_the_policy_says_which_messages_a_slow_subscriber_misses(url: str, drops: Literal["oldest", "newest"]) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10, outbox_drops=drops) as pub:
         with trio.fail_after(10):
-            slow = await connect_as(pub.listeners[0].url, SUB)
+            slow = await connect_as(pub.url, SUB)
             await pub.wait_for_peers()
             count = 1_000
             for number in range(count):
@@ -94,8 +94,8 @@ async def test_the_policy_says_which_messages_a_slow_subscriber_misses(url: str,
 async def test_one_slow_subscriber_does_not_cost_the_others_a_message(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url), outbox_limit=10) as pub, sp.Sub0(topics=b"") as good:
         with trio.fail_after(20):
-            deaf = await connect_as(pub.listeners[0].url, SUB)
-            await dial(good, pub.listeners[0].url)
+            deaf = await connect_as(pub.url, SUB)
+            await dial(good, pub.url)
             await pub.wait_for_peers(2)
             for number in range(300):
                 await pub.send(b"%d" % number + bytes(100_000))
@@ -108,7 +108,7 @@ async def test_one_slow_subscriber_does_not_cost_the_others_a_message(url: str) 
 async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_misses_is_counted(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url)) as pub, sp.Sub0(topics=b"", inbox_limit=10) as sub:
         with trio.fail_after(30):
-            await dial(sub, pub.listeners[0].url)
+            await dial(sub, pub.url)
             await pub.wait_for_peers()
             count = 3_000
             with growth_below(16 << 20):  # two queues of a few MB between inproc sockets
@@ -127,7 +127,7 @@ async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_mi
 async def test_a_byte_bound_holds_where_a_bound_in_messages_would_not(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=10_000, inbox_bytes=300_000) as rep:
         with trio.fail_after(10), growth_below(3 << 20):
-            async with await connect_as(rep.listeners[0].url, REQ) as stream, trio.open_nursery() as nursery:
+            async with await connect_as(rep.url, REQ) as stream, trio.open_nursery() as nursery:
 
                 async def flood() -> None:
                     request = frame(b"\x80\0\0\1" + bytes(100_000))
@@ -145,7 +145,7 @@ async def test_a_byte_bound_holds_where_a_bound_in_messages_would_not(url: str) 
 async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=2) as rep, sp.Req0() as good:
         with trio.fail_after(20):
-            deaf = await connect_as(rep.listeners[0].url, REQ)
+            deaf = await connect_as(rep.url, REQ)
             await rep.wait_for_peers()
             async with trio.open_nursery() as nursery:
 
@@ -157,7 +157,7 @@ async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else(u
                 with growth_below(160 << 20):
                     for number in range(100):
                         await deaf.send_all(frame((0x8000_0000 + number).to_bytes(4, "big")))
-                    await dial(good, rep.listeners[0].url)
+                    await dial(good, rep.url)
                     for _ in range(10):
                         assert len(await good.request(b"")) == 1_000_000
                 nursery.cancel_scope.cancel()
@@ -168,7 +168,7 @@ async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else(u
 async def test_a_delivered_message_is_held_by_nobody_but_its_receiver(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, sp.Bus0() as peer:
         with trio.fail_after(5):
-            await dial(peer, bus.listeners[0].url)
+            await dial(peer, bus.url)
             await bus.wait_for_peers()
             for size in (10, 100_000):
                 await peer.send(bytes([size % 251]) * size)
@@ -202,7 +202,7 @@ async def test_a_flood_of_small_messages_leaves_a_turn_to_others_every_few_of_th
     steps: list[int] = []
     async with sp.Bus0(listen=url, tls=server_tls(url)) as receiver, sp.Bus0() as flooder:
         with trio.fail_after(30):
-            await dial(flooder, receiver.listeners[0].url)
+            await dial(flooder, receiver.url)
             await receiver.wait_for_peers()
             stop = trio.Event()
             async with trio.open_nursery() as nursery:
@@ -236,7 +236,7 @@ async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_rea
     block = frame(b"f") * 30_000
     async with sp.Sub0(listen=url, tls=server_tls(url)) as sub:  # subscribed to nothing, so it discards as fast as it can
         with trio.fail_after(30):
-            stream = await connect_as(sub.listeners[0].url, PUB)
+            stream = await connect_as(sub.url, PUB)
             await sub.wait_for_peers()
             (pipe,) = sub.pipes
             stop = trio.Event()
@@ -263,8 +263,8 @@ async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_rea
 async def test_a_flooding_peer_does_not_keep_others_waiting(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), linger=0) as rep, sp.Req0(linger=0) as flooder, sp.Req0() as good:
         with trio.fail_after(30):
-            await dial(flooder, rep.listeners[0].url)
-            await dial(good, rep.listeners[0].url)
+            await dial(flooder, rep.url)
+            await dial(good, rep.url)
             await rep.wait_for_peers(2)
             served: list[bytes] = []
             async with trio.open_nursery() as nursery:

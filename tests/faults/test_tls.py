@@ -40,7 +40,7 @@ async def rep(authority: Authority) -> AsyncIterator[sp.Rep0]:
 
 async def connect(rep: sp.Rep0) -> trio.SocketStream:
     """Connect by TCP, and say nothing."""
-    return await trio.open_tcp_stream("127.0.0.1", int(rep.listeners[0].url.rpartition(":")[2]))
+    return await trio.open_tcp_stream("127.0.0.1", int(rep.url.rpartition(":")[2]))
 
 
 def context_for(authority: Authority | None) -> ssl.SSLContext:
@@ -81,7 +81,7 @@ async def attached(rep: sp.Rep0, authority: Authority) -> AsyncIterator[Secure]:
 async def check(rep: sp.Rep0, authority: Authority) -> None:
     """A good client is served."""
     async with sp.Req0(tls=authority.client()) as req:
-        await req.dial(rep.listeners[0].url)
+        await req.dial(rep.url)
         await req.send(b"hello")
         assert await rep.receive() == b"hello"
         await rep.send(b"hello yourself")
@@ -130,7 +130,7 @@ async def test_a_plain_dialer_and_a_tls_listener_name_the_mismatch(rep: sp.Rep0,
     with trio.fail_after(10):
         async with sp.Req0() as req:
             with pytest.raises(sp.DialError) as caught:
-                await req.dial(rep.listeners[0].url.removeprefix("tls+"))
+                await req.dial(rep.url.removeprefix("tls+"))
             assert isinstance(caught.value.__cause__, sp.GreetingError)
             assert "TLS" in str(caught.value)
         event = await expect(events, sp.EventKind.REFUSED)
@@ -145,7 +145,7 @@ async def test_a_tls_dialer_and_a_plain_listener_name_the_mismatch(authority: Au
         async with sp.Rep0(listen=PLAIN_URL) as rep, sp.Req0(tls=authority.client()) as req:
             events = rep.events()
             with pytest.raises(sp.DialError, match="SP without TLS: one side says tcp://, the other tls") as caught:
-                await req.dial(f"tls+{rep.listeners[0].url}")
+                await req.dial(f"tls+{rep.url}")
             assert isinstance(caught.value.__cause__, sp.TLSError)
             event = await expect(events, sp.EventKind.REFUSED)
             assert isinstance(event.error, sp.GreetingError)
@@ -313,7 +313,7 @@ async def test_the_wrong_protocol_is_told_by_name(rep: sp.Rep0, authority: Autho
     with trio.fail_after(10):
         async with sp.Bus0(tls=authority.client()) as bus:
             with pytest.raises(sp.DialError, match="the peer is REP, expected BUS") as caught:
-                await bus.dial(rep.listeners[0].url)
+                await bus.dial(rep.url)
             assert isinstance(caught.value.__cause__, sp.WrongProtocol)
         async with secured(rep, authority) as stream:
             await stream.send_all(greeting(BUS))
@@ -337,7 +337,7 @@ async def test_a_message_too_large_ends_that_pipe_only(rep: sp.Rep0, authority: 
 async def test_the_largest_message_passes(rep: sp.Rep0, authority: Authority) -> None:
     with trio.fail_after(10):
         async with sp.Req0(tls=authority.client()) as req:
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
             body = os.urandom((1 << 20) - 4)
             await req.send(body)
             assert await rep.receive() == body
@@ -400,7 +400,7 @@ async def test_nothing_in_common_is_told_to_both(authority: Authority) -> None:
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=authority.client(maximum_version="TLSv1.2")) as req:
             events = rep.events()
             with pytest.raises(sp.DialError, match="the server ended the connection: .*alert protocol version") as caught:
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
             assert isinstance(caught.value.__cause__, sp.TLSError)
             event = await expect(events, sp.EventKind.REFUSED)
             assert "TLS handshake: unsupported protocol" in event.reason
@@ -432,7 +432,7 @@ async def test_a_hundred_dialers_at_once_all_attach(rep: sp.Rep0, authority: Aut
     with trio.fail_after(30):
         async with sp.Req0(tls=authority.client()) as req, trio.open_nursery() as nursery:
             for _ in range(100):
-                nursery.start_soon(req.dial, rep.listeners[0].url)
+                nursery.start_soon(req.dial, rep.url)
         assert rep.listeners[0].statistics().attached == 100
         assert sum(rep.listeners[0].statistics().handshakes.values()) == 100
         assert rep.listeners[0].statistics().failures == {}
@@ -532,7 +532,7 @@ async def test_no_log_has_what_is_secret_in_it(authority: Authority, caplog: pyt
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client, redial_min=0.001, redial_max=0.001) as req:
             events = [rep.events(), req.events()]
-            dialer = await req.dial(rep.listeners[0].url)
+            dialer = await req.dial(rep.url)
             for _ in range(3):
                 await req.send(secret.encode())
                 assert await rep.receive() == secret.encode()
@@ -622,7 +622,7 @@ async def attacked(server: sp.TLSServerConfig, client: sp.TLSClientConfig, **opt
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(answer_all, rep)
-            somebody = OnTheWay(int(rep.listeners[0].url.rpartition(":")[2]))
+            somebody = OnTheWay(int(rep.url.rpartition(":")[2]))
             await nursery.start(somebody.serve)
             yield somebody, req, f"tls+tcp://127.0.0.1:{somebody.port}"
             nursery.cancel_scope.cancel()
@@ -808,6 +808,6 @@ async def test_a_wrong_protocol_is_permanent_where_the_peer_is_known(authority: 
     client = authority.client(insecure_skip_verification=not verified)
     async with sp.Pub0(listen=URL, tls=authority.server()) as pub, sp.Req0(tls=client) as req:
         with trio.fail_after(10):
-            error = await refusal_of(req, pub.listeners[0].url)
+            error = await refusal_of(req, pub.url)
         assert isinstance(error, sp.WrongProtocol)
         assert error.permanent is verified

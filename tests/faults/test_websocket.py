@@ -228,7 +228,7 @@ async def test_a_frame_that_is_wrong_ends_that_connection_with_the_right_code(
     url: str, wrong: bytes, code: int, kind: type[sp.Error], words: str
 ) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), max_message_size=1000) as rep:
-        url = rep.listeners[0].url
+        url = rep.url
         events = rep.events()
         with trio.fail_after(10):
             async with await upgraded(url) as stream:
@@ -253,7 +253,7 @@ async def test_a_close_is_answered_with_the_same_and_what_came_before_is_deliver
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await upgraded(rep.listeners[0].url) as stream:
+            async with await upgraded(rep.url) as stream:
                 await stream.send_all(frame(ID + b"last words") + frame(payload, CLOSE) + frame(ID + b"too late"))
                 assert await receive_frame(stream) == (CLOSE, payload)
                 assert await receive_end(stream) == b""
@@ -262,7 +262,7 @@ async def test_a_close_is_answered_with_the_same_and_what_came_before_is_deliver
             if payload[2:]:
                 assert payload[2:].decode() in event.reason
             await check_first(rep, b"last words")
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @both
@@ -271,7 +271,7 @@ async def test_a_close_within_a_message_is_answered_with_the_same_and_told(url: 
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await upgraded(rep.listeners[0].url) as stream:
+            async with await upgraded(rep.url) as stream:
                 await stream.send_all(frame(ID + b"half a", fin=False) + frame(payload, CLOSE))
                 assert await receive_frame(stream) == (CLOSE, payload)
                 assert await receive_end(stream) == b""
@@ -285,7 +285,7 @@ async def test_a_close_within_a_message_is_answered_with_the_same_and_told(url: 
             assert payload[2:].decode() in event.reason
             with pytest.raises(trio.WouldBlock):
                 rep.receive_nowait()
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 async def check_first(rep: sp.Rep0, body: bytes) -> None:
@@ -303,7 +303,7 @@ async def test_a_server_that_leaves_says_that_it_goes_away(url: str, how: str) -
     with trio.fail_after(10):
         async with (
             sp.Rep0(listen=url, tls=server_tls(url)) as rep,
-            await upgraded(rep.listeners[0].url) as stream,
+            await upgraded(rep.url) as stream,
             trio.open_nursery() as tasks,
         ):
             await rep.wait_for_peers()
@@ -333,26 +333,26 @@ async def test_who_ends_the_stream_without_a_close_is_gone_like_any_other(url: s
                 (frame(ID + b"cut off")[:-1], "in the middle of a message"),
                 (b"\x82", "middle of a message"),
             ):
-                stream = await upgraded(rep.listeners[0].url)
+                stream = await upgraded(rep.url)
                 await stream.send_all(sent)
                 await stream.aclose()
                 event = await expect(events, sp.EventKind.DETACHED)
                 assert isinstance(event.error, sp.PeerClosed)
                 assert words in event.reason
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 async def test_a_reset_ends_that_connection_only() -> None:
     async with sp.Rep0(listen=WS) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            stream = await upgraded(rep.listeners[0].url)
+            stream = await upgraded(rep.url)
             await stream.send_all(frame(ID + b"half", fin=False))
             await rep.wait_for_peers()
             reset(stream)
             event = await expect(events, sp.EventKind.DETACHED)
             assert event.error is not None
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @pytest.mark.slow
@@ -364,13 +364,13 @@ async def test_garbage_behind_the_handshake_ends_the_pipe_and_the_listener_goes_
         with trio.fail_after(20):
             for _ in range(100):
                 events = rep.events()
-                async with await upgraded(rep.listeners[0].url) as stream:
+                async with await upgraded(rep.url) as stream:
                     await stream.send_all(bytes([rng.randrange(1, 128) | 0x40]) + rng.randbytes(rng.randrange(1, 300)))
                     await stream.send_eof()
                     event = await expect(events, sp.EventKind.DETACHED)
                     assert isinstance(event.error, sp.PeerError)
                     await receive_end(stream)
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
         assert rep.statistics().messages_received == 1
 
 
@@ -378,7 +378,7 @@ async def test_garbage_behind_the_handshake_ends_the_pipe_and_the_listener_goes_
 async def test_a_handshake_and_messages_may_come_byte_by_byte(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         with trio.fail_after(20):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 parts = frame(ID + b"slow", fin=False) + frame(b"p", PING) + frame(b"ly", CONT)
                 for byte in request() + parts:
                     await stream.send_all(bytes([byte]))
@@ -395,7 +395,7 @@ async def test_frames_may_come_in_the_same_segment_as_the_request(url: str) -> N
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         with trio.fail_after(10):
             behind = frame(ID + b"one") + frame(b"early", PING) + frame(ID + b"two", fin=False)
-            async with await upgraded(rep.listeners[0].url, behind=behind) as stream:
+            async with await upgraded(rep.url, behind=behind) as stream:
                 assert await rep.receive() == b"one"
                 assert await receive_frame(stream) == (PONG, b"early")
                 await stream.send_all(frame(b"!", CONT))
@@ -407,19 +407,19 @@ async def test_junk_behind_the_request_gets_its_own_answer_after_that_to_the_req
     async with sp.Rep0(listen=WS) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await stream.send_all(request() + junk)
                 assert (await receive_head(stream)).startswith(b"HTTP/1.1 101 ")
                 assert (await receive_close(stream))[0] == 1002
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.MalformedMessage)
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 async def test_what_a_refused_client_sends_behind_its_request_is_neither_answered_nor_delivered() -> None:
     async with sp.Rep0(listen=WS, authorize=lambda _: False) as rep:
         with trio.fail_after(10):
-            answer = await ask(rep.listeners[0].url, request() + frame(b"", PING) + frame(ID + b"let me in") + request())
+            answer = await ask(rep.url, request() + frame(b"", PING) + frame(ID + b"let me in") + request())
             assert answer.status == 403
         with pytest.raises(trio.WouldBlock):
             rep.receive_nowait()
@@ -432,7 +432,7 @@ async def test_what_a_refused_client_sends_behind_its_request_is_neither_answere
 async def test_a_peer_that_pings_and_never_reads_costs_a_bounded_place() -> None:
     async with sp.Rep0(listen=WS) as rep:
         with trio.fail_after(20):
-            async with await upgraded(rep.listeners[0].url) as stream:
+            async with await upgraded(rep.url) as stream:
                 await rep.wait_for_peers()
                 socket_of(stream).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
                 storm = frame(b"p" * 125, PING) * 500
@@ -446,7 +446,7 @@ async def test_a_peer_that_pings_and_never_reads_costs_a_bounded_place() -> None
                     for _ in range(20):
                         await stream.send_all(storm)
                         sent += 500
-                    await check(rep, rep.listeners[0].url)
+                    await check(rep, rep.url)
                     _, peak = tracemalloc.get_traced_memory()
                 finally:
                     tracemalloc.stop()
@@ -480,11 +480,11 @@ async def test_a_storm_of_pings_does_not_keep_others_from_being_served() -> None
 
         with trio.fail_after(20):
             for _ in range(3):
-                nursery.start_soon(storm, rep.listeners[0].url)
+                nursery.start_soon(storm, rep.url)
             while sent < 20_000:
                 await trio.lowlevel.checkpoint()
             before = sent
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
             assert sent - before < 500_000
             nursery.cancel_scope.cancel()
 
@@ -494,7 +494,7 @@ async def test_of_a_storm_of_closes_one_is_answered(storm: bytes) -> None:
     async with sp.Rep0(listen=WS) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 data = b""
                 try:
                     await stream.send_all(request() + storm * 20_000)
@@ -505,14 +505,14 @@ async def test_of_a_storm_of_closes_one_is_answered(storm: bytes) -> None:
                 assert frames in (b"", b"\x88\x02\x03\xe8", b"\x88\x00")  # the reset may overtake it
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.PeerClosed)
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @pytest.mark.slow
 async def test_a_message_in_a_hundred_thousand_fragments_arrives() -> None:
     async with sp.Rep0(listen=WS) as rep:
         with trio.fail_after(20):
-            async with await upgraded(rep.listeners[0].url) as stream:
+            async with await upgraded(rep.url) as stream:
                 await stream.send_all(frame(ID, fin=False) + frame(b"x", CONT, fin=False) * 100_000 + frame(b"", CONT))
                 assert await rep.receive() == b"x" * 100_000
 
@@ -522,8 +522,8 @@ async def test_an_absurd_length_allocates_nothing_and_ends_that_pipe_only(size: 
     async with sp.Bus0(listen=WS) as bus:
         events = bus.events()
         with trio.fail_after(10):
-            bad = await upgraded(bus.listeners[0].url, name="bus")
-            good = await upgraded(bus.listeners[0].url, name="bus")
+            bad = await upgraded(bus.url, name="bus")
+            good = await upgraded(bus.url, name="bus")
             await bus.wait_for_peers(2)
             tracemalloc.start()
             try:
@@ -588,7 +588,7 @@ HEALTHY = sp.WSServerConfig(health_path="/healthz", origins="https://app.example
 )
 async def test_who_cannot_be_a_pipe_gets_a_whole_answer_and_the_event_says_why(url: str, data: bytes, status: int, words: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), ws=HEALTHY) as rep:
-        url = rep.listeners[0].url
+        url = rep.url
         events = rep.events()
         with trio.fail_after(10):
             answer = await ask(url, data)
@@ -612,7 +612,7 @@ async def test_who_cannot_be_a_pipe_gets_a_whole_answer_and_the_event_says_why(u
 async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> None:
     async with sp.Rep0(listen=WS) as rep:
         with trio.fail_after(10):
-            answer = await ask(rep.listeners[0].url, request(("Sec-WebSocket-Version", "8")))
+            answer = await ask(rep.url, request(("Sec-WebSocket-Version", "8")))
             assert answer.status in (400, 426)
             assert answer.headers["Sec-WebSocket-Version"] == "13"
 
@@ -621,7 +621,7 @@ async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> Non
 async def test_a_page_that_may_connect_and_who_is_no_browser_do(origin: str | None) -> None:
     async with sp.Rep0(listen=WS, ws=HEALTHY) as rep:
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await upgrade(stream, *(() if origin is None else (("Origin", origin),)))
                 await rep.wait_for_peers()
 
@@ -630,7 +630,7 @@ async def test_a_request_line_of_a_megabyte_is_refused_while_it_still_comes() ->
     async with sp.Rep0(listen=WS) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream, trio.open_nursery() as nursery:
+            async with await web(rep.url) as stream, trio.open_nursery() as nursery:
 
                 async def send() -> None:
                     try:
@@ -644,7 +644,7 @@ async def test_a_request_line_of_a_megabyte_is_refused_while_it_still_comes() ->
             event = await expect(events, sp.EventKind.REFUSED)
             assert "the request line is too long" in event.reason
             assert len(event.reason) < 500
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @pytest.mark.parametrize("header", [b"X-One: " + b"a" * 1000 + b"\r\n", b"X: y\r\n", b"a" * 1000], ids=["long", "short", "without an end"])
@@ -654,7 +654,7 @@ async def test_headers_without_an_end_are_refused_and_cost_a_bounded_place(heade
         with trio.fail_after(10):
             tracemalloc.start()
             try:
-                async with await web(rep.listeners[0].url) as stream, trio.open_nursery() as nursery:
+                async with await web(rep.url) as stream, trio.open_nursery() as nursery:
 
                     async def send() -> None:
                         try:
@@ -674,12 +674,12 @@ async def test_headers_without_an_end_are_refused_and_cost_a_bounded_place(heade
             assert peak < 2 << 20
             event = await expect(events, sp.EventKind.REFUSED)
             assert "headers" in event.reason
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 async def test_every_byte_of_slow_headers_counts_against_the_same_deadline(mock_clock: MockClock) -> None:
     with at_most(10):
-        async with sp.Rep0(listen=WS, handshake_timeout=10) as rep, await web(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=WS, handshake_timeout=10) as rep, await web(rep.url) as stream:
             events = rep.events()
             for byte in request()[:10]:
                 await stream.send_all(bytes([byte]))
@@ -690,7 +690,7 @@ async def test_every_byte_of_slow_headers_counts_against_the_same_deadline(mock_
             event = await expect(events, sp.EventKind.REFUSED)
             assert isinstance(event.error, sp.GreetingError)
             assert "the HTTP request was not complete within 10 s" in event.reason
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @both
@@ -699,7 +699,7 @@ async def test_half_a_request_ends_at_the_greeting_timeout(url: str, said: bytes
     with at_most(10):
         async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=3) as rep:
             events = rep.events()
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await stream.send_all(said)
                 await wait_all_tasks_blocked(0.02)
                 mock_clock.jump(3.1)
@@ -713,7 +713,7 @@ async def test_a_client_that_stays_after_its_refusal_is_still_refused_for_what_i
     with at_most(10):
         async with sp.Rep0(listen=WS, handshake_timeout=0.5) as rep:
             events = rep.events()
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await stream.send_all(request(line="GET /nobody HTTP/1.1"))
                 assert Answer(await receive_end(stream)).status == 404
                 mock_clock.jump(0.6)
@@ -726,14 +726,14 @@ async def test_a_client_that_ends_within_its_request_is_refused_with_the_reason(
     async with sp.Rep0(listen=WS) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await stream.send_all(request()[:size])
                 assert isinstance(stream, trio.SocketStream)
                 await stream.send_eof()
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, sp.PeerClosed)
                 assert "in the middle of its HTTP request" in event.reason
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @pytest.mark.slow
@@ -760,8 +760,8 @@ async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_th
 async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), max_handshakes=5) as rep:
         with trio.fail_after(10):
-            streams = [await web(rep.listeners[0].url) for _ in range(30)]
-            await check(rep, rep.listeners[0].url)
+            streams = [await web(rep.url) for _ in range(30)]
+            await check(rep, rep.url)
             assert rep.listeners[0].statistics().greeting <= 5
             for stream in streams[:20]:
                 data = await receive_end(stream)
@@ -798,7 +798,7 @@ async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: 
 async def test_a_target_may_be_empty_or_absolute(target: str, path: str, query: str) -> None:
     async with sp.Rep0(listen=WS) as rep:
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await upgrade(stream, line=f"GET {target} HTTP/1.1")
                 await rep.wait_for_peers()
                 (pipe,) = rep.pipes
@@ -812,7 +812,7 @@ async def test_a_target_may_be_empty_or_absolute(target: str, path: str, query: 
 async def test_a_slash_at_the_end_of_a_path_makes_no_difference(listened: str, asked: str) -> None:
     async with sp.Rep0(listen=f"{WS}{listened}") as rep:
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await upgrade(stream, line=f"GET {asked} HTTP/1.1")
 
 
@@ -822,7 +822,7 @@ async def test_a_slash_at_the_end_of_a_path_makes_no_difference(listened: str, a
 async def test_all_spellings_of_a_path_are_the_same(listened: str, asked: str) -> None:
     async with sp.Rep0(listen=f"{WS}{listened}") as rep:
         with trio.fail_after(10):
-            async with await web(rep.listeners[0].url) as stream:
+            async with await web(rep.url) as stream:
                 await upgrade(stream, line=f"GET {asked} HTTP/1.1")
 
 
@@ -833,7 +833,7 @@ async def test_all_spellings_of_a_path_are_the_same(listened: str, asked: str) -
 async def test_another_path_is_another_address(asked: str) -> None:
     async with sp.Rep0(listen=f"{WS}/a") as rep:
         with trio.fail_after(10):
-            assert (await ask(rep.listeners[0].url, request(line=f"GET {asked} HTTP/1.1"))).status == 404
+            assert (await ask(rep.url, request(line=f"GET {asked} HTTP/1.1"))).status == 404
 
 
 # HEAD, and health checks.
@@ -856,7 +856,7 @@ async def test_another_path_is_another_address(asked: str) -> None:
 async def test_the_answer_to_head_never_has_a_body(data: bytes, status: int) -> None:
     async with sp.Rep0(listen=WS, ws=HEALTHY) as rep:
         with trio.fail_after(10):
-            answer = await ask(rep.listeners[0].url, data, method="HEAD")
+            answer = await ask(rep.url, data, method="HEAD")
             assert answer.status == status
             assert int(answer.headers["Content-Length"]) > 0
 
@@ -883,7 +883,7 @@ async def test_a_health_check_is_answered_and_is_no_failure(url: str, version: s
 async def test_a_health_check_is_get_or_head(method: str) -> None:
     async with sp.Rep0(listen=WS, ws=HEALTHY) as rep:
         with trio.fail_after(10):
-            answer = await ask(rep.listeners[0].url, f"{method} /healthz HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            answer = await ask(rep.url, f"{method} /healthz HTTP/1.1\r\nHost: h\r\n\r\n".encode())
             assert answer.status == 405
             assert answer.headers["Allow"] == "GET, HEAD"
 
@@ -917,9 +917,9 @@ def _raise() -> bool:
 async def test_health_is_what_the_application_says(health: Health, status: int, text: str) -> None:
     async with sp.Rep0(listen=WS, ws=sp.WSServerConfig(health_path="/healthz", health=health)) as rep:
         with trio.fail_after(10):
-            answer = await ask(rep.listeners[0].url, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+            answer = await ask(rep.url, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
             assert (answer.status, answer.text) == (status, text)
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @both
@@ -958,11 +958,11 @@ async def test_while_draining_newcomers_and_health_checks_are_sent_elsewhere(url
 
 async def test_the_answer_to_head_has_no_body_while_draining_either() -> None:
     with trio.fail_after(10):
-        async with sp.Rep0(listen=WS) as rep, trio.open_nursery() as nursery, await upgraded(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=WS) as rep, trio.open_nursery() as nursery, await upgraded(rep.url) as stream:
             await rep.wait_for_peers()
             nursery.start_soon(rep.listeners[0].drain)
             assert (await receive_frame(stream))[0] == CLOSE
-            answer = await ask(rep.listeners[0].url, request(line="HEAD / HTTP/1.1"), method="HEAD")
+            answer = await ask(rep.url, request(line="HEAD / HTTP/1.1"), method="HEAD")
             assert answer.status == 503
 
 
@@ -1026,8 +1026,8 @@ async def test_nothing_that_a_peer_sends_is_logged_as_it_came(caplog: pytest.Log
                 request(("Sec-WebSocket-Key", "\x9b31m")),
                 b"\x1b[31m\r\n\r\n",
             ):
-                assert (await ask(rep.listeners[0].url, data)).status >= 400
-            async with await upgraded(rep.listeners[0].url) as stream:
+                assert (await ask(rep.url, data)).status >= 400
+            async with await upgraded(rep.url) as stream:
                 await stream.send_all(frame(b"\x03\xe9\x1b[31mred", CLOSE))
                 await receive_end(stream)
             await until(lambda: not rep.pipes)
@@ -1209,7 +1209,7 @@ async def test_a_port_has_one_certificate() -> None:
                 await other.listen(listener.url.replace("/a", "/b"), tls=authority().server())
             await check(rep, listener.url)
             await listen(other, listener.url.replace("/a", "/b"))
-            await check(other, other.listeners[0].url)
+            await check(other, other.url)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -1316,7 +1316,7 @@ async def test_a_pipe_shows_who_is_behind_the_proxy(scheme: str, header: bytes, 
 
     with trio.fail_after(15):
         async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True, authorize=authorize) as rep:
-            stream, proxy = await through_proxy(rep.listeners[0].url, header, slowly=slowly)
+            stream, proxy = await through_proxy(rep.url, header, slowly=slowly)
             assert await rep.receive() == b"hello"
             (pipe,) = rep.pipes
             assert pipe.remote_address == source
@@ -1334,7 +1334,7 @@ async def test_a_proxy_that_speaks_for_itself_is_the_peer(scheme: str, header: b
     url = f"{scheme}://127.0.0.1:0"
     with trio.fail_after(10):
         async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True) as rep:
-            stream, proxy = await through_proxy(rep.listeners[0].url, header)
+            stream, proxy = await through_proxy(rep.url, header)
             assert await rep.receive() == b"hello"
             (pipe,) = rep.pipes
             assert (pipe.remote_address, pipe.proxy_address) == (proxy, None)
@@ -1348,7 +1348,7 @@ async def test_what_else_the_proxy_says_is_there(scheme: str) -> None:
     url = f"{scheme}://127.0.0.1:0"
     with trio.fail_after(10):
         async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True) as rep:
-            stream, _ = await through_proxy(rep.listeners[0].url, v2(rest=v2()[16:] + TLVS))
+            stream, _ = await through_proxy(rep.url, v2(rest=v2()[16:] + TLVS))
             assert await rep.receive() == b"hello"
             proxy = rep.pipes[0].proxy
             assert proxy is not None
@@ -1364,7 +1364,7 @@ async def test_the_header_and_all_that_follows_may_come_in_one_segment(scheme: s
     with trio.fail_after(10):
         async with (
             sp.Rep0(listen=f"{scheme}://127.0.0.1:0", proxy_protocol=True) as rep,
-            await connect(tcp(rep.listeners[0].url)) as stream,
+            await connect(tcp(rep.url)) as stream,
         ):
             await stream.send_all(header + first_words(scheme))
             assert await rep.receive() == b"hello"
@@ -1373,7 +1373,7 @@ async def test_the_header_and_all_that_follows_may_come_in_one_segment(scheme: s
 
 async def test_who_never_sent_a_header_has_no_proxy() -> None:
     with trio.fail_after(10):
-        async with sp.Rep0(listen=WS) as rep, await upgraded(rep.listeners[0].url) as stream:
+        async with sp.Rep0(listen=WS) as rep, await upgraded(rep.url) as stream:
             await rep.wait_for_peers()
             host, port = socket_of(stream).getsockname()[:2]
             (pipe,) = rep.pipes
@@ -1385,7 +1385,7 @@ async def test_behind_both_kinds_of_proxies_the_client_is_the_one_behind_all() -
     with trio.fail_after(10):
         async with sp.Rep0(listen=WS, proxy_protocol=True, ws=config) as rep:
             for header, expected in ((V1, "198.51.100.9"), (V1.replace(b"203.0.113.7", b"203.0.114.7"), "203.0.114.7:4711")):
-                async with await connect(tcp(rep.listeners[0].url)) as stream:
+                async with await connect(tcp(rep.url)) as stream:
                     await stream.send_all(header)
                     await upgrade(stream, ("X-Forwarded-For", "192.0.2.9, 198.51.100.9"))
                     await rep.wait_for_peers()
@@ -1421,14 +1421,14 @@ async def test_where_a_header_is_required_nobody_comes_in_without_a_good_one(sch
     async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await connect(tcp(rep.listeners[0].url)) as stream:
+            async with await connect(tcp(rep.url)) as stream:
                 await stream.send_all(first_words("tcp") if said is None else said)
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, sp.GreetingError)
                 assert words in event.reason
                 assert event.reason.startswith("127.0.0.1:")
                 await receive_end(stream)
-            stream, _ = await through_proxy(rep.listeners[0].url, V1)
+            stream, _ = await through_proxy(rep.url, V1)
             assert await rep.receive() == b"hello"
             await stream.aclose()
 
@@ -1440,7 +1440,7 @@ async def test_our_own_client_without_a_proxy_is_refused_where_a_header_is_requi
         events = rep.events()
         with trio.fail_after(10):
             with pytest.raises(sp.DialError):
-                await req.dial(rep.listeners[0].url, tls=client_tls(url))
+                await req.dial(rep.url, tls=client_tls(url))
             event = await expect(events, sp.EventKind.REFUSED)
             assert "no PROXY protocol header, which this listener requires" in event.reason
 
@@ -1452,13 +1452,13 @@ async def test_where_no_header_is_expected_it_is_refused_with_the_option_that_is
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            async with await connect(tcp(rep.listeners[0].url)) as stream:
+            async with await connect(tcp(rep.url)) as stream:
                 await stream.send_all(header + first_words("tcp"))
                 await receive_end(stream)
             event = await expect(events, sp.EventKind.REFUSED)
             assert isinstance(event.error, sp.PeerError)
             assert "proxy_protocol=True" in event.reason
-            await check(rep, rep.listeners[0].url)
+            await check(rep, rep.url)
 
 
 @schemes
@@ -1468,7 +1468,7 @@ async def test_a_header_counts_against_the_greeting_timeout(scheme: str, said: b
     with at_most(10):
         async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True, handshake_timeout=3) as rep:
             events = rep.events()
-            async with await connect(tcp(rep.listeners[0].url)) as stream:
+            async with await connect(tcp(rep.url)) as stream:
                 await stream.send_all(said)
                 await wait_all_tasks_blocked(0.01)
                 mock_clock.jump(3.1)
@@ -1484,7 +1484,7 @@ async def test_a_proxy_that_ends_within_its_header_is_refused_with_the_reason(sc
     async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            stream = await connect(tcp(rep.listeners[0].url))
+            stream = await connect(tcp(rep.url))
             await stream.send_all(V1[:20])
             await stream.aclose()
             event = await expect(events, sp.EventKind.REFUSED)
@@ -1496,6 +1496,6 @@ async def test_a_health_check_comes_by_a_proxy_as_well() -> None:
     async with sp.Rep0(listen=WS, proxy_protocol=True, ws=HEALTHY) as rep:
         with trio.fail_after(10):
             for header in (V1, v2(0x20, 0, b"")):
-                async with await connect(tcp(rep.listeners[0].url)) as stream:
+                async with await connect(tcp(rep.url)) as stream:
                     await stream.send_all(header + b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
                     assert Answer(await receive_end(stream)).status == 200

@@ -58,7 +58,7 @@ trio.run(main)
 async def test_a_killed_worker_costs_what_it_had_and_the_others_get_all_the_rest(scheme: str, tmp_path: Path) -> None:
     url = f"ipc://{tmp_path}/s" if scheme == "ipc" else f"{scheme}://127.0.0.1:0"
     async with sp.Push0(listen=url, outbox_limit=4) as push, sp.Pull0(inbox_limit=2) as steady, trio.open_nursery() as nursery:
-        url = push.listeners[0].url
+        url = push.url
         events = push.events()
         count = 600
         sent = 0
@@ -110,7 +110,7 @@ async def test_a_survey_goes_on_with_the_others_when_a_respondent_is_killed_in_i
         sp.Respondent0() as steady,
         trio.open_nursery() as nursery,
     ):
-        url = surveyor.listeners[0].url
+        url = surveyor.url
         with trio.fail_after(30):
             await steady.dial(url)
             async with start_script(_RESPONDENT, url) as script:

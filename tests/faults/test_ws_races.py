@@ -96,7 +96,7 @@ async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, sp.Bus0() as good:
         with trio.fail_after(20):
             for _ in range(3):
-                stream = await upgrade(bus.listeners[0].url, BUS)
+                stream = await upgrade(bus.url, BUS)
                 socket_of(stream).setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
                 await bus.wait_for_peers()
 
@@ -117,7 +117,7 @@ async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is
                     await until(lambda: not bus.pipes)
                     nursery.cancel_scope.cancel()
                 await stream.aclose()
-            await good.dial(bus.listeners[0].url)
+            await good.dial(bus.url)
 
 
 def refuse_once(sock: sp.Bus0) -> None:
@@ -136,7 +136,7 @@ def refuse_once(sock: sp.Bus0) -> None:
 
 async def test_a_close_that_the_kernel_does_not_take_at_once_is_written_when_it_does() -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, trio.open_nursery() as nursery:
-        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        stream = await upgrade(bus.url, BUS, *BROWSER)
         await bus.wait_for_peers()
         await trio.testing.wait_all_tasks_blocked(0.01)
         refuse_once(bus)
@@ -148,7 +148,7 @@ async def test_a_close_that_the_kernel_does_not_take_at_once_is_written_when_it_
 
 async def test_a_ping_that_the_kernel_does_not_take_at_once_is_written_when_it_does(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
-        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        stream = await upgrade(bus.url, BUS, *BROWSER)
         await bus.wait_for_peers()
         await trio.testing.wait_all_tasks_blocked(0.01)
         refuse_once(bus)
@@ -160,7 +160,7 @@ async def test_a_ping_that_the_kernel_does_not_take_at_once_is_written_when_it_d
 async def test_a_pause_of_ours_ends_no_pipe_whose_answer_has_come_meanwhile(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
         with trio.fail_after(1e6):
-            stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+            stream = await upgrade(bus.url, BUS, *BROWSER)
             await bus.wait_for_peers()
             await trio.testing.wait_all_tasks_blocked(0.005)
             mock_clock.jump(20)
@@ -181,7 +181,7 @@ async def test_a_pause_of_ours_ends_no_pipe_whose_answer_has_come_meanwhile(mock
 async def test_draining_ends_when_the_socket_is_closed(mock_clock: MockClock) -> None:
     for close in ("close", "aclose"):
         async with sp.Rep0(listen="ws://127.0.0.1:0", linger=0.001) as rep, trio.open_nursery() as nursery:
-            stream = await upgrade(rep.listeners[0].url, REP)  # it never answers a Close
+            stream = await upgrade(rep.url, REP)  # it never answers a Close
             await rep.wait_for_peers()
             began = trio.current_time()
             nursery.start_soon(rep.listeners[0].drain, 1000)
@@ -206,10 +206,10 @@ async def test_who_is_still_being_greeted_when_the_draining_begins_is_sent_away(
         return True
 
     async with sp.Rep0(listen="ws://127.0.0.1:0", authorize=authorize) as rep, trio.open_nursery() as nursery:
-        peer = await upgrade_later(rep.listeners[0].url)
+        peer = await upgrade_later(rep.url)
         with trio.fail_after(5):
             await waiting.wait()
-            half = await connect_plainly(rep.listeners[0].url)
+            half = await connect_plainly(rep.url)
             await half.send_all(b"GET / HTTP/1.1\r\n")
             await until(lambda: rep.statistics().listeners[0].greeting == 2)
             nursery.start_soon(rep.listeners[0].drain, 5)
@@ -234,7 +234,7 @@ async def upgrade_later(url: str) -> Any:
 async def test_what_authorize_returns_is_yes_only_if_it_is_true(scheme: str, answer: Any) -> None:
     async with sp.Rep0(listen=f"{scheme}://127.0.0.1:0", authorize=lambda _: answer) as rep, sp.Req0() as req:
         events = rep.events()
-        await req.dial(rep.listeners[0].url, wait=False)
+        await req.dial(rep.url, wait=False)
         with trio.fail_after(5):
             event = await expect(events, K.REFUSED)
         assert f"authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse" in event.reason
@@ -247,7 +247,7 @@ async def test_a_refusal_that_authorize_raises_is_the_answer() -> None:
 
     async with sp.Rep0(listen="ws://127.0.0.1:0", authorize=authorize) as rep, sp.Req0() as req:
         with pytest.raises(sp.DialError, match="451 Unavailable For Legal Reasons: 'for reasons'"):
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
 
 
 async def test_who_decides_too_slowly_is_named(autojump_clock: MockClock) -> None:
@@ -263,7 +263,7 @@ async def test_who_decides_too_slowly_is_named(autojump_clock: MockClock) -> Non
             (request("/", REP), "authorize has not decided within 3 s"),
             (health_check, "answer of health"),
         ):
-            stream = await connect_plainly(rep.listeners[0].url)
+            stream = await connect_plainly(rep.url)
             await stream.send_all(head)
             status, _, _ = await receive_answer(stream)
             assert words in (await expect(events, K.REFUSED)).reason
@@ -275,7 +275,7 @@ async def test_who_decides_too_slowly_is_named(autojump_clock: MockClock) -> Non
 async def test_a_health_that_answers_nonsense_is_no_good_health(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     http = sp.WSServerConfig(health_path="/healthz", health=lambda: answer)
     async with sp.Rep0(listen="ws://127.0.0.1:0", ws=http) as rep:
-        stream = await connect_plainly(rep.listeners[0].url)
+        stream = await connect_plainly(rep.url)
         with trio.fail_after(5):
             await stream.send_all(b"GET /healthz HTTP/1.1\r\n\r\n")
             assert (await receive_answer(stream))[0] == 500
@@ -293,14 +293,14 @@ async def test_headers_of_a_request_cannot_be_passed_on_to_split_an_answer() -> 
     async with sp.Rep0(listen="ws://127.0.0.1:0", authorize=authorize) as rep, sp.Req0() as req:
         with trio.fail_after(5):
             for target in ("/?x", "/"):
-                stream = await connect_plainly(rep.listeners[0].url)
+                stream = await connect_plainly(rep.url)
                 await stream.send_all(request(target, REP))
                 status, headers, _ = await receive_answer(stream)
                 assert status == 403  # authorize has raised
                 assert set(headers) == {"content-type", "content-length", "connection"}
                 await stream.aclose()
             with pytest.raises(sp.DialError):
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
 
 
 async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -317,7 +317,7 @@ async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sp.transports.ws.shared_port.pings_for_client", fail_once)
     async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
         with trio.fail_after(5):
-            await req.dial(rep.listeners[0].url, wait=False)
+            await req.dial(rep.url, wait=False)
             await rep.wait_for_peers()
         assert "a fault of ours" in caplog.text
         assert rep.statistics().listeners[0].failures == {"KeyError": 1}
@@ -364,9 +364,9 @@ async def test_who_is_let_in_while_the_listener_drains_is_told_to_go_on() -> Non
 
     async with sp.Bus0(listen="ws://127.0.0.1:0", authorize=authorize) as bus, trio.open_nursery() as nursery:
         with trio.fail_after(5):
-            stubborn = await upgrade(bus.listeners[0].url, BUS, *BROWSER)  # so that the draining goes on
+            stubborn = await upgrade(bus.url, BUS, *BROWSER)  # so that the draining goes on
             await bus.wait_for_peers()
-            newcomer = await connect_plainly(bus.listeners[0].url)
+            newcomer = await connect_plainly(bus.url)
             await newcomer.send_all(request("/?later", BUS, *BROWSER))
             await asked.wait()
             nursery.start_soon(bus.listeners[0].drain, 100)
@@ -392,7 +392,7 @@ async def test_where_a_proxy_header_names_no_address_nobody_vouches_for_what_is_
     http = sp.WSServerConfig(trusted_proxies=("127.0.0.0/8", "unix"))
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=http, proxy_protocol=True) as bus:
         with trio.fail_after(5):
-            stream = await connect_plainly(bus.listeners[0].url)
+            stream = await connect_plainly(bus.url)
             await stream.send_all(header + request("/", BUS, "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https"))
             await bus.wait_for_peers()
             (pipe,) = bus.pipes
@@ -450,7 +450,7 @@ async def test_a_peer_that_the_protocol_has_no_place_for_is_told_so(monkeypatch:
 
         monkeypatch.setattr(bus._core.engine, "pipe_attached", refuse)
         with trio.fail_after(5):
-            stream = await upgrade(bus.listeners[0].url, BUS)
+            stream = await upgrade(bus.url, BUS)
             assert await receive_close(stream) == (1008, "there is a peer already")
             await stream.aclose()
 
@@ -458,7 +458,7 @@ async def test_a_peer_that_the_protocol_has_no_place_for_is_told_so(monkeypatch:
 async def test_a_request_of_http_1_0_needs_no_host_to_be_told_that_it_is_too_old() -> None:
     async with sp.Rep0(listen="ws://127.0.0.1:0") as rep:
         with trio.fail_after(5):
-            stream = await connect_plainly(rep.listeners[0].url)
+            stream = await connect_plainly(rep.url)
             await stream.send_all(b"GET / HTTP/1.0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
             assert (await receive_answer(stream))[0] == 505
             await stream.aclose()
@@ -471,7 +471,7 @@ async def test_the_subject_of_a_certificate_that_is_refused_cannot_forge_a_line_
     async with sp.Rep0(listen="wss://127.0.0.1:0", tls=server) as rep, sp.Req0(tls=authority().client(certificate=forged)) as req:
         events = rep.events()
         with trio.fail_after(5):
-            await req.dial(rep.listeners[0].url, wait=False)
+            await req.dial(rep.url, wait=False)
             event = await expect(events, K.REFUSED)
         assert "forged" in event.reason
         assert event.reason.isprintable()

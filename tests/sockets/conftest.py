@@ -36,7 +36,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> str:
 async def connect(listening: Socket, *dialing: Socket) -> None:
     """Dial *listening* with each of *dialing*, until both sides have all the pipes."""
     for socket in dialing:
-        await dial(socket, listening.listeners[0].url)
+        await dial(socket, listening.url)
     await listening.wait_for_peers(len(dialing))
 
 

@@ -28,7 +28,7 @@ async def test_a_listener_that_says_no_delivers_nothing_and_says_why(authorize: 
     async with sp.Bus0(listen=url, tls=server_tls(url), authorize=authorize) as bus:  # type: ignore[arg-type]
         events = bus.events()
         async with sp.Bus0() as peer:
-            await dial(peer, bus.listeners[0].url, wait=False)
+            await dial(peer, bus.url, wait=False)
             await peer.send(b"let me in")
             event = await anext(events)
             assert event.kind is sp.EventKind.REFUSED
@@ -46,7 +46,7 @@ async def test_a_listener_that_says_no_delivers_nothing_and_says_why(authorize: 
 async def test_a_dialer_that_says_no_reports_it_to_the_call(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(authorize=refuse) as req:
         with pytest.raises(sp.DialError, match="authorize said no") as caught:
-            await dial(req, rep.listeners[0].url)
+            await dial(req, rep.url)
         assert isinstance(caught.value.__cause__, sp.PipeRefused)
         with pytest.raises(trio.WouldBlock):
             req.send_nowait(b"it never counted as attached")
@@ -62,7 +62,7 @@ async def test_it_sees_the_pipe_and_says_yes(url: str) -> None:
         return True
 
     async with sp.Rep0(listen=url, tls=server_tls(url), authorize=look) as rep, sp.Req0() as req:
-        address = rep.listeners[0].url
+        address = rep.url
         await dial(req, address)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(req.request, b"x")

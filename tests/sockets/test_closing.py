@@ -54,7 +54,7 @@ async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
 
         nursery.start_soon(receive)
         async with sp.Pub0(outbox_limit=1000) as pub:
-            await dial(pub, sub.listeners[0].url)
+            await dial(pub, sub.url)
             for body in bodies:
                 pub.send_nowait(body)
     assert received == bodies
@@ -66,7 +66,7 @@ async def test_the_last_message_before_the_end_arrives_a_hundred_times_of_a_hund
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         for number in range(100):
             async with sp.Bus0() as peer:
-                await dial(peer, bus.listeners[0].url)
+                await dial(peer, bus.url)
                 await peer.send(b"%d" % number)
             assert await bus.receive() == b"%d" % number
 
@@ -74,7 +74,7 @@ async def test_the_last_message_before_the_end_arrives_a_hundred_times_of_a_hund
 async def test_messages_of_a_peer_that_has_gone_are_still_received(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         async with sp.Bus0() as peer:
-            await dial(peer, bus.listeners[0].url)
+            await dial(peer, bus.url)
             await peer.send_many([b"%d" % number for number in range(100)])
         while bus.pipes:
             await trio.lowlevel.checkpoint()
@@ -86,7 +86,7 @@ async def test_messages_of_a_peer_that_has_gone_are_still_received(url: str) -> 
 async def test_a_peer_that_does_not_read_delays_the_end_no_longer_than_the_linger_time(
     url: str, linger: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with sp.Bus0(listen=url, tls=server_tls(url), linger=linger) as bus, await connect_as(bus.listeners[0].url, BUS):
+    async with sp.Bus0(listen=url, tls=server_tls(url), linger=linger) as bus, await connect_as(bus.url, BUS):
         await bus.wait_for_peers()
         for _ in range(100):
             await bus.send(bytes(100_000))
@@ -102,7 +102,7 @@ async def test_a_peer_that_does_not_read_delays_the_end_no_longer_than_the_linge
 
 @network_only
 async def test_an_immediate_close_drops_and_counts(url: str) -> None:
-    async with sp.Bus0(listen=url, tls=server_tls(url), linger=1000) as bus, await connect_as(bus.listeners[0].url, BUS):
+    async with sp.Bus0(listen=url, tls=server_tls(url), linger=1000) as bus, await connect_as(bus.url, BUS):
         await bus.wait_for_peers()
         for _ in range(100):
             await bus.send(bytes(100_000))
@@ -132,7 +132,7 @@ async def test_calls_that_wait_are_told_that_the_socket_was_closed(url: str) -> 
 
 @network_only
 async def test_a_cancelled_close_still_closes(url: str) -> None:
-    async with sp.Bus0(listen=url, tls=server_tls(url), linger=1000) as bus, await connect_as(bus.listeners[0].url, BUS):
+    async with sp.Bus0(listen=url, tls=server_tls(url), linger=1000) as bus, await connect_as(bus.url, BUS):
         await bus.wait_for_peers()
         for _ in range(100):
             await bus.send(bytes(100_000))
@@ -146,7 +146,7 @@ async def test_a_cancelled_close_still_closes(url: str) -> None:
 async def test_closing_a_listener_ends_its_pipes_and_frees_its_address(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(redial_min=50, redial_max=50) as req:
         await connect(rep, req)
-        address = rep.listeners[0].url
+        address = rep.url
         rep.listeners[0].close()
         while rep.pipes or req.pipes:
             await trio.lowlevel.checkpoint()
@@ -181,13 +181,13 @@ async def test_a_cancelled_dial_leaves_nothing_behind(name: str) -> None:
 async def test_closing_a_dialer_in_any_moment_of_its_dial_leaves_the_socket_open(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         for moment in range(30):
-            dialer = await dial(req, rep.listeners[0].url, wait=False)
+            dialer = await dial(req, rep.url, wait=False)
             for _ in range(moment):
                 await trio.lowlevel.checkpoint()
             dialer.close()
             while req.dialers or req.pipes:
                 await trio.lowlevel.checkpoint()
-        await dial(req, rep.listeners[0].url)
+        await dial(req, rep.url)
 
 
 async def test_cancelling_a_dial_in_any_moment_leaves_the_socket_open_and_nothing_behind(url: str) -> None:
@@ -195,7 +195,7 @@ async def test_cancelling_a_dial_in_any_moment_leaves_the_socket_open_and_nothin
         for moment in range(30):
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(dial, req, rep.listeners[0].url)
+                    nursery.start_soon(dial, req, rep.url)
                     for _ in range(moment):
                         await trio.lowlevel.checkpoint()
                     scope.cancel()
@@ -203,7 +203,7 @@ async def test_cancelling_a_dial_in_any_moment_leaves_the_socket_open_and_nothin
                 dialer.close()
             while req.dialers or req.pipes or rep.pipes:
                 await trio.lowlevel.checkpoint()
-        await dial(req, rep.listeners[0].url)
+        await dial(req, rep.url)
         await req.send(b"x")
         assert await rep.receive() == b"x"
 
@@ -236,7 +236,7 @@ async def test_two_hundred_peers_are_written_to_in_turns_with_other_tasks(name: 
 @network_only
 async def test_a_reply_to_a_pipe_that_dies_meanwhile_ends_its_wait(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=1, linger=0) as rep, trio.open_nursery() as nursery:
-        peer = await connect_as(rep.listeners[0].url, REQ)
+        peer = await connect_as(rep.url, REQ)
         await peer.send_all(frame(b"\x80\0\0\1") * 30)
         requests = [await anext(rep.requests()) for _ in range(30)]
         replies = [Background(nursery, partial(request.reply, bytes(1 << 20))) for request in requests]
@@ -308,7 +308,7 @@ async def test_a_health_check_may_close_a_socket_of_its_port(leads: bool) -> Non
     http = sp.WSServerConfig(health_path="/health", health=health)
     with trio.fail_after(10):
         async with sp.Bus0(ws=http, listen="ws://127.0.0.1:0/first") as first, sp.Bus0(ws=http) as second:
-            port = Address.parse(first.listeners[0].url).port
+            port = Address.parse(first.url).port
             await second.listen(f"ws://127.0.0.1:{port}/second")
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")

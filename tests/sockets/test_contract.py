@@ -344,7 +344,7 @@ async def test_a_host_name_that_no_resolver_takes_is_an_address_error(host: str)
 
 async def test_an_error_of_listen_names_the_url(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Rep0() as other:
-        address = rep.listeners[0].url
+        address = rep.url
         with pytest.raises(OSError, match="(?i)address (already )?in use") as caught:
             await listen(other, address)
         assert address in str(caught.value)
@@ -400,7 +400,7 @@ def test_without_trio_a_socket_says_what_it_needs() -> None:
 
 async def test_what_needs_not_wait_does_not_ask_the_event_loop(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two:
-        await dial(two, one.listeners[0].url)
+        await dial(two, one.url)
         await one.wait_for_peers()
         await two.send_many([b"x"] * 20)
         while one.statistics().inbox < 20:

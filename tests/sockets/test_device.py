@@ -174,7 +174,7 @@ async def test_a_hundred_requests_at_once_find_their_way_back_to_who_has_asked(t
             nursery.start_soon(serve)
             async with trio.open_nursery() as asking:
                 for client in range(10):
-                    asking.start_soon(_ask_ten, client, joined.middle[0].listeners[0].url)
+                    asking.start_soon(_ask_ten, client, joined.middle[0].url)
             nursery.cancel_scope.cancel()
 
 
@@ -202,13 +202,13 @@ async def test_surveys_reach_everybody_behind_a_device_and_all_answers_come_back
         ):
 
             async def answer(number: int) -> None:
-                async with sp.Respondent0(dial=back.listeners[0].url) as respondent:
+                async with sp.Respondent0(dial=back.url) as respondent:
                     async for survey in respondent.surveys():
                         await survey.reply(b"%d" % number)
 
             async def ask() -> None:
                 async with sp.Surveyor0(deadline=1000) as surveyor:
-                    await surveyor.dial(front.listeners[0].url)
+                    await surveyor.dial(front.url)
                     survey = surveyor.survey(b"who?")
                     assert sorted([int(await anext(survey)) for _ in range(20)]) == list(range(20))
 
@@ -476,7 +476,7 @@ async def test_a_side_whose_peer_dies_goes_on_with_the_next_one(dying: str, tmp_
     urls = [new_url("tcp", tmp_path), new_url("ipc", tmp_path)]
     with trio.fail_after(20):
         async with sp.raw.Rep0(listen=urls[0]) as front, sp.raw.Req0(listen=urls[1]) as back, running(front, back):
-            address = front.listeners[0].url
+            address = front.url
             async with AsyncExitStack() as stack:
                 req = rep = None
                 for turn in range(5):
@@ -525,7 +525,7 @@ async def test_a_request_whose_service_dies_behind_the_device_is_asked_again_by_
 async def test_a_device_of_one_bus_passes_on_to_all_but_the_sender(url: str) -> None:
     async with sp.raw.Bus0() as bus, trio.open_nursery() as nursery:
         await listen(bus, url)
-        peers = [await nursery.start(_peer, bus.listeners[0].url) for _ in range(5)]
+        peers = [await nursery.start(_peer, bus.url) for _ in range(5)]
         await bus.wait_for_peers(5)
         async with running(bus):
             for number, peer in enumerate(peers):

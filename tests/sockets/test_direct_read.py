@@ -51,7 +51,7 @@ async def test_a_second_pipe_is_heard_while_a_task_reads_the_first(url: str) -> 
         await talk(one, two)
         waiting = Background(nursery, one.receive)
         await trio.testing.wait_all_tasks_blocked()
-        await dial(three, one.listeners[0].url)
+        await dial(three, one.url)
         await three.send(b"hello")
         assert await waiting.done() == b"hello"
         await two.send(b"still there")
@@ -142,7 +142,7 @@ async def test_a_reader_that_is_interrupted_for_nothing_keeps_its_place_before_t
         for _ in range(3):
             calls.append(Background(nursery, one.receive))
             await trio.testing.wait_all_tasks_blocked()
-        await dial(three, one.listeners[0].url)  # from now on the first of them reads no more
+        await dial(three, one.url)  # from now on the first of them reads no more
         await one.wait_for_peers(2)
         await trio.testing.wait_all_tasks_blocked()
         for number, call in enumerate(calls):
@@ -183,7 +183,7 @@ async def test_blocked_writing_goes_on_when_a_reader_is_interrupted(url: str) ->
             await one.send(bytes(200_000))  # more than the kernel takes at once
         waiting = Background(nursery, one.receive)
         await trio.testing.wait_all_tasks_blocked()
-        await dial(three, one.listeners[0].url)  # interrupts the reader of the first pipe, whose writer waits as well
+        await dial(three, one.url)  # interrupts the reader of the first pipe, whose writer waits as well
         for _ in range(60 - one.statistics().dropped[sp.DropReason.PEER_FULL]):
             assert len(await two.receive()) == 200_000
         await three.send(b"done")
@@ -209,7 +209,7 @@ async def test_a_message_for_a_task_that_waits_beside_the_reader_is_not_left_to_
 
 
 async def test_a_reader_whose_context_is_closed_while_it_wakes_up_reads_no_more() -> None:
-    async with sp.Rep0(ttl=1, listen="tcp://127.0.0.1:0") as rep, await connect_as(rep.listeners[0].url, REQ) as peer:
+    async with sp.Rep0(ttl=1, listen="tcp://127.0.0.1:0") as rep, await connect_as(rep.url, REQ) as peer:
         for _ in range(30):  # one task or the other comes first
             context = rep.context()
             ours, theirs = socket.socketpair()

@@ -58,7 +58,7 @@ async def test_the_wrong_protocol_is_named_on_both_sides(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Sub0() as sub:
         told, heard = rep.events(), sub.events()
         with pytest.raises(sp.DialError, match="the peer is REP, expected PUB") as caught:
-            await dial(sub, rep.listeners[0].url)
+            await dial(sub, rep.url)
         assert isinstance(caught.value.__cause__, sp.WrongProtocol)
         refused = await anext(told)
         assert refused.kind is K.REFUSED
@@ -185,7 +185,7 @@ async def test_an_authorize_that_closes_the_pipe_has_refused_it(url: str) -> Non
 
     async with sp.Rep0(listen=url, tls=server_tls(url), authorize=close) as rep, sp.Req0() as req:
         events = rep.events()
-        await dial(req, rep.listeners[0].url, wait=False)
+        await dial(req, rep.url, wait=False)
         refused = await anext(events)
         assert refused.kind is K.REFUSED
         assert isinstance(refused.error, sp.PipeRefused)

@@ -551,7 +551,7 @@ async def test_what_is_meant_for_a_peer_that_is_gone_waits_behind_nobody(name: s
 
 
 async def connect_also(listening: Any, dialing: Any) -> None:
-    await dial(dialing, listening.listeners[0].url)
+    await dial(dialing, listening.url)
     await listening.wait_for_peers(2)
 
 
@@ -636,7 +636,7 @@ async def test_a_close_that_says_why_is_not_explained_by_a_place(payload: bytes,
     async with sp.Pair0(listen="ws://127.0.0.1:0") as pair:
         with trio.fail_after(10):
             told = pair.events()
-            async with await upgrade(pair.listeners[0].url, "pair.sp.nanomsg.org") as stream:
+            async with await upgrade(pair.url, "pair.sp.nanomsg.org") as stream:
                 await stream.send_all(ws_frame(8, payload))
                 reason = (await expect(told, sp.EventKind.DETACHED)).reason
     assert (HINT in reason) is is_wordless, reason

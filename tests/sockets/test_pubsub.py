@@ -41,7 +41,7 @@ async def test_after_waiting_for_peers_the_first_message_arrives_a_thousand_time
     async with sp.Pub0(listen=url, tls=server_tls(url)) as pub:
         for number in range(1000):
             async with sp.Sub0(topics=b"") as sub:
-                await dial(sub, pub.listeners[0].url, wait=False)
+                await dial(sub, pub.url, wait=False)
                 await pub.wait_for_peers(1)
                 await pub.send(b"%d" % number)
                 assert await sub.receive() == b"%d" % number
@@ -182,7 +182,7 @@ async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_c
     async with (
         sp.Pub0(listen=url, tls=server_tls(url), outbox_drops=policy, outbox_limit=16) as pub,  # type: ignore[arg-type]
         sp.Sub0(topics=b"") as good,
-        await connect_as(pub.listeners[0].url, SUB) as stuck,
+        await connect_as(pub.url, SUB) as stuck,
     ):
         await connect(pub, good)
         await pub.wait_for_peers(2)
@@ -215,7 +215,7 @@ async def test_messages_to_nobody_are_counted(name: str) -> None:
 async def test_a_subscriber_that_sends_is_hung_up_on(url: str) -> None:
     async with sp.Pub0(listen=url, tls=server_tls(url)) as pub:
         events = pub.events()
-        async with await wire.connect(pub.listeners[0].url) as peer:
+        async with await wire.connect(pub.url) as peer:
             await peer.send_all(greeting(SUB) + frame(b"x"))
             assert await receive_exactly(peer, 8) == greeting(PUB)
             assert await peer.receive_some(1) == b""

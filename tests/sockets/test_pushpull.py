@@ -48,7 +48,7 @@ async def test_messages_go_round_among_the_peers_one_each(kind: Kind, url: str) 
 async def connect_next(listening: Socket, dialing: Socket) -> None:
     """Dial, and wait until the listening side has the pipe too."""
     count = len(listening.pipes)
-    await dial(dialing, listening.listeners[0].url)
+    await dial(dialing, listening.url)
     await listening.wait_for_peers(count + 1)
 
 
@@ -168,7 +168,7 @@ async def test_one_that_floods_does_not_shut_out_nine_others(url: str) -> None:
 
         async def push(letter: bytes, count: int | None, ready: trio.Event) -> None:
             async with sp.Push0(linger=0) as sender:
-                await dial(sender, pull.listeners[0].url)
+                await dial(sender, pull.url)
                 ready.set()
                 if count is None:
                     await sender.send_many(itertools.repeat(letter))
@@ -202,7 +202,7 @@ async def test_each_of_ten_that_flood_gets_its_share(url: str) -> None:
     async with sp.Pull0(listen=url, tls=server_tls(url), inbox_limit=100) as pull, trio.open_nursery() as nursery:
 
         async def flood(letter: bytes, size: int) -> None:
-            async with await connect_as(pull.listeners[0].url, PUSH) as stream:
+            async with await connect_as(pull.url, PUSH) as stream:
                 batch = frame(letter) * size
                 while True:
                     await stream.send_all(batch)
@@ -404,7 +404,7 @@ async def test_memory_stays_bounded_while_nobody_receives_and_nothing_is_lost_wh
 async def test_a_peer_that_does_not_read_is_left_with_what_it_has_and_the_rest_goes_to_the_others(url: str) -> None:
     async with sp.Push0(listen=url, tls=server_tls(url), outbox_limit=4, linger=0) as push, sp.Pull0() as good:
         with trio.fail_after(20):
-            deaf = await connect_as(push.listeners[0].url, PULL)
+            deaf = await connect_as(push.url, PULL)
             await connect_next(push, good)
             got = 0
             for number in range(300):
@@ -432,7 +432,7 @@ async def test_a_peer_that_does_not_read_is_left_with_what_it_has_and_the_rest_g
 async def test_what_a_pull_says_is_dropped_and_counted_and_the_pipe_goes_on(url: str) -> None:
     async with sp.Push0(listen=url, tls=server_tls(url)) as push:
         with trio.fail_after(10):
-            async with await connect_as(push.listeners[0].url, PULL) as stream:
+            async with await connect_as(push.url, PULL) as stream:
                 await push.wait_for_peers()
                 await stream.send_all(frame(b"what?") * 3)
                 await until(lambda: push.statistics().messages_received == 3)
@@ -447,7 +447,7 @@ async def test_what_a_pull_says_is_dropped_and_counted_and_the_pipe_goes_on(url:
 async def test_what_was_accepted_is_delivered_before_the_end(url: str) -> None:
     async with sp.Pull0(listen=url, tls=server_tls(url), inbox_limit=1000) as pull:
         async with sp.Push0(outbox_limit=1000, linger=20) as push:
-            await dial(push, pull.listeners[0].url)
+            await dial(push, pull.url)
             await push.send_many([b"%d" % number for number in range(800)])
         assert [int(await pull.receive()) for _ in range(800)] == list(range(800))
         await gone(pull)

@@ -201,7 +201,7 @@ async def test_a_request_goes_to_the_next_peer_when_its_pipe_dies(url: str, name
 async def test_a_request_survives_the_restart_of_its_only_peer(url: str) -> None:
     async with sp.Req0(redial_min=0.01, redial_max=0.01) as req:
         async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
-            address = rep.listeners[0].url
+            address = rep.url
             await connect(rep, req)
             await req.send(b"x")
             assert await rep.receive() == b"x"
@@ -269,7 +269,7 @@ async def test_a_reply_that_is_too_large_each_time_does_not_become_a_storm(name:
 async def test_a_reply_goes_back_through_any_number_of_hops_up_to_the_ttl(url: str, words: int, answered: bool) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), ttl=8) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(echo, rep)
-        async with await connect_as(rep.listeners[0].url, REQ) as stream:
+        async with await connect_as(rep.url, REQ) as stream:
             header = b"".join(struct.pack(">I", 7 + word) for word in range(words)) + b"\x80\0\0\1"
             last = b"\x80\0\0\2last"
             await stream.send_all(frame(header + b"body") + frame(last))
@@ -287,7 +287,7 @@ async def test_a_reply_goes_back_through_any_number_of_hops_up_to_the_ttl(url: s
 async def test_a_request_without_the_end_of_its_header_ends_the_pipe(url: str, payload: bytes) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
-        async with await connect_as(rep.listeners[0].url, REQ) as stream:
+        async with await connect_as(rep.url, REQ) as stream:
             await stream.send_all(frame(payload))
             assert await stream.receive_some() == b""
         async for event in events:
@@ -300,7 +300,7 @@ async def test_a_request_without_the_end_of_its_header_ends_the_pipe(url: str, p
 async def test_a_reply_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_dropped(url: str) -> None:
     async with sp.Req0(listen=url, tls=server_tls(url)) as req:
         events = req.events()
-        async with await connect_as(req.listeners[0].url, REP) as stream:
+        async with await connect_as(req.url, REP) as stream:
             await req.send(b"x")
             asked = b""
             while len(asked) < 13:
@@ -321,7 +321,7 @@ async def test_a_reply_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_d
 @network_only
 async def test_a_reply_waits_for_a_requester_that_does_not_read(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=2) as rep, sp.Req0() as quick, trio.open_nursery() as nursery:
-        async with await connect_as(rep.listeners[0].url, REQ) as stream:
+        async with await connect_as(rep.url, REQ) as stream:
             big = bytes(1 << 20)
 
             async def answer() -> None:
@@ -333,7 +333,7 @@ async def test_a_reply_waits_for_a_requester_that_does_not_read(url: str) -> Non
 
             nursery.start_soon(answer)
             await stream.send_all(b"".join(frame(struct.pack(">I", 0x8000_0000 + number) + b"big") for number in range(32)))
-            await dial(quick, rep.listeners[0].url)
+            await dial(quick, rep.url)
             while rep.statistics().messages_received < 32:
                 await trio.lowlevel.checkpoint()
             assert await quick.request(b"others go on") == b"others go on"

@@ -286,7 +286,7 @@ async def test_a_peer_whose_replies_were_given_up_stays(name: str, autojump_cloc
 async def test_a_slow_link_on_which_the_kernel_is_full_for_minutes_is_no_stalled_peer(url: str, mock_clock: MockClock) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), reply_limit=2, linger=0) as rep, trio.open_nursery() as nursery:
         nursery.start_soon(serve, rep, 1 << 20)
-        peer = await connect_to(rep.listeners[0].url)
+        peer = await connect_to(rep.url)
         socket_of(peer).setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 1 << 16)
         await greet(peer, REQ)
         for number in range(40):

@@ -27,7 +27,7 @@ async def respondents(url: str, count: int, **options: float) -> AsyncIterator[t
 
         async def live(socket: sp.Respondent0) -> None:
             async with socket:
-                await dial(socket, surveyor.listeners[0].url)
+                await dial(socket, surveyor.url)
                 await trio.sleep_forever()
 
         for socket in sockets:
@@ -484,7 +484,7 @@ async def test_an_answer_goes_back_through_any_number_of_hops_up_to_the_ttl(url:
     async with sp.Respondent0(listen=url, tls=server_tls(url), ttl=8) as respondent, trio.open_nursery() as nursery:
         nursery.start_soon(answer_all, respondent)
         with trio.fail_after(10):
-            async with await connect_as(respondent.listeners[0].url, SURVEYOR) as stream:
+            async with await connect_as(respondent.url, SURVEYOR) as stream:
                 header = b"".join((7 + word).to_bytes(4, "big") for word in range(words)) + b"\x80\0\0\1"
                 await stream.send_all(frame(header + b"body") + frame(b"\x80\0\0\2last"))
                 if answered:
@@ -499,8 +499,8 @@ async def test_an_answer_goes_back_through_any_number_of_hops_up_to_the_ttl(url:
 async def test_a_survey_without_the_end_of_its_header_ends_that_pipe_and_no_other(url: str, payload: bytes) -> None:
     async with sp.Respondent0(listen=url, tls=server_tls(url)) as respondent, sp.Surveyor0() as good:
         with trio.fail_after(10):
-            await dial(good, respondent.listeners[0].url)
-            async with await connect_as(respondent.listeners[0].url, SURVEYOR) as stream:
+            await dial(good, respondent.url)
+            async with await connect_as(respondent.url, SURVEYOR) as stream:
                 await respondent.wait_for_peers(2)
                 pipe = respondent.pipes[1]
                 await stream.send_all(frame(payload))
@@ -515,7 +515,7 @@ async def test_a_survey_without_the_end_of_its_header_ends_that_pipe_and_no_othe
 async def test_an_answer_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is_late(url: str) -> None:
     async with sp.Surveyor0(listen=url, tls=server_tls(url), deadline=60) as surveyor:
         with trio.fail_after(10):
-            async with await connect_as(surveyor.listeners[0].url, RESPONDENT) as stream:
+            async with await connect_as(surveyor.url, RESPONDENT) as stream:
                 await surveyor.wait_for_peers()
                 await surveyor.send(b"x")
                 asked = await receive_frame(stream)
@@ -540,8 +540,8 @@ async def test_a_respondent_that_does_not_read_misses_surveys_and_the_others_non
         trio.open_nursery() as nursery,
     ):
         with trio.fail_after(20):
-            deaf = await connect_as(surveyor.listeners[0].url, RESPONDENT)
-            await dial(good, surveyor.listeners[0].url)
+            deaf = await connect_as(surveyor.url, RESPONDENT)
+            await dial(good, surveyor.url)
             await surveyor.wait_for_peers(2)
             nursery.start_soon(answer_all, good)
             for number in range(100):
@@ -569,9 +569,9 @@ async def test_an_answer_waits_for_a_surveyor_that_does_not_read_and_the_others_
 
         nursery.start_soon(serve)
         with trio.fail_after(20):
-            stream = await connect_as(respondent.listeners[0].url, SURVEYOR)
+            stream = await connect_as(respondent.url, SURVEYOR)
             await stream.send_all(b"".join(frame((0x8000_0000 + number).to_bytes(4, "big") + b"big") for number in range(20)))
-            await dial(good, respondent.listeners[0].url)
+            await dial(good, respondent.url)
             await until(lambda: respondent.statistics().messages_received == 20)
             survey = good.survey(b"others go on")
             assert await anext(survey) == b"others go on"

@@ -137,7 +137,7 @@ async def dialed(pem: bytes, client: sp.TLSClientConfig) -> tuple[str, ...]:
     """Dial a server with the certificate in *pem*; return the names that the dialer has seen."""
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=sp.TLSServerConfig(certificate=pem)) as rep, sp.Req0(tls=client) as req:
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
             tls = req.pipes[0].tls
             assert tls is not None
             return tls.names

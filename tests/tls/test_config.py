@@ -767,7 +767,7 @@ async def test_listening_takes_a_servers_configuration_and_dialing_a_clients(aut
         with pytest.raises(sp.TLSConfigError, match="expected tls=sp.TLSServerConfig"):
             await bus.listen(ENCRYPTED_URL)
         await bus.listen(ENCRYPTED_URL, tls=server)
-        await bus.dial(bus.listeners[0].url)
+        await bus.dial(bus.url)
     async with sp.Bus0(tls=server) as bus:
         with pytest.raises(sp.TLSConfigError, match="expected tls=sp.TLSClientConfig"):
             await bus.dial("tls+tcp://127.0.0.1:1")
@@ -811,7 +811,7 @@ async def test_many_connections_of_a_configuration_share_one_context_and_read_no
     with trio.fail_after(20):
         async with sp.Rep0(listen=ENCRYPTED_URL, tls=server) as rep, sp.Req0(tls=client) as req:
             for _ in range(count):
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
             await rep.wait_for_peers(count)
     assert (len(made), read) == (2, [own, ca])
 

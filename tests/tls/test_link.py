@@ -439,7 +439,7 @@ async def test_what_waits_for_a_subscriber_that_never_reads_is_bounded_and_the_r
     make: type[sp.Pub0] | type[sp.Bus0]
     make, number = (sp.Pub0, SUB) if kind == "pub" else (sp.Bus0, BUS)
     with trio.fail_after(30):
-        async with make(listen=URL, tls=authority.server(), linger=0) as pub, deaf(pub.listeners[0].url, number, authority):
+        async with make(listen=URL, tls=authority.server(), linger=0) as pub, deaf(pub.url, number, authority):
             await pub.wait_for_peers()
             body = bytes(100_000)
             for _ in range(100):  # fill what there is to fill
@@ -523,7 +523,7 @@ async def test_a_pipe_that_closes_says_so_in_tls(authority: Authority, version: 
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=authority.server()) as rep:
             events = rep.events()
-            plain = await trio.open_tcp_stream("127.0.0.1", int(rep.listeners[0].url.rpartition(":")[2]))
+            plain = await trio.open_tcp_stream("127.0.0.1", int(rep.url.rpartition(":")[2]))
             stream = trio.SSLStream(plain, context, server_hostname="localhost")  # which raises for an end that was not told
             await stream.send_all(greeting(REQ))
             await expect(events, sp.EventKind.ATTACHED)

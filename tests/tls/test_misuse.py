@@ -53,7 +53,7 @@ async def test_a_ready_made_server_that_asks_for_certificates_serves_those_who_c
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=sp.TLSServerConfig(context=context, session_reuse=reuse)) as rep, trio.open_nursery() as nursery:
             nursery.start_soon(answer, rep)
-            assert [await first_reply(rep.listeners[0].url, client) for _ in range(3)] == [False, reuse, reuse]
+            assert [await first_reply(rep.url, client) for _ in range(3)] == [False, reuse, reuse]
             nursery.cancel_scope.cancel()
 
 
@@ -74,10 +74,10 @@ async def test_an_intermediate_that_is_revoked_ends_all_below_it() -> None:
         async with sp.Rep0(listen=URL, tls=sp.TLSServerConfig(certificate=pem)) as rep, sp.Req0(tls=client) as req:
             with trio.fail_after(10):
                 if accepted:
-                    await req.dial(rep.listeners[0].url)
+                    await req.dial(rep.url)
                 else:
                     with pytest.raises(sp.DialError, match="certificate revoked"):
-                        await req.dial(rep.listeners[0].url)
+                        await req.dial(rep.url)
 
 
 def _empty_list(ca: trustme.CA) -> bytes:
@@ -99,7 +99,7 @@ async def test_a_certificate_with_a_common_name_and_no_other_is_refused_as_a_bad
         events = rep.events()
         with trio.fail_after(10):
             with pytest.raises(sp.DialError, match="subjectAltName") as caught:
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
             assert isinstance(caught.value.__cause__, sp.AuthenticationError)
             event = await expect(events, sp.EventKind.REFUSED)
         assert isinstance(event.error, sp.AuthenticationError)
@@ -166,12 +166,12 @@ async def test_a_key_log_that_works_again_fails_nobody(authority: Authority, tmp
             folder.rmdir()
             async with sp.Req0(tls=client) as req:
                 with pytest.raises(sp.DialError, match="key_log_file: cannot write"):
-                    await req.dial(rep.listeners[0].url)
+                    await req.dial(rep.url)
             assert (await anext(events)).kind is sp.EventKind.REFUSED
             folder.mkdir()
             for _ in range(3):
                 async with sp.Req0(tls=client) as req:
-                    await req.dial(rep.listeners[0].url)
+                    await req.dial(rep.url)
 
 
 def test_revocation_lists_beside_no_verification_are_refused(authority: Authority) -> None:

@@ -259,7 +259,7 @@ async def test_listeners_that_share_a_configuration_change_together(path: Path, 
         for rep in (one, other):
             for listener in rep.listeners:
                 assert await served(listener.url, rep, authority.client()) == (serial(new), False)
-        assert await served(apart.listeners[0].url, apart, authority.client()) == (serial(old), False)
+        assert await served(apart.url, apart, authority.client()) == (serial(old), False)
 
 
 async def test_the_configuration_itself_can_be_reloaded(path: Path, authority: Authority, issue: Callable[[], bytes]) -> None:
@@ -267,7 +267,7 @@ async def test_the_configuration_itself_can_be_reloaded(path: Path, authority: A
     async with sp.Rep0(listen=URL, tls=config) as rep:
         replace(path, new := issue())
         config.reload()
-        assert await served(rep.listeners[0].url, rep, authority.client()) == (serial(new), False)
+        assert await served(rep.url, rep, authority.client()) == (serial(new), False)
 
 
 @VERSIONS
@@ -292,12 +292,12 @@ async def test_a_client_that_reloads_trusts_whom_its_files_say_now(path: Path, a
     ca.write_bytes(authority.pem)
     client = sp.TLSClientConfig(ca=ca)
     async with sp.Rep0(listen=URL, tls=sp.TLSServerConfig(certificate=path)) as rep:
-        await served(rep.listeners[0].url, rep, client)
+        await served(rep.url, rep, client)
         replace(ca, Authority().pem)
         client.reload()
         async with sp.Req0(tls=client) as req:
             with trio.fail_after(10), pytest.raises(sp.DialError, match="unable to get local issuer certificate"):
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
 
 
 # Watched files, in virtual time: only a listener runs, to which nobody connects.
@@ -342,7 +342,7 @@ async def test_a_watched_file_is_picked_up_at_the_next_look(path: Path, issue: C
         replace(path, new)
         assert certificate_in_use(config) == serial(old)
         (event,) = await events_within(10 * INTERVAL, events)
-        assert (event.kind, event.url, event.error) == (sp.EventKind.RELOADED, rep.listeners[0].url, None)
+        assert (event.kind, event.url, event.error) == (sp.EventKind.RELOADED, rep.url, None)
         assert certificate_in_use(config) == serial(new)
 
 
@@ -370,7 +370,7 @@ async def test_a_bad_file_is_told_once_and_the_old_one_stays_in_use(
         (event,) = await events_within(10 * INTERVAL, events)
         assert event.kind is sp.EventKind.RELOAD_FAILED
         assert isinstance(event.error, sp.TLSConfigError)
-        assert event.url == rep.listeners[0].url
+        assert event.url == rep.url
         assert f"certificate {str(path)!r} contains no certificate" in event.reason
         assert [event.reason in record.getMessage() for record in caplog.records] == [True]
         assert certificate_in_use(config) == serial(old)

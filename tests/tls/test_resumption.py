@@ -485,7 +485,7 @@ async def test_of_a_hundred_connections_ninety_nine_resume(authority: Authority,
     server, client = configs(authority, version, mutual=mutual)
     with trio.fail_after(30):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client, redial_min=0.001, redial_max=0.001) as req:
-            dialer = await req.dial(rep.listeners[0].url)
+            dialer = await req.dial(rep.url)
             events = rep.events()
             for number in range(100):
                 await exchange(req, rep)
@@ -506,7 +506,7 @@ async def test_reconnects_without_session_reuse_are_counted_as_full(authority: A
     client = authority.client(session_reuse=who == "server", maximum_version=version)
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client, redial_min=0.001, redial_max=0.001) as req:
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
             for _ in range(4):
                 await exchange(req, rep)
                 rep.pipes[0].close()
@@ -518,7 +518,7 @@ async def test_after_a_reload_one_full_handshake_follows(authority: Authority, v
     server, client = configs(authority, version)
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client, redial_min=0.001, redial_max=0.001) as req:
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
             for number in range(6):
                 await exchange(req, rep)
                 if number == 2:
@@ -536,7 +536,7 @@ async def test_several_dialers_resume_at_once(authority: Authority, version: Ver
             sockets = (one, two, three)
             async with trio.open_nursery() as nursery:
                 for req in sockets:
-                    nursery.start_soon(req.dial, rep.listeners[0].url)
+                    nursery.start_soon(req.dial, rep.url)
             for req in sockets:
                 await exchange(req, rep)
 
@@ -559,7 +559,7 @@ async def test_a_session_survives_the_sudden_end_of_its_connection(authority: Au
     server, client = configs(authority, version)
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client, redial_min=0.001, redial_max=0.001) as req:
-            dialer = await req.dial(rep.listeners[0].url)
+            dialer = await req.dial(rep.url)
             for _ in range(5):
                 await exchange(req, rep)
                 events = req.events()
@@ -587,7 +587,7 @@ import sys, sp, trio
 async def main():
     config = sp.TLSServerConfig(certificate=sys.argv[1])
     async with sp.Rep0(listen="tls+tcp://127.0.0.1:" + sys.argv[2], tls=config) as rep:
-        print(rep.listeners[0].url, flush=True)
+        print(rep.url, flush=True)
         async for request in rep.requests():
             await request.reply(request.body)
 
@@ -606,7 +606,7 @@ async def test_another_process_with_the_same_certificate_costs_a_full_handshake_
         server = sp.TLSServerConfig(certificate=path)
         async with sp.Req0(tls=client, redial_min=0.01, redial_max=0.01) as req:
             async with sp.Rep0(listen=URL, tls=server) as rep:
-                url = rep.listeners[0].url
+                url = rep.url
                 dialer = await req.dial(url)
                 for _ in range(2):
                     await exchange(req, rep)

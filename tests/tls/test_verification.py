@@ -99,7 +99,7 @@ async def refused_by_dialer(server: sp.TLSServerConfig, client: sp.TLSClientConf
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client) as req:
             with pytest.raises(sp.DialError) as caught:
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
             assert isinstance(caught.value.__cause__, sp.AuthenticationError)
             return caught.value.__cause__
 
@@ -388,7 +388,7 @@ async def test_a_client_whose_certificate_cannot_be_read_is_refused(
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client) as req:
             events = rep.events()
             with pytest.raises(sp.DialError):
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
             event = await expect(events, sp.EventKind.REFUSED)
     assert isinstance(event.error, sp.AuthenticationError)
     assert "the client's certificate was refused: it cannot be read: " in event.reason
@@ -614,7 +614,7 @@ async def test_a_background_dialer_that_a_known_server_refuses_waits_its_longest
         sp.Req0(tls=client, redial_min=0.001, redial_max=77) as req,
     ):
         events = req.events()
-        dialer = await req.dial(rep.listeners[0].url, wait=False)
+        dialer = await req.dial(rep.url, wait=False)
         with trio.fail_after(5):
             event = await expect(events, sp.EventKind.DIAL_FAILED)
             await until(lambda: "next attempt in" in caplog.text)
@@ -631,10 +631,10 @@ async def test_who_may_come_is_decided_by_verified_names(version: Version, autho
     async with sp.Rep0(listen=URL, tls=server, **options) as rep, sp.Req0() as req:
         events = rep.events()
         with trio.fail_after(10):
-            await req.dial(rep.listeners[0].url, tls=authority.client(maximum_version=version, certificate=authority.issue("client-7")))
+            await req.dial(rep.url, tls=authority.client(maximum_version=version, certificate=authority.issue("client-7")))
             await expect(events, sp.EventKind.ATTACHED)
             other = authority.client(maximum_version=version, certificate=authority.issue("client-8"))
-            await req.dial(rep.listeners[0].url, tls=other, wait=False)
+            await req.dial(rep.url, tls=other, wait=False)
             event = await expect(events, sp.EventKind.REFUSED)
         assert isinstance(event.error, sp.PipeRefused)
         assert len(rep.pipes) == 1
@@ -767,7 +767,7 @@ async def test_a_ready_made_context_of_a_client_still_expects_the_name(version: 
         assert (pipe.tls.verified, pipe.tls.names) == (True, ("DNS:localhost",))
     async with sp.Rep0(listen=URL, tls=authority.server("other.example.org", maximum_version=version)) as rep, sp.Req0(tls=client) as req:
         with pytest.raises(sp.DialError, match="IP address mismatch; expected a certificate for '127.0.0.1'") as caught:
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
         assert isinstance(caught.value.__cause__, sp.AuthenticationError)
 
 
@@ -778,7 +778,7 @@ async def again(req: sp.Req0, rep: sp.Rep0) -> tuple[sp.TLSInfo, sp.TLSInfo]:
     """Dial, talk, end the pipe, and return what TLS said of it, to the dialer first."""
     with trio.fail_after(10):
         events = rep.events()
-        dialer = await req.dial(rep.listeners[0].url)
+        dialer = await req.dial(rep.url)
         attached = await expect(events, sp.EventKind.ATTACHED)
         await exchange(req, rep)
         assert dialer.pipe is not None
@@ -821,7 +821,7 @@ async def refused_on_resumption(rep: sp.Rep0, req: sp.Req0) -> tuple[BaseExcepti
     with trio.fail_after(10):
         events = rep.events()
         with pytest.raises(sp.DialError) as caught:
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
         with trio.fail_after(1):
             return caught.value.__cause__, await expect(events, sp.EventKind.REFUSED)
 
@@ -849,7 +849,7 @@ async def test_a_servers_certificate_that_has_expired_since_does_not_resume(
         await again(req, rep)
         monkeypatch.setattr(tls_session, "datetime", clock(NOW + 2 * DAY))
         with trio.fail_after(10), pytest.raises(sp.DialError, match="it has expired since the resumed session began") as caught:
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
         assert isinstance(caught.value.__cause__, sp.AuthenticationError)
 
 
@@ -868,7 +868,7 @@ async def test_authorize_is_asked_again_about_a_resumed_pipe(version: Version, a
         await again(req, rep)
         allowed.clear()
         events = rep.events()
-        await req.dial(rep.listeners[0].url, wait=False)
+        await req.dial(rep.url, wait=False)
         with trio.fail_after(10):
             event = await expect(events, sp.EventKind.REFUSED)
         assert isinstance(event.error, sp.PipeRefused)
@@ -887,7 +887,7 @@ async def test_the_dialers_authorize_is_asked_again_too(version: Version, author
     async with sp.Rep0(listen=URL, tls=authority.server()) as rep, sp.Req0(tls=client, authorize=authorize) as req:
         await again(req, rep)
         with trio.fail_after(10), pytest.raises(sp.DialError, match="authorize said no"):
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
         assert asked == [(False, True), (True, True)]
 
 

@@ -129,7 +129,7 @@ async def test_without_a_host_both_families_are_listened_on_with_one_port(host: 
 @needs_ipv6
 async def test_without_a_host_newcomers_of_both_families_are_served_side_by_side() -> None:
     async with sp.Rep0(listen="tcp://*:0") as rep, sp.Req0() as four, sp.Req0() as six:
-        port = port_of(rep.listeners[0].url)
+        port = port_of(rep.url)
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(four.dial, f"tcp://127.0.0.1:{port}")
@@ -146,7 +146,7 @@ async def test_without_a_host_newcomers_of_both_families_are_served_side_by_side
 @pytest.mark.parametrize(("scheme", "reached", "refused"), [("tcp4", "127.0.0.1", "[::1]"), ("tcp6", "[::1]", "127.0.0.1")])
 async def test_one_family_can_be_asked_for(scheme: str, reached: str, refused: str) -> None:
     async with sp.Rep0(listen=f"{scheme}://*:0") as rep, sp.Req0() as req:
-        port = port_of(rep.listeners[0].url)
+        port = port_of(rep.url)
         with trio.fail_after(5):
             with pytest.raises(sp.DialError):
                 await req.dial(f"tcp://{refused}:{port}")
@@ -157,7 +157,7 @@ async def test_one_family_can_be_asked_for(scheme: str, reached: str, refused: s
 @needs_ipv6
 async def test_an_ipv6_address_stands_in_brackets() -> None:
     async with sp.Rep0(listen="tcp://[::1]:0") as rep, sp.Req0() as req:
-        url = rep.listeners[0].url
+        url = rep.url
         assert url.startswith("tcp://[::1]:")
         with trio.fail_after(5):
             await req.dial(url)
@@ -209,7 +209,7 @@ async def test_a_name_may_have_a_link_local_address(link_local: str, scheme: str
     use_resolver([link_local])
     async with sp.Rep0(listen=f"tcp://[{link_local}]:0") as rep, sp.Req0() as req:
         with trio.fail_after(5):
-            await req.dial(f"{scheme}://peer.test:{port_of(rep.listeners[0].url)}")
+            await req.dial(f"{scheme}://peer.test:{port_of(rep.url)}")
             await ask(req, rep, b"hello")
 
 
@@ -295,7 +295,7 @@ async def test_a_name_with_a_dead_first_address_and_a_live_second_connects() -> 
     use_resolver(["::1", "127.0.0.1"])
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
         with trio.fail_after(5):
-            await req.dial(f"tcp://peer.test:{port_of(rep.listeners[0].url)}")
+            await req.dial(f"tcp://peer.test:{port_of(rep.url)}")
             await ask(req, rep, b"hello")
 
 
@@ -304,7 +304,7 @@ async def test_a_name_with_a_dead_first_address_and_a_live_second_connects() -> 
 async def test_a_name_whose_first_address_never_answers_connects_by_the_second() -> None:
     use_resolver(["127.0.0.2", "127.0.0.1"])
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(handshake_timeout=5) as req:
-        port = port_of(rep.listeners[0].url)
+        port = port_of(rep.url)
         with deaf("127.0.0.2", port), trio.fail_after(4):
             await req.dial(f"tcp://peer.test:{port}")
             await ask(req, rep, b"hello")
@@ -315,7 +315,7 @@ async def test_a_name_whose_first_address_never_answers_connects_by_the_second()
 async def test_the_other_family_is_tried_second(autojump_clock: trio.testing.MockClock) -> None:
     use_resolver(["127.0.0.2", "127.0.0.3", "127.0.0.4", "::1"])
     async with sp.Rep0(listen="tcp://[::1]:0") as rep, sp.Req0() as req:
-        port = port_of(rep.listeners[0].url)
+        port = port_of(rep.url)
         with deaf("127.0.0.2", port), deaf("127.0.0.3", port), deaf("127.0.0.4", port):
             began = trio.current_time()
             await req.dial(f"tcp://peer.test:{port}")
@@ -343,7 +343,7 @@ async def test_a_name_of_one_family_is_tried_at_all_its_addresses() -> None:
     use_resolver(["::1", "127.0.0.2", "127.0.0.1"])
     async with sp.Rep0(listen="tcp4://127.0.0.1:0") as rep, sp.Req0() as req:
         with trio.fail_after(5):
-            await req.dial(f"tcp4://peer.test:{port_of(rep.listeners[0].url)}")
+            await req.dial(f"tcp4://peer.test:{port_of(rep.url)}")
             await ask(req, rep, b"hello")
 
 
@@ -373,7 +373,7 @@ async def test_each_different_reason_of_a_names_addresses_is_told_once() -> None
 async def test_an_address_that_fails_is_followed_by_the_next_one_at_once(mock_clock: MockClock) -> None:
     use_resolver(["127.0.0.2", "127.0.0.1"])
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req:
-        await req.dial(f"tcp://peer.test:{port_of(rep.listeners[0].url)}")  # no time passes
+        await req.dial(f"tcp://peer.test:{port_of(rep.url)}")  # no time passes
         await ask(req, rep, b"hello")
 
 
@@ -412,7 +412,7 @@ async def test_a_name_that_does_not_exist_fails_with_the_resolvers_words() -> No
 async def test_a_name_is_looked_up_again_at_each_redial_so_a_peer_that_moved_is_found() -> None:
     resolver = use_resolver(["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"])
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as old, sp.Rep0() as new, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
-        port = port_of(old.listeners[0].url)
+        port = port_of(old.url)
         await new.listen(f"tcp://127.0.0.2:{port}")
         with trio.fail_after(5):
             await req.dial(f"tcp://peer.test:{port}")
@@ -481,7 +481,7 @@ async def test_an_address_needs_no_thread_while_all_lookups_hang(hanging: Hangin
         for number in range(100):
             await req.dial(f"tls+tcp4://peer-{number}.test:5555", wait=False)
         with trio.fail_after(30):
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
             await ask(req, rep, b"hello")
 
 
@@ -533,7 +533,7 @@ def kernel_socket(pipe: sp.Pipe) -> Iterator[socket.socket]:
 async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_asked_for(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), tcp_keepalive=20) as rep, sp.Req0() as req:
         with trio.fail_after(5):
-            await dial(req, rep.listeners[0].url)
+            await dial(req, rep.url)
             await rep.wait_for_peers()
         for pipe, seconds in ((rep.pipes[0], 20), (req.pipes[0], 60)):
             with kernel_socket(pipe) as sock:
@@ -552,7 +552,7 @@ async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_aske
 async def test_keepalive_can_be_left_to_the_kernel() -> None:
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(tcp_keepalive=None) as req:
         with trio.fail_after(5):
-            await req.dial(rep.listeners[0].url)
+            await req.dial(rep.url)
         with kernel_socket(req.pipes[0]) as sock:
             assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -578,7 +578,7 @@ async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -
         buses = (idle, patient)
         events = [bus.events() for bus in buses]
         with trio.fail_after(10):
-            streams = [await connect_as(bus.listeners[0].url, BUS) for bus in buses]
+            streams = [await connect_as(bus.url, BUS) for bus in buses]
             for bus in buses:
                 await bus.wait_for_peers()
             began = trio.current_time()
@@ -604,7 +604,7 @@ async def test_a_peer_that_vanishes_with_data_on_its_way_is_noticed_in_the_keepa
         events = bus.events()
         with trio.fail_after(20):
             for listening, dialing in ((bus, gone), (patient, busy)):
-                await dial(dialing, listening.listeners[0].url)
+                await dial(dialing, listening.url)
                 await listening.wait_for_peers()
             with trio.move_on_after(0.1):
                 while True:  # until every buffer is full
@@ -631,7 +631,7 @@ async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, 
 
     monkeypatch.setattr(tcp_info, "decode", decode)
     async with sp.Bus0(listen="tcp://127.0.0.1:0", tcp_keepalive=80) as bus, sp.Bus0(tcp_keepalive=None) as other:
-        await other.dial(bus.listeners[0].url)
+        await other.dial(bus.url)
         await bus.wait_for_peers()
         for _ in range(2):
             mock_clock.jump(1_000)
@@ -657,7 +657,7 @@ async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, 
 async def test_no_message_is_forgotten_because_it_is_time_to_look(mock_clock: MockClock) -> None:
     """The task that looks also writes, to so many pipes that it lets others run in between."""
     async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
-        streams = [await connect_as(bus.listeners[0].url, BUS) for _ in range(150)]
+        streams = [await connect_as(bus.url, BUS) for _ in range(150)]
         await bus.wait_for_peers(150)
         await bus.send(b"is written at once")
         await bus.send(b"is written soon")
@@ -674,7 +674,7 @@ async def test_a_peer_that_is_gone_without_a_fin_is_noticed_within_the_keepalive
     async with sp.Rep0(listen="tcp://127.0.0.1:0", tcp_keepalive=2) as rep:
         events = rep.events()
         with trio.fail_after(10):
-            stream = await connect_as(rep.listeners[0].url, REQ)
+            stream = await connect_as(rep.url, REQ)
             await expect(events, sp.EventKind.ATTACHED)
             try:
                 stream.socket.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: from now on closing sends nothing
@@ -695,7 +695,7 @@ async def test_a_peer_that_resets_the_connection_ends_its_pipe_with_the_reason(u
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(5):
-            stream = await connect_as(rep.listeners[0].url, REQ)
+            stream = await connect_as(rep.url, REQ)
             await expect(events, sp.EventKind.ATTACHED)
             reset(stream)
             event = await expect(events, sp.EventKind.DETACHED)
@@ -710,7 +710,7 @@ async def test_a_peer_that_resets_the_connection_ends_its_pipe_with_the_reason(u
 async def test_a_message_on_the_wire_is_its_length_and_its_body(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         with trio.fail_after(5):
-            stream = await connect(bus.listeners[0].url)
+            stream = await connect(bus.url)
             async with stream:
                 await stream.send_all(b"\0SP\0\0\x70\0\0")
                 assert await receive_exactly(stream, 8) == b"\0SP\0\0\x70\0\0"
@@ -727,5 +727,5 @@ async def test_a_message_on_the_wire_is_its_length_and_its_body(url: str) -> Non
 async def test_our_greeting_does_not_wait_for_the_peers(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         with trio.fail_after(5):
-            async with await connect(bus.listeners[0].url) as stream:
+            async with await connect(bus.url) as stream:
                 assert await receive_exactly(stream, 8) == b"\0SP\0\0\x70\0\0"

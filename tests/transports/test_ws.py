@@ -57,7 +57,7 @@ async def jump(clock: MockClock, seconds: float) -> None:
 @pytest.mark.slow
 async def test_idle_pipes_of_ours_ping_each_other_and_live(url: str, mock_clock: MockClock) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
-        await dial(req, rep.listeners[0].url)
+        await dial(req, rep.url)
         await rep.wait_for_peers()
         for _ in range(30):  # ten minutes
             await jump(mock_clock, 20)
@@ -68,7 +68,7 @@ async def test_idle_pipes_of_ours_ping_each_other_and_live(url: str, mock_clock:
 
 async def test_pings_come_every_interval_whatever_else_is_sent(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_interval=7)) as bus:
-        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        stream = await upgrade(bus.url, BUS, *BROWSER)
         await bus.wait_for_peers()
         for _ in range(5):
             await bus.send(b"busy")
@@ -87,7 +87,7 @@ async def test_a_peer_that_says_nothing_after_a_ping_is_given_up_with_that_reaso
     http = sp.WSServerConfig(ping_timeout=timeout)
     async with sp.Bus0(listen=url, tls=server_tls(url), ws=http) as bus, sp.Bus0() as other:
         events = bus.events()
-        address = bus.listeners[0].url
+        address = bus.url
         await dial(other, address)
         silent = await upgrade(address, BUS, *BROWSER)
         await bus.wait_for_peers(2)
@@ -106,7 +106,7 @@ async def test_a_peer_that_says_nothing_after_a_ping_is_given_up_with_that_reaso
 
 async def test_a_peer_that_answers_no_ping_but_sends_messages_lives(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
-        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        stream = await upgrade(bus.url, BUS, *BROWSER)
         await bus.wait_for_peers()
         for number in range(10):
             await jump(mock_clock, 20)
@@ -118,7 +118,7 @@ async def test_a_peer_that_answers_no_ping_but_sends_messages_lives(mock_clock: 
 @pytest.mark.slow
 async def test_an_application_that_does_not_receive_for_long_loses_no_pipe(url: str, mock_clock: MockClock) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=1) as rep, sp.Req0(resend_after=None) as req:
-        await dial(req, rep.listeners[0].url)
+        await dial(req, rep.url)
         contexts = [req.context() for _ in range(5)]
         for number, context in enumerate(contexts):
             await context.send(b"%d" % number)
@@ -134,7 +134,7 @@ async def test_an_application_that_does_not_receive_for_long_loses_no_pipe(url: 
 @pytest.mark.parametrize("everyone", [False, True])
 async def test_who_may_be_libnanomsg_is_pinged_only_when_all_are_to_be(everyone: bool, mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_everyone=everyone, ping_timeout=1000)) as bus:
-        stream = await upgrade(bus.listeners[0].url, BUS)
+        stream = await upgrade(bus.url, BUS)
         await bus.wait_for_peers()
         for _ in range(3):
             await jump(mock_clock, 20)
@@ -148,7 +148,7 @@ async def test_who_may_be_libnanomsg_is_pinged_only_when_all_are_to_be(everyone:
 
 async def test_no_ping_that_was_not_sent_is_missed(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, trio.open_nursery() as nursery:
-        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        stream = await upgrade(bus.url, BUS, *BROWSER)
         await bus.wait_for_peers()
         nursery.start_soon(bus.listeners[0].drain, 100)
         assert await receive_close(stream) == (1001, "")
@@ -163,7 +163,7 @@ async def test_no_ping_that_was_not_sent_is_missed(mock_clock: MockClock) -> Non
 async def test_a_silent_mangos_is_pinged_and_not_given_up(agent: str, mock_clock: MockClock) -> None:
     # It does not read while its application does not.
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
-        stream = await upgrade(bus.listeners[0].url, BUS, f"User-Agent: {agent}")
+        stream = await upgrade(bus.url, BUS, f"User-Agent: {agent}")
         await bus.wait_for_peers()
         for _ in range(6):
             await jump(mock_clock, 20)
@@ -182,7 +182,7 @@ async def test_a_mangos_that_does_not_even_acknowledge_a_ping_is_given_up(mock_c
 
     async with sp.Bus0(listen="ws://127.0.0.1:0", tcp_keepalive=60) as bus:
         events = bus.events()
-        stream = await upgrade(bus.listeners[0].url, BUS, "User-Agent: Go-http-client/1.1")
+        stream = await upgrade(bus.url, BUS, "User-Agent: Go-http-client/1.1")
         await bus.wait_for_peers()
         await jump(mock_clock, 20)
         monkeypatch.setattr(tcp_info, "decode", nothing)
@@ -199,7 +199,7 @@ async def test_a_mangos_that_does_not_even_acknowledge_a_ping_is_given_up(mock_c
 async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
     never = sp.WSServerConfig(ping_interval=None)
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=never) as bus, sp.Bus0() as other:
-        await other.dial(bus.listeners[0].url)
+        await other.dial(bus.url)
         await bus.wait_for_peers()
         (pipe,) = bus.pipes
         pinged: list[bytes] = []
@@ -220,7 +220,7 @@ async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
 
 async def test_without_an_interval_nobody_is_pinged(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_interval=None)) as bus:
-        stream = await upgrade(bus.listeners[0].url, BUS, *BROWSER)
+        stream = await upgrade(bus.url, BUS, *BROWSER)
         await bus.wait_for_peers()
         for _ in range(10):
             await jump(mock_clock, 20)
@@ -238,7 +238,7 @@ async def test_pings_that_are_due_while_closing_harm_nobody(url: str) -> None:
                 sp.Bus0(listen=url, tls=server_tls(url), ws=sp.WSServerConfig(ping_interval=often)) as bus,
                 sp.Bus0(ws=sp.WSClientConfig(ping_interval=often)) as other,
             ):
-                await dial(other, bus.listeners[0].url)
+                await dial(other, bus.url)
                 await other.send(b"x" * 70_000)
                 assert await bus.receive() == b"x" * 70_000
 
@@ -246,7 +246,7 @@ async def test_pings_that_are_due_while_closing_harm_nobody(url: str) -> None:
 async def test_the_answer_to_a_ping_breaks_no_frame_while_much_waits_to_be_written() -> None:
     async with sp.Pub0(listen="ws://127.0.0.1:0") as pub:
         with trio.fail_after(10):
-            stream = await upgrade(pub.listeners[0].url, PUB)
+            stream = await upgrade(pub.url, PUB)
             await pub.wait_for_peers()
             body = bytes(range(256)) * 3000
             for _ in range(6):  # more than the kernel takes
@@ -272,7 +272,7 @@ async def test_both_sides_see_the_handshake(url: str) -> None:
     server = sp.WSServerConfig(response_headers={"X-Served-By": "backend 7"})
     client = sp.WSClientConfig(headers=[("Authorization", "Bearer secret"), ("Cookie", "a=1"), ("X-Twice", "1"), ("X-Twice", "2")])
     async with sp.Rep0(listen=url, tls=server_tls(url), ws=server) as rep, sp.Req0(tls=client_tls(url), ws=client) as req:
-        address = rep.listeners[0].url
+        address = rep.url
         await req.dial(f"{address}?token=7&x=%20")
         await rep.wait_for_peers()
         for pipe in (rep.pipes[0], req.pipes[0]):
@@ -302,7 +302,7 @@ async def test_authorize_may_answer_before_there_is_a_websocket(url: str) -> Non
 
     async with sp.Rep0(listen=url, tls=server_tls(url), authorize=authorize) as rep, sp.Req0(tls=client_tls(url)) as req:
         events = rep.events()
-        address = rep.listeners[0].url
+        address = rep.url
         with pytest.raises(sp.DialError, match="401 Unauthorized: 'who are you"):
             await req.dial(address)
         with pytest.raises(sp.DialError) as caught:
@@ -330,7 +330,7 @@ async def test_no_message_is_delivered_before_authorize_has_decided() -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0", authorize=authorize) as bus:
         with trio.fail_after(5):
             events = bus.events()
-            stream = await connect_plainly(bus.listeners[0].url)
+            stream = await connect_plainly(bus.url)
             await stream.send_all(request("/", BUS) + ws_frame(BINARY, b"too early"))
             await trio.testing.wait_all_tasks_blocked(0.02)
             decide.set()
@@ -538,7 +538,7 @@ async def test_authorize_may_say_when_to_come_again(url: str, mock_clock: MockCl
     refusals = [sp.HTTPResponse(503, "warming up", {"Retry-After": "7"})]
     authorize = lambda _: refusals.pop() if refusals else True  # noqa: E731
     async with sp.Rep0(listen=url, tls=server_tls(url), authorize=authorize) as rep, sp.Req0(tls=client_tls(url)) as req:
-        dialer = await req.dial(rep.listeners[0].url, wait=False)
+        dialer = await req.dial(rep.url, wait=False)
         await until(lambda: dialer.error)
         assert isinstance(dialer.error, sp.UpgradeRefused)
         assert dialer.error.retry_after == 7
@@ -709,7 +709,7 @@ async def _pass_on(source: trio.SocketStream, target: trio.SocketStream) -> None
 
 async def test_a_proxy_is_asked_to_connect_with_its_credentials(url: str) -> None:
     async with proxying() as (place, heads), sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=client_tls(url)) as req:
-        address = rep.listeners[0].url
+        address = rep.url
         with trio.fail_after(10):
             await req.dial(address, ws=sp.WSClientConfig(proxy=f"http://me:p%40ss@{place}"))
             async with trio.open_nursery() as nursery:
@@ -749,7 +749,7 @@ async def test_the_environment_names_a_proxy_unless_it_excepts_the_host(
     tls = authority().client(server_name="127.0.0.1") if scheme == "wss" else None
     async with proxying() as (place, heads), sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=tls) as req:
         monkeypatch.setenv(variable, f"http://{place}")
-        here = rep.listeners[0].url
+        here = rep.url
         far = here.replace("127.0.0.1", "far.invalid")
         with trio.fail_after(10):
             await req.dial(far)
@@ -813,7 +813,7 @@ async def test_a_drained_backend_loses_no_request(scheme: str) -> None:
             nursery.start_soon(serve, two)
             listener = one.listeners[0]
             for rep in (one, two):
-                await req.dial(rep.listeners[0].url)
+                await req.dial(rep.url)
 
             async def ask(name: int) -> None:
                 for number in range(100):
@@ -835,7 +835,7 @@ async def test_a_drained_backend_loses_no_request(scheme: str) -> None:
 @pytest.mark.parametrize("how", ["pipe", "listener", "drain", "socket"])
 async def test_who_may_be_libnanomsg_is_left_without_a_close_since_it_would_never_dial_again(how: str) -> None:
     async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, trio.open_nursery() as nursery:
-        stream = await upgrade(rep.listeners[0].url, REP)
+        stream = await upgrade(rep.url, REP)
         await rep.wait_for_peers()
         nursery.start_soon({"drain": rep.listeners[0].drain, "socket": rep.aclose}.get(how, trio.lowlevel.checkpoint))
         if how in ("pipe", "listener"):
@@ -882,7 +882,7 @@ async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -
 
 async def test_draining_one_of_two_that_share_a_port_costs_its_dialers_an_ordinary_wait(url: str, mock_clock: MockClock) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=client_tls(url)) as req:
-        address = rep.listeners[0].url
+        address = rep.url
         async with sp.Pub0(listen=f"{address.rpartition('/')[0]}/news", tls=server_tls(url)):
             dialer = await req.dial(address)
             async with trio.open_nursery() as nursery:
@@ -942,13 +942,13 @@ async def test_a_listener_says_that_it_goes_away_and_a_dialer_that_all_is_well(u
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         async with sp.Bus0() as other:
-            await dial(other, bus.listeners[0].url)
+            await dial(other, bus.url)
             await bus.wait_for_peers()
         event = await expect(events, K.DETACHED)
         assert event.reason == "the peer closed the connection"
         async with sp.Bus0() as other:
             events = other.events()
-            await dial(other, bus.listeners[0].url)
+            await dial(other, bus.url)
             await bus.wait_for_peers()
             await bus.aclose()
             event = await expect(events, K.DETACHED)
@@ -960,7 +960,7 @@ async def test_a_listener_says_that_it_goes_away_and_a_dialer_that_all_is_well(u
 async def test_a_close_of_the_peers_is_answered_and_told_after_what_came_before_it(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
-        stream = await upgrade(bus.listeners[0].url, BUS)
+        stream = await upgrade(bus.url, BUS)
         with trio.fail_after(5):
             await stream.send_all(b"".join(ws_frame(BINARY, b"%d" % n) for n in range(50)) + ws_frame(CLOSE, b"\x0f\xa0because"))
             assert [await bus.receive() for _ in range(50)] == [b"%d" % n for n in range(50)]
@@ -1006,7 +1006,7 @@ async def test_a_malformed_backtrace_ends_the_websocket_with_a_protocol_error(ur
         events = rep.events()
         with trio.fail_after(15):
             for body in (b"\0\0\0\1no end", b"\x80"):
-                stream = await upgrade(rep.listeners[0].url, REP)
+                stream = await upgrade(rep.url, REP)
                 await stream.send_all(ws_frame(BINARY, body))
                 code, reason = await receive_close(stream)
                 assert code == 1002
@@ -1025,7 +1025,7 @@ async def test_thousands_of_handshakes_leave_nothing_behind() -> None:
             for _ in range(3):
                 for _ in range(100):
                     async with sp.Req0(ws=sp.WSClientConfig(ping_interval=None)) as req:
-                        await req.dial(rep.listeners[0].url)
+                        await req.dial(rep.url)
                 await until(lambda: not rep.pipes)
                 gc.collect()
                 counts.append(len(gc.get_objects()))
@@ -1041,7 +1041,7 @@ async def test_wss_agrees_on_http_1_1_and_nothing_else_and_resumes() -> None:
         sp.Rep0(listen="wss://127.0.0.1:0", tls=server_tls("wss:")) as rep,
         sp.Req0(tls=authority().client(), redial_min=0.001, redial_max=0.001) as req,
     ):
-        dialer = await req.dial(rep.listeners[0].url)
+        dialer = await req.dial(rep.url)
         with trio.fail_after(5):
             for count in range(3):
                 async with trio.open_nursery() as nursery:
@@ -1061,7 +1061,7 @@ async def test_wss_agrees_on_http_1_1_and_nothing_else_and_resumes() -> None:
 
 async def test_tls_without_http_names_nothing_in_the_handshake() -> None:
     async with sp.Rep0(listen="tls+tcp://127.0.0.1:0", tls=server_tls("tls")) as rep, sp.Req0(tls=client_tls("tls")) as req:
-        await req.dial(rep.listeners[0].url)
+        await req.dial(rep.url)
         assert req.pipes[0].tls is not None
         assert req.pipes[0].tls.alpn == ""
 
@@ -1082,7 +1082,7 @@ async def test_a_server_with_one_configuration_agrees_with_who_offers_more(url: 
             authority().ca.configure_trust(context)
             if offered:
                 context.set_alpn_protocols(offered)
-            port = int(rep.listeners[0].url.rpartition(":")[2])
+            port = int(rep.url.rpartition(":")[2])
             stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", port), context, server_hostname="127.0.0.1")
             with trio.fail_after(5):
                 await stream.do_handshake()
@@ -1097,7 +1097,7 @@ async def test_no_payload_and_no_header_value_is_logged(url: str, caplog: pytest
     caplog.set_level(logging.DEBUG)
     client = sp.WSClientConfig(headers={"Authorization": "Bearer s3cret"})
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, sp.Bus0(tls=client_tls(url), ws=client) as other:
-        await other.dial(bus.listeners[0].url)
+        await other.dial(bus.url)
         await other.send(b"pay1oad")
         assert await bus.receive() == b"pay1oad"
     assert "s3cret" not in caplog.text
