@@ -6,6 +6,7 @@ import socket
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import sp
 from tests.transports.ends import dial, server_tls
@@ -239,3 +240,153 @@ async def test_a_reader_whose_context_is_closed_while_it_wakes_up_reads_no_more(
                         await trio.lowlevel.checkpoint()
             ours.close()
             theirs.close()
+
+
+# The life of an offer.
+
+
+@pytest.fixture
+def lasting_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no offer end because it was unused for a while."""
+    monkeypatch.setattr("sp.core.direct_read._UNUSED_FOR", 3600)
+
+
+async def start_reading(nursery: trio.Nursery, one: sp.Bus0, two: sp.Bus0) -> Background:
+    """Return a call of ``one.receive`` that reads the only pipe itself."""
+    while True:
+        await talk(one, two, 2)
+        call = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        if one._core.direct_read._is_used:
+            return call
+        await two.send(b"again")
+        await call.done()
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_a_task_that_reads_is_told_that_its_socket_is_closed(in_order: bool, url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        reading = await start_reading(nursery, one, two)
+        if in_order:
+            await one.aclose()
+        else:
+            one.close()
+        with trio.fail_after(10), pytest.raises(trio.ClosedResourceError, match="the socket is closed"):
+            await reading.done()
+
+
+async def test_a_task_that_reads_is_told_so_as_well_after_a_task_beside_it_was_cancelled(url: str) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        reading = await start_reading(nursery, one, two)
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        waiting.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        one.close()
+        with trio.fail_after(10), pytest.raises(trio.ClosedResourceError, match="the socket is closed"):
+            await reading.done()
+
+
+async def test_tasks_that_have_waited_are_forgotten(url: str, lasting_offers: None) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        reading = await start_reading(nursery, one, two)
+        waiting, cancelled = Background(nursery, one.receive), Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        assert one._core.has_waiting_tasks
+        cancelled.scope.cancel()
+        await two.send(b"first")
+        await two.send(b"second")
+        assert (await reading.done(), await waiting.done()) == (b"first", b"second")
+        assert not one._core.has_waiting_tasks
+
+
+async def test_of_two_messages_in_one_read_a_task_that_waits_beside_the_reader_gets_the_second(url: str, lasting_offers: None) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+        await connect(one, two)
+        reading = await start_reading(nursery, one, two)
+        waiting = Background(nursery, one.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await two.send_many([b"first", b"second"])
+        with trio.fail_after(10):
+            assert (await reading.done(), await waiting.done()) == (b"first", b"second")
+
+
+async def answer_all(sock: sp.Rep0 | sp.Respondent0) -> None:
+    while True:
+        await sock.send(await sock.receive())
+
+
+async def ask(sock: sp.Req0 | sp.Surveyor0, peer: sp.Rep0 | sp.Respondent0, rounds: int = 5) -> None:
+    """Ask *peer* until the calls of ``receive`` read for themselves."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_all, peer)
+        for _ in range(rounds):
+            await sock.send(b"?")
+            assert await sock.receive() == b"?"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_task_that_waits_in_another_context_is_not_left_to_a_reader_that_does_not_come_back(lasting_offers: None) -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+        await connect(rep, req)
+        requests = rep.requests()
+        is_direct = False
+        while not is_direct:
+            await ask(req, rep)
+            one, two = req.context(), req.context()
+            await one.send(b"one")
+            first = await anext(requests)
+            reading = Background(nursery, one.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            is_direct = req._core.direct_read._is_used
+            await two.send(b"two")
+            second = await anext(requests)
+            waiting = Background(nursery, two.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(10):
+                await first.reply(b"1")
+                assert await reading.done() == b"1"
+                await second.reply(b"2")
+                assert await waiting.done() == b"2"
+            one.close()
+            two.close()
+
+
+async def test_a_task_that_reads_is_told_that_its_survey_is_over(mock_clock: MockClock) -> None:
+    async with (
+        sp.Surveyor0(listen="tcp://127.0.0.1:0", deadline=5) as surveyor,
+        sp.Respondent0() as respondent,
+        trio.open_nursery() as nursery,
+    ):
+        await connect(surveyor, respondent)
+        is_direct = False
+        while not is_direct:
+            await ask(surveyor, respondent)
+            reading = Background(nursery, surveyor.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            is_direct = surveyor._core.direct_read._is_used
+            mock_clock.jump(6)
+            with pytest.raises(trio.EndOfChannel, match="its time is up"):
+                await reading.done()
+
+
+async def test_a_task_that_reads_is_told_that_a_newer_request_has_replaced_its_own(lasting_offers: None) -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req, trio.open_nursery() as nursery:
+        await connect(rep, req)
+        is_direct = False
+        while not is_direct:
+            await ask(req, rep)
+            await req.send(b"old")
+            assert await rep.receive() == b"old"
+            reading = Background(nursery, req.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            is_direct = req._core.direct_read._is_used
+            await req.send(b"new")
+            with trio.fail_after(10):
+                with pytest.raises(sp.RequestReplaced):
+                    await reading.done()
+                await rep.send(await rep.receive())
+                assert await req.receive() == b"new"
