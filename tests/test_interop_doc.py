@@ -108,15 +108,15 @@ def test_the_sub_protocols_of_websocket_have_the_names_of_the_others() -> None:
     for number in numbers:
         handshake = ServerHandshake()
         assert handshake.receive_data(request("/", SUBPROTOCOLS[number]))
-        assert handshake.accept(number) == (None, None)
-        assert handshake.admit([])[1]["Sec-WebSocket-Protocol"] == SUBPROTOCOLS[number]
+        assert handshake.check(number) == (None, None)
+        assert handshake.accept([])[1]["Sec-WebSocket-Protocol"] == SUBPROTOCOLS[number]
 
 
 @pytest.mark.parametrize("number", [PAIR0, PAIR1])
 def test_no_sub_protocol_is_refused_by_a_pair_as_well(number: int) -> None:
     handshake = ServerHandshake()
     assert handshake.receive_data(request("/", None))
-    refused, _ = handshake.accept(number)
+    refused, _ = handshake.check(number)
     assert refused is not None
     assert refused.status == 400
 

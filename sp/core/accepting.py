@@ -21,7 +21,7 @@ from sp.transports.contract import AnsweredByHTTP, HandedOver
 if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.tls.config import TLSServerConfig
-    from sp.transports.contract import Acceptor, Connection
+    from sp.transports.contract import Acceptor, Newcomer
 
 log = logging.getLogger("sp")
 
@@ -41,7 +41,7 @@ class ListenerTask:
         self._priority = priority
         self._tls_files = None if tls is None else TLSFiles(core, self.url, tls)
         self._acceptors = acceptors
-        self._greeting: dict[Connection, None] = {}  # connections in their handshake, the oldest first
+        self._greeting: dict[Newcomer, None] = {}  # connections in their handshake, the oldest first
         self._pipes: set[PipeTask] = set()
         self._stopped = False
         self._draining = False
@@ -66,8 +66,8 @@ class ListenerTask:
             self._stopped = True
             for acceptor in self._acceptors:
                 acceptor.close()
-            for connection in self._greeting:
-                connection.close()
+            for newcomer in self._greeting:
+                newcomer.close()
             if self in self._core.listeners:
                 self._core.listeners.remove(self)
             self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
@@ -146,21 +146,21 @@ class ListenerTask:
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
             failing = False
-            for connection in newcomers:
+            for newcomer in newcomers:
                 self._accepted += 1
-                self._greeting[connection] = None
-                self._core.spawn(self.serve, connection)
+                self._greeting[newcomer] = None
+                self._core.spawn(self.serve, newcomer)
             while len(self._greeting) > self._core.options.max_handshakes:
                 oldest = next(iter(self._greeting))
                 del self._greeting[oldest]
                 oldest.close()
 
-    async def serve(self, connection: Connection) -> None:
-        """Make a pipe of *connection*, and serve the pipe until it ends."""
+    async def serve(self, newcomer: Newcomer) -> None:
+        """Make a pipe of *newcomer*, and serve the pipe until it ends."""
         try:
-            pipe = await self._greet(connection)
+            pipe = await self._greet(newcomer)
         finally:
-            self._greeting.pop(connection, None)
+            self._greeting.pop(newcomer, None)
         if pipe is None:
             return
         self._attached += 1
@@ -169,18 +169,18 @@ class ListenerTask:
         self._pipes.add(pipe)
         if self._draining:
             pipe.leave()  # it was admitted after the draining had begun
-        del connection
+        del newcomer
         try:
             await pipe.run()
         finally:
             self._pipes.discard(pipe)
 
-    async def _greet(self, connection: Connection) -> PipeTask | None:
-        """Make a pipe of *connection*.  Returns None if there is no pipe; the connection is closed or handed over then."""
+    async def _greet(self, newcomer: Newcomer) -> PipeTask | None:
+        """Make a pipe of *newcomer*.  Returns None if there is no pipe; the connection is closed or handed over then."""
         reason: Exception | None = None
         try:
             try:
-                return await self._core.admission.admit_connection(connection, self.url, self._priority, dialed=False)
+                return await self._core.admission.admit_connection(newcomer, self.url, self._priority, dialed=False)
             except HandedOver:
                 self._accepted -= 1
                 return None
@@ -190,16 +190,16 @@ class ListenerTask:
                 if not isinstance(error, (Error, OSError, trio.ClosedResourceError)):
                     # A bug of ours costs this connection, not the listener.
                     log.exception("%s: refused a connection because of an unexpected error", self.url)
-                self._refused(connection, error)
+                self._refused(newcomer, error)
                 reason = error
-            await connection.linger_close(reason)
+            await newcomer.linger_close(reason)
         except BaseException:
-            connection.close()
+            newcomer.close()
             raise
-        connection.close(reason)
+        newcomer.close(reason)
         return None
 
-    def _refused(self, connection: Connection, error: Exception) -> None:
+    def _refused(self, newcomer: Newcomer, error: Exception) -> None:
         if self._stopped:
             return
         self._failures[type(error).__name__] += 1
@@ -209,5 +209,5 @@ class ListenerTask:
             reason = f"more than {self._core.options.max_handshakes} connections were in their handshake"
         else:
             reason = str(error)
-        peer = connection.remote_address
+        peer = newcomer.remote_address
         self._core.emit(Event(kind=EventKind.REFUSED, url=self.url, reason=f"{peer}: {reason}" if peer else reason, error=error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.options import Authorize
     from sp.pipe import Pipe
-    from sp.transports.contract import Connection
+    from sp.transports.contract import Newcomer
 
 log = logging.getLogger("sp")
 
@@ -39,65 +38,65 @@ class Admission:
         self._core = core
         self._reserved: _Reservation | None = None
 
-    async def admit_connection(self, connection: Connection, url: str, priority: int, *, dialed: bool) -> PipeTask:
-        """Make a pipe of *connection* within the handshake timeout.
+    async def admit_connection(self, newcomer: Newcomer, url: str, priority: int, *, dialed: bool) -> PipeTask:
+        """Make a pipe of *newcomer* within the handshake timeout.
 
-        Raises PeerError, PipeRefused, OSError or ClosedResourceError; the caller then closes the connection.
+        Raises PeerError, PipeRefused, OSError or ClosedResourceError; the caller then closes the newcomer.
         """
         core = self._core
-        if not core.engine.single_peer or (connection.asks and not dialed):
-            return await self._admit(connection, url, priority)
+        if not core.engine.single_peer or (newcomer.defers_greeting and not dialed):
+            return await self._admit(newcomer, url, priority)
         if dialed:
-            self._check_slot(connection)
+            self._check_slot(newcomer)
         elif core.options.authorize is not None or self._reserved is not None or not self._has_free_slot:
-            connection.defer_greeting()  # until we know that the peer gets a pipe
-            return await self._admit(connection, url, priority)
-        self._reserved = reserved = _Reservation(connection, dialed=dialed)
+            newcomer.defer_greeting()  # until we know that the peer gets a pipe
+            return await self._admit(newcomer, url, priority)
+        self._reserved = reserved = _Reservation(newcomer, dialed=dialed)
         try:
-            return await self._admit(connection, url, priority)
+            return await self._admit(newcomer, url, priority)
         finally:
             if self._reserved is reserved:
                 self._reserved = None
                 core.announce_change()
 
-    async def _admit(self, connection: Connection, url: str, priority: int) -> PipeTask:
+    async def _admit(self, newcomer: Newcomer, url: str, priority: int) -> PipeTask:
         core = self._core
         seconds = core.options.handshake_timeout
         is_greeted = False
         with trio.move_on_after(seconds):
-            number = await connection.greet()
-            log.debug("%s %s: the peer greets as %s", url, connection.remote_address, protocol_name(number))
-            if number != core.engine.peer_number:
-                with suppress(OSError):
-                    connection.admit()  # so that the peer sees which protocol we speak
-                expected = protocol_name(core.engine.peer_number)
-                raise WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {expected}")
-            pipe = PipeTask(core, connection, url, number, priority)
+            greeted = await newcomer.greet()
+            number, expected = greeted.peer_number, core.engine.peer_number
+            log.debug("%s %s: the peer greets as %s", url, newcomer.remote_address, protocol_name(number))
+            if number != expected:
+                error = WrongProtocol(f"wrong protocol: the peer is {protocol_name(number)}, expected {protocol_name(expected)}")
+                await greeted.reject(error)
+                raise error
+            pipe = PipeTask(core, greeted, url, priority)
             is_greeted = True
             try:
-                await self._wait_for_earlier_newcomer(connection)
-                self._check_slot(connection)
+                await self._wait_for_earlier_newcomer(newcomer)
+                self._check_slot(newcomer)
                 await self._authorize(pipe)
-                self._check_slot(connection)
+                self._check_slot(newcomer)
                 if pipe.error is not None:
                     raise PipeRefused("refused: authorize closed the pipe")
             except PipeRefused as refused:
-                await connection.refuse(refused)
+                await greeted.reject(refused)
                 raise
-            if connection.closed:
+            if newcomer.closed:
                 raise trio.ClosedResourceError("the connection was closed while it was greeting")
             if not core.open:
                 raise trio.ClosedResourceError("the socket is closed")
-            connection.admit()
-            core.attach(pipe)
+            connection = greeted.accept()
+            core.attach(pipe, connection)
             keep_alive = connection.keep_alive
             if keep_alive is not None:
                 core.spawn(keep_alive)
             return pipe
-        late = "authorize has not decided" if is_greeted else f"the {connection.stage} was not complete"
-        error = GreetingError(f"{late} within {seconds:g} s")
-        connection.close(error)
-        raise error
+        late = "authorize has not decided" if is_greeted else f"the {newcomer.stage} was not complete"
+        timeout = GreetingError(f"{late} within {seconds:g} s")
+        newcomer.close(timeout)
+        raise timeout
 
     # The slot of a socket with a single peer.
 
@@ -109,16 +108,16 @@ class Admission:
             return False
         return True
 
-    def _check_slot(self, connection: Connection) -> None:
-        """Raise PipeRefused when there is no slot for *connection*."""
+    def _check_slot(self, newcomer: Newcomer) -> None:
+        """Raise PipeRefused when there is no slot for *newcomer*."""
         reserved = self._reserved
         self._core.engine.check_can_attach()
-        if reserved is not None and reserved.keeps_out(connection):
+        if reserved is not None and reserved.keeps_out(newcomer):
             raise PipeRefused("refused: this PAIR has its peer already, or is about to", kind=RefusalKind.NO_ROOM)
 
-    async def _wait_for_earlier_newcomer(self, connection: Connection) -> None:
+    async def _wait_for_earlier_newcomer(self, newcomer: Newcomer) -> None:
         """Wait until the peer that the slot is reserved for has become a pipe or not, or its time is up."""
-        while (reserved := self._reserved) is not None and reserved.keeps_out(connection) and not reserved.dialed:
+        while (reserved := self._reserved) is not None and reserved.keeps_out(newcomer) and not reserved.dialed:
             with trio.move_on_at(reserved.until):
                 await self._core.changed()
 
@@ -144,16 +143,16 @@ class Admission:
 class _Reservation:
     """The slot of a PAIR, kept for a while for one peer that is still in its handshake."""
 
-    __slots__ = ("_connection", "dialed", "until")
+    __slots__ = ("_newcomer", "dialed", "until")
 
-    def __init__(self, connection: Connection, *, dialed: bool) -> None:
-        self._connection = connection
+    def __init__(self, newcomer: Newcomer, *, dialed: bool) -> None:
+        self._newcomer = newcomer
         self.dialed = dialed
         self.until = trio.current_time() + _SLOT_RESERVED
 
-    def keeps_out(self, connection: Connection) -> bool:
-        """Whether the slot is reserved for another one than *connection* now."""
-        return connection is not self._connection and trio.current_time() < self.until
+    def keeps_out(self, newcomer: Newcomer) -> bool:
+        """Whether the slot is reserved for another one than *newcomer* now."""
+        return newcomer is not self._newcomer and trio.current_time() < self.until
 
 
 @trio.lowlevel.disable_ki_protection

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sp.core.dialing import DialerTask
     from sp.options import SocketOptions
     from sp.protocols.engine import Engine, Mailbox
+    from sp.transports.contract import Connection
 
 log = logging.getLogger("sp")
 
@@ -264,11 +265,11 @@ class Core:
 
     # Pipes.
 
-    def attach(self, pipe: PipeTask) -> None:
-        """Add *pipe* to the socket's pipes.  Raises PipeRefused if the engine does not take it."""
+    def attach(self, pipe: PipeTask, connection: Connection) -> None:
+        """Add *pipe*, over *connection*, to the socket's pipes.  Raises PipeRefused if the engine does not take it."""
         self.direct_read.revoke()  # from now on, messages may come from any pipe
         self.pipes[pipe.id] = pipe
-        pipe.attach()
+        pipe.attach(connection)
         try:
             self.engine.pipe_attached(pipe)
         except PipeRefused:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.options import ShouldRedial
     from sp.pipe import Pipe
-    from sp.transports.contract import Connection, EndpointConfig
+    from sp.transports.contract import EndpointConfig, Newcomer
 
 log = logging.getLogger("sp")
 
@@ -173,30 +173,30 @@ class DialerTask:
             self._tls_files.check()
         self._attempts += 1
         self._emit(EventKind.DIALING)
-        connection = None
+        newcomer = None
         try:
             with trio.fail_after(self._core.options.handshake_timeout):
-                connection = await transport_for(self._address).connect(self._address, self._config)
-            log.debug("%s connected to %s", self.url, connection.remote_address)
-            return await self._admit(connection)
+                newcomer = await transport_for(self._address).connect(self._address, self._config)
+            log.debug("%s connected to %s", self.url, newcomer.remote_address)
+            return await self._admit(newcomer)
         except trio.TooSlowError:
             raise TimeoutError(f"no connection within {self._core.options.handshake_timeout:g} s") from None
         except BaseException as error:
-            if self._tls_files is not None and isinstance(error, Error) and not _is_known(connection):
+            if self._tls_files is not None and isinstance(error, Error) and not _is_known(newcomer):
                 # Anybody between the peer and us can cause such an error, and could so delay the next attempt.
                 error.permanent = False
                 if isinstance(error, UpgradeRefused):
                     error.retry_after = 0.0
-            if connection is not None:
-                connection.close(error if isinstance(error, Exception) else None)
+            if newcomer is not None:
+                newcomer.close(error if isinstance(error, Exception) else None)
             raise
 
-    async def _admit(self, connection: Connection) -> PipeTask:
+    async def _admit(self, newcomer: Newcomer) -> PipeTask:
         try:
-            return await self._core.admission.admit_connection(connection, self.url, self._priority, dialed=True)
+            return await self._core.admission.admit_connection(newcomer, self.url, self._priority, dialed=True)
         except (PeerClosed, ConnectionError) as error:
             has_reason = isinstance(error, PeerClosed) and not error.silent
-            if has_reason or not self._core.engine.single_peer or connection.stage != "greeting":
+            if has_reason or not self._core.engine.single_peer or newcomer.stage != "greeting":
                 raise
             raise PeerClosed(f"{error}{TAKEN_HINT}") from error
 
@@ -247,6 +247,6 @@ def _ask(should_redial: ShouldRedial, error: Exception) -> bool:
     return bool(answer)
 
 
-def _is_known(connection: Connection | None) -> bool:
+def _is_known(newcomer: Newcomer | None) -> bool:
     """Whether TLS has verified the peer."""
-    return connection is not None and connection.tls is not None and connection.tls.verified
+    return newcomer is not None and newcomer.tls is not None and newcomer.tls.verified

@@ -58,6 +58,7 @@ class Outbox:
         "_grace",
         "_limit",
         "_messages",
+        "_opened",
         "_pipe",
         "_refused",
         "_takes",
@@ -69,11 +70,12 @@ class Outbox:
         "messages_sent",
     )
 
-    def __init__(self, core: Core, pipe: PipeTask, connection: Connection) -> None:
+    def __init__(self, core: Core, pipe: PipeTask) -> None:
         self.messages_sent = self.bytes_sent = 0
         self._core = core
         self._pipe = pipe
-        self._connection = connection
+        self._connection: Connection  # from ``open`` on
+        self._opened = False
         self._writer = core.writer
         self._messages: deque[Message] = deque()
         self._bytes = 0
@@ -85,7 +87,7 @@ class Outbox:
         self._refused = False  # a message was turned away, so the engine must hear when there is room
         self._grace: trio.CancelScope | None = None  # the time that a broken pipe has left
         self._times_writable = 0  # how often the kernel took something again after it had been full
-        self._watched = not connection.watchable  # true as well if watching would tell nothing
+        self._watched = False  # true as well if watching would tell nothing
 
     @property
     def broken(self) -> bool:
@@ -95,7 +97,7 @@ class Outbox:
     @property
     def unsent(self) -> int:
         """The number of messages that are not written to their end."""
-        return len(self._messages) + self._connection.unsent
+        return len(self._messages) + (self._connection.unsent if self._opened else 0)
 
     @property
     def progress(self) -> int:
@@ -106,9 +108,11 @@ class Outbox:
         """
         return self._times_writable + self._connection.acknowledged()
 
-    def open(self) -> None:
-        """Take messages from now on."""
-        self._takes = True
+    def open(self, connection: Connection) -> None:
+        """Take messages from now on, and write them to *connection*."""
+        self._connection = connection
+        self._watched = not connection.watchable
+        self._opened = self._takes = True
 
     def offer(self, message: Message, /) -> bool:
         """Queue *message*, or write it at once.  Returns False if there is no room."""

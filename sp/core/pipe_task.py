@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sp.http.message import HTTPInfo
     from sp.message import Message
     from sp.tls.info import TLSInfo
-    from sp.transports.contract import Connection
+    from sp.transports.contract import Connection, Greeted, Peer
     from sp.transports.proxy_protocol import ProxyInfo
 
 _SOON: Final = 1.0
@@ -56,6 +56,7 @@ class PipeTask:
         "__weakref__",
         "_core",
         "_parked",
+        "_peer",
         "_state",
         "bytes_received",
         "connection",
@@ -72,20 +73,21 @@ class PipeTask:
         "url",
     )
 
-    def __init__(self, core: Core, connection: Connection, url: str, peer_number: int, priority: int) -> None:
+    def __init__(self, core: Core, greeted: Greeted, url: str, priority: int) -> None:
         self.id: int = next(_ids) & 0x7FFF_FFFF  # 31 bits, from a random start
         self.url = url
-        self.peer_number = peer_number
+        self.peer_number = greeted.peer_number
         self.priority = priority
         self.error: Exception | None = None
         self.messages_received = self.bytes_received = 0
-        self.connection = connection
+        self.connection: Connection  # from ``attach`` on
         self.handle = Pipe(self)
         """What the application sees."""
-        self.outbox = outbox = Outbox(core, self, connection)
+        self.outbox = outbox = Outbox(core, self)
         # Engines call these for every message, so there is no method of ours in between.
         self.offer, self.offer_many, self.discard_oldest = outbox.offer, outbox.offer_many, outbox.discard_oldest
         self._core = core
+        self._peer: Peer = greeted
         self._state = _GREETED
         self._parked: trio.lowlevel.Task | None = None  # our task, while it waits for ``resume``
 
@@ -101,27 +103,27 @@ class PipeTask:
 
     @property
     def local_address(self) -> str:
-        return self.connection.local_address
+        return self._peer.local_address
 
     @property
     def remote_address(self) -> str:
-        return self.connection.remote_address
+        return self._peer.remote_address
 
     @property
     def proxy_address(self) -> str | None:
-        return self.connection.proxy_address
+        return self._peer.proxy_address
 
     @property
     def proxy(self) -> ProxyInfo | None:
-        return self.connection.proxy
+        return self._peer.proxy
 
     @property
     def http(self) -> HTTPInfo | None:
-        return self.connection.http
+        return self._peer.http
 
     @property
     def tls(self) -> TLSInfo | None:
-        return self.connection.tls
+        return self._peer.tls
 
     @property
     def unsent(self) -> int:
@@ -181,17 +183,18 @@ class PipeTask:
     def is_attached(self) -> bool:
         return self._state is _ATTACHED
 
-    def attach(self) -> None:
+    def attach(self, connection: Connection) -> None:
         """Take messages from now on."""
+        self.connection = self._peer = connection
         self._state = _ATTACHED
-        self.outbox.open()
+        self.outbox.open(connection)
 
     def end(self, error: Exception) -> None:
         """Keep the first *error* as the reason, and close the connection.  The task in ``run`` then detaches the pipe."""
         if self.error is None:
             self.error = error
         self._state = _ENDED
-        self.connection.close(error)
+        self._peer.close(error)
         self.outbox.end()
         self.resume()
 

@@ -1,7 +1,8 @@
 """What a transport offers to a socket.
 
-A transport connects or listens; both give connections.  A connection moves messages in batches, without blocking where it can:
-the caller's own ``send`` may write, and tasks only wait when the kernel does.
+A transport connects or listens.  Both give newcomers, which become connections once they are greeted and accepted.  A connection
+moves messages in batches and without waiting where it can: a caller's ``send`` may write by itself, and a task waits only
+when the kernel takes no more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final, Protocol
 import attrs
 
 from sp.address import Address
-from sp.errors import PipeRefused
+from sp.errors import PipeRefused, WrongProtocol
 from sp.http.config import WSClientConfig, WSServerConfig
 from sp.http.message import HTTPInfo
 from sp.message import FindBody, Message
@@ -23,12 +24,12 @@ from sp.tls.info import TLSInfo
 from sp.transports.proxy_protocol import ProxyInfo
 
 SHORTEST_KEEPALIVE: Final = 2
-"""Seconds; the kernel counts in whole ones, and needs one until it asks and one for the answer."""
+"""In seconds.  The kernel counts whole seconds, and needs one until it asks and one for the answer."""
 
 
 @attrs.frozen(kw_only=True)
 class EndpointConfig:
-    """What a transport needs to know of the socket that it works for."""
+    """What a transport needs to know of the socket that it works for, and of the URL."""
 
     number: int
     peer_number: int
@@ -42,16 +43,16 @@ class EndpointConfig:
     """For a listener: whether connections begin with a PROXY protocol header."""
 
 
-class HandedOver(Exception):  # an answer of ``greet``, and no error
-    """The newcomer is for another listener, which has it now."""
+class HandedOver(Exception):  # how ``greet`` may end, and no error
+    """The newcomer is for another listener on the same port, which has it now."""
 
 
-class AnsweredByHTTP(Exception):  # an answer of ``greet``, and no error
-    """The newcomer wanted to know something, and was told."""
+class AnsweredByHTTP(Exception):  # how ``greet`` may end, and no error
+    """The newcomer was a health check, and has its answer."""
 
 
-class Connection(Protocol):
-    """A link that carries messages, once ``greet`` has returned."""
+class Peer(Protocol):
+    """What is known of a peer that has greeted us."""
 
     @property
     def local_address(self) -> str: ...
@@ -61,22 +62,42 @@ class Connection(Protocol):
 
     @property
     def proxy(self) -> ProxyInfo | None:
-        """What a PROXY protocol header says, once it is read; None without one."""
+        """The PROXY protocol header; None without one."""
         ...
 
     @property
     def proxy_address(self) -> str | None:
-        """The address of the proxy that is connected to us, when ``remote_address`` is its client's; None: the peer speaks for itself."""
+        """The address of the proxy that is connected to us, if ``remote_address`` is that of its client; None without a proxy."""
         ...
 
     @property
     def http(self) -> HTTPInfo | None:
-        """The handshake, where there is one, once it is read."""
+        """The opening handshake of a WebSocket; None elsewhere."""
         ...
 
     @property
     def tls(self) -> TLSInfo | None:
-        """What TLS says of the connection, once it is established; None without TLS."""
+        """None without TLS."""
+        ...
+
+    def close(self, error: Exception | None = None) -> None:
+        """End the connection now, because of *error*, and wake the tasks that wait on it.  A second call does nothing."""
+        ...
+
+
+class Newcomer(Protocol):
+    """A new connection, before the two sides have greeted.
+
+    ``greet`` makes it a ``Greeted``, whose ``accept`` makes it a ``Connection``.  The newcomer stays the one to close, in
+    whatever state the connection is.
+    """
+
+    @property
+    def remote_address(self) -> str: ...
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """None before the TLS handshake, and without TLS."""
         ...
 
     @property
@@ -85,42 +106,62 @@ class Connection(Protocol):
         ...
 
     @property
-    def allows_direct_read(self) -> bool:
-        """Whether it is worth the while to let a task that waits for a message read the connection itself."""
-        ...
-
-    @property
     def closed(self) -> bool:
         """Whether ``close`` was called."""
         ...
 
     @property
-    def asks(self) -> bool:
-        """Whether the peer's greeting is a question: it has no pipe before ``admit``."""
+    def defers_greeting(self) -> bool:
+        """Whether our greeting waits for ``Greeted.accept``, so that the peer has no pipe before."""
         ...
 
     def defer_greeting(self) -> None:
-        """Make it one: called before ``greet``, our greeting is kept until ``admit``."""
+        """Let our greeting wait for ``Greeted.accept``.  To be called before ``greet``."""
         ...
 
-    async def greet(self) -> int:
-        """Exchange greetings; return the peer's protocol number.  The caller sets the time limit.
+    async def greet(self) -> Greeted:
+        """Exchange greetings.  The caller sets the time limit.
 
-        Raises PeerError or OSError; HandedOver or AnsweredByHTTP when there is to be no pipe and nothing is wrong.
-        Where the greeting is a question, its answer is left to ``admit`` or ``refuse``.
+        Raises PeerError or OSError; ClosedResourceError if it is closed meanwhile; HandedOver or
+        AnsweredByHTTP if there is to be no pipe and nothing is wrong.
         """
         ...
 
-    def admit(self) -> None:
-        """The socket takes the peer: answer it, if it waits for that.  Raises OSError."""
-        ...
-
-    async def refuse(self, refusal: PipeRefused) -> None:
-        """The socket does not take the peer: answer it, if it waits for that."""
-        ...
-
     async def linger_close(self, error: Exception | None = None) -> None:
-        """Give a peer that was refused, for *error*, a moment to read why, before ``close``: that could take our last words back (RST)."""
+        """Give a peer that was rejected, because of *error*, a moment to read why.
+
+        To be called before ``close``, which could take our last words back (RST).
+        """
+        ...
+
+    def close(self, error: Exception | None = None) -> None:
+        """End the connection now, because of *error*, and wake the tasks that wait on it.  A second call does nothing."""
+        ...
+
+
+class Greeted(Peer, Protocol):
+    """A connection whose peer has greeted us, and is to be accepted or rejected."""
+
+    @property
+    def peer_number(self) -> int:
+        """The number of the peer's protocol."""
+        ...
+
+    def accept(self) -> Connection:
+        """Take the peer: send it our greeting, if that has waited.  Raises OSError."""
+        ...
+
+    async def reject(self, error: PipeRefused | WrongProtocol) -> None:
+        """Tell the peer that it was turned away, as far as there are words for that.  ``close`` has to follow."""
+        ...
+
+
+class Connection(Peer, Protocol):
+    """An accepted connection.  It carries messages."""
+
+    @property
+    def allows_direct_read(self) -> bool:
+        """Whether it is worthwhile that a task that waits for a message reads the connection itself."""
         ...
 
     @property
@@ -134,19 +175,19 @@ class Connection(Protocol):
         ...
 
     def look(self, now: float) -> bool:
-        """Return whether data is in flight, so that looking again is worth while.
+        """Return whether data is in flight, so that it is worthwhile to look again.
 
-        Raises PeerSilent when the peer, or the way to it, seems to be gone: it has not answered
-        what was sent, for the time of ``tcp_keepalive``.  *now* is trio's time.
+        Raises PeerSilent when the peer, or the way to it, seems to be gone: for the time of
+        ``tcp_keepalive`` it has not acknowledged what was sent.  *now* is trio's time.
         """
         ...
 
     def acknowledged(self) -> int:
-        """Return how many bytes the peer's system has taken; always 0 where ours does not tell."""
+        """Return how many bytes the peer's system has taken; always 0 on systems that do not tell."""
         ...
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
-        """Write messages from the left of *outbox*, taking out what was taken over.
+        """Write messages from the left of *outbox*, and remove those that were taken over.
 
         True: all is written.  False: the peer takes no more now; ``wait_writable``, then call again.  Raises OSError.
         """
@@ -158,13 +199,13 @@ class Connection(Protocol):
 
     @property
     def unsent(self) -> int:
-        """Messages that were taken over and not written to the end of the last of them."""
+        """The number of messages that were taken over and are not written to their end."""
         ...
 
     async def receive_batch(self) -> list[Message]:
         """Return what has arrived, at least one message; empty: the peer has ended the connection.
 
-        Always a schedule point.  A cancellation loses nothing.  Raises PeerError, OSError, or ClosedResourceError.
+        Always a checkpoint.  A cancellation loses nothing.  Raises PeerError, OSError, or ClosedResourceError.
         """
         ...
 
@@ -176,10 +217,6 @@ class Connection(Protocol):
         """Tell the peer that nothing more will be sent.  False: it takes no more now; ``wait_writable``, then call again."""
         ...
 
-    def close(self, error: Exception | None = None) -> None:
-        """End the connection now, for *error*, and wake who waits on it.  A second time does nothing."""
-        ...
-
 
 class Acceptor(Protocol):
     """A bound address."""
@@ -187,15 +224,15 @@ class Acceptor(Protocol):
     @property
     def url(self) -> str: ...
 
-    async def accept(self) -> list[Connection]:
-        """Wait for newcomers, not greeted yet.
+    async def accept(self) -> list[Newcomer]:
+        """Wait for newcomers.
 
         Raises ClosedResourceError when closed, and OSError, after which it may be called again.
         """
         ...
 
     def drain(self) -> None:
-        """Take no more newcomers: tell them so where that can be said, or else stop listening."""
+        """Take no more newcomers: reject them where that can be said, or else stop listening."""
         ...
 
     def close(self) -> None:
@@ -206,10 +243,13 @@ class Acceptor(Protocol):
 class Transport(Protocol):
     """What a module of this package has to offer."""
 
-    async def connect(self, address: Address, terms: EndpointConfig) -> Connection:
-        """Open a connection, not greeted yet.  Raises OSError or AddressError."""
+    async def connect(self, address: Address, terms: EndpointConfig) -> Newcomer:
+        """Open a connection.  Raises OSError or AddressError."""
         ...
 
     async def listen(self, address: Address, terms: EndpointConfig) -> list[Acceptor]:
-        """Bind *address*; a name may have several, all with the same URL.  Raises OSError or AddressError."""
+        """Bind *address*.  A name may stand for several addresses; their acceptors all have the same URL.
+
+        Raises OSError or AddressError.
+        """
         ...

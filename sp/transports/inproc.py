@@ -12,10 +12,10 @@ from typing import Final
 import trio
 
 from sp.address import Address
-from sp.errors import PeerClosed, PeerError, PipeRefused
+from sp.errors import PeerClosed, PeerError, PipeRefused, WrongProtocol
 from sp.message import Message
 from sp.refusal import RefusalKind
-from sp.transports.contract import Acceptor, Connection, EndpointConfig
+from sp.transports.contract import Acceptor, Connection, EndpointConfig, Greeted, Newcomer
 from sp.transports.framing import broken_header, too_large
 
 _QUEUE_LIMIT: Final = 128
@@ -38,7 +38,7 @@ def _names() -> dict[str, InprocAcceptor]:
         return names
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
     """Connect to the listener with that name.
 
     Raises ConnectionRefusedError if there is none, as nng and mangos do.
@@ -72,14 +72,14 @@ class InprocAcceptor:
         self.terms = terms
         self._name = str(address.path)
         self.closed = False
-        self._newcomers: list[Connection] = []
+        self._newcomers: list[Newcomer] = []
         self._changed = trio.Event()
 
-    def add(self, connection: Connection) -> None:
-        self._newcomers.append(connection)
+    def add(self, newcomer: Newcomer) -> None:
+        self._newcomers.append(newcomer)
         self._changed.set()
 
-    async def accept(self) -> list[Connection]:
+    async def accept(self) -> list[Newcomer]:
         await self._changed.wait()
         if self.closed:
             raise trio.ClosedResourceError
@@ -94,8 +94,8 @@ class InprocAcceptor:
         self.closed = True
         self._changed.set()
         _names().pop(self._name, None)
-        for connection in self._newcomers:
-            connection.close()
+        for newcomer in self._newcomers:
+            newcomer.close()
 
 
 class InprocConnection:
@@ -107,7 +107,7 @@ class InprocConnection:
         self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
         self.stage = "greeting"
         self.watchable = False
-        self.asks = False
+        self.defers_greeting = False
         self.allows_direct_read = False  # it saves less than waiting for a reader costs that does not come back
         self._terms = terms
         self._peer: InprocConnection
@@ -126,30 +126,37 @@ class InprocConnection:
         """Make *peer* the other end."""
         self._peer = peer
 
-    async def greet(self) -> int:
+    async def greet(self) -> Greeted:
         peer = self._peer
-        if not self.asks:
+        if not self.defers_greeting:
             self._send_greeting()
         await peer._greeting.wait()
         if self.closed:
             raise trio.ClosedResourceError
         if not peer._has_greeted:
             raise PeerClosed(f"the peer closed the connection before its greeting{self._refusal}", silent=not self._refusal)
-        return peer._terms.number
+        return self
+
+    @property
+    def peer_number(self) -> int:
+        return self._peer._terms.number
 
     def defer_greeting(self) -> None:
-        self.asks = True
+        self.defers_greeting = True
 
-    def admit(self) -> None:
+    def accept(self) -> Connection:
         self._send_greeting()
+        return self
 
     def _send_greeting(self) -> None:
         self._has_greeted = True
         self._greeting.set()
 
-    async def refuse(self, refusal: PipeRefused) -> None:
-        if refusal.kind is not RefusalKind.NO_ROOM:  # the dialer of a PAIR adds that by itself
-            self._peer._refusal = f": {refusal.kind.value}"
+    async def reject(self, error: PipeRefused | WrongProtocol) -> None:
+        if isinstance(error, WrongProtocol):
+            self._send_greeting()  # so that the peer sees which protocol we speak
+        elif error.kind is not RefusalKind.NO_ROOM:  # the dialer of a PAIR adds that by itself
+            self._peer._refusal = f": {error.kind.value}"
 
     async def linger_close(self, error: Exception | None = None) -> None:
         pass

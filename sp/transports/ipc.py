@@ -20,7 +20,7 @@ import trio
 
 from sp.address import ANY_NAME, MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
-from sp.transports.contract import Acceptor, Connection, EndpointConfig
+from sp.transports.contract import Acceptor, EndpointConfig, Newcomer
 from sp.transports.fork import close_all_copies, close_in_children
 from sp.transports.link import SocketLink
 from sp.transports.stream import StreamConnection
@@ -39,7 +39,7 @@ def _check_platform(address: Address) -> None:
         raise AddressError(f"{address.url!r}: abstract names exist on Linux only")
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
     """Connect to the listener at *address*."""
     return StreamConnection(await connect_link(address), terms, typed=True)
 
@@ -74,8 +74,8 @@ async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
     return await listen_link(address, terms, lambda link: StreamConnection(link, terms, typed=True))
 
 
-async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
-    """Bind *address*, for ipc and ws+unix.  *make* turns each accepted link into a connection."""
+async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
+    """Bind *address*, for ipc and ws+unix.  *make* turns each accepted link into a newcomer."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
     mode = terms.options.ipc_mode
@@ -151,7 +151,7 @@ def _remove_stale(path: str) -> bool:
 class IPCAcceptor:
     """A listening socket, and the file that it created."""
 
-    def __init__(self, sock: socket.socket, address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
+    def __init__(self, sock: socket.socket, address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
         self.url = address.url
         self._socket = close_in_children(sock)
         self._proxied = terms.proxy_protocol
@@ -159,7 +159,7 @@ class IPCAcceptor:
         self._file = address.path if isinstance(address.path, str) else None
         self._identity = _identity(self._file)  # by the time we close, there may be another file
 
-    async def accept(self) -> list[Connection]:
+    async def accept(self) -> list[Newcomer]:
         if self._socket.fileno() < 0:
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(self._socket)

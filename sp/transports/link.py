@@ -41,6 +41,10 @@ class Link(Protocol):
         """What ``open``, or the greeting after it, is waiting for: a word for errors."""
         ...
 
+    def set_peer_address(self, address: str) -> None:
+        """Take *address* for the peer's, since there is a proxy in between."""
+        ...
+
     async def open(self, greeting: bytes) -> None:
         """Do the handshakes of the link, and send *greeting* as early as possible.
 
@@ -128,7 +132,13 @@ class SocketLink:
         self._decoder = None
         self.proxy = decoder.info
         if self.proxy.source:
-            self.proxy_address, self.remote_address = self.remote_address, self.proxy.source
+            self.set_peer_address(self.proxy.source)
+
+    def set_peer_address(self, address: str) -> None:
+        """Take *address* for the peer's.  What is connected to us, or what we have connected to, is a proxy."""
+        if self.proxy_address is None:
+            self.proxy_address = self.remote_address
+        self.remote_address = address
 
     def wait_readable(self) -> Awaitable[None]:
         if self._socket.fileno() < 0:  # trio takes waiting for a closed socket for a programming error

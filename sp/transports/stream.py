@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 import trio
 
-from sp.errors import PeerClosed, PipeRefused
+from sp.errors import PeerClosed, PipeRefused, WrongProtocol
 from sp.message import Message
 from sp.tls.info import TLSInfo
-from sp.transports.contract import EndpointConfig
+from sp.transports.contract import Connection, EndpointConfig, Greeted
 from sp.transports.framing import GREETING_SIZE, FrameDecoder, decode_greeting, encode_greeting, frame_prefix
 from sp.transports.link import READ_SIZE, Link, receive_first
 from sp.transports.proxy_protocol import ProxyInfo
@@ -27,20 +28,13 @@ MAX_PARTS: Final = 1000
 """Below Linux's IOV_MAX of 1024."""
 
 
-class LinkConnection(abc.ABC):
-    """A connection over a link, for any form of messages."""
+class OverLink:
+    """What is known of a peer at the other end of a link."""
 
-    allows_direct_read = True
+    __slots__ = ("_link",)
 
-    __slots__ = ("_interrupted", "_link", "_sizes", "_terms", "_unwritten", "closed")
-
-    def __init__(self, link: Link, terms: EndpointConfig) -> None:
+    def __init__(self, link: Link) -> None:
         self._link = link
-        self._terms = terms
-        self._unwritten: list[bytes | memoryview] = []
-        self._sizes: list[int] = []  # of the frames in the last write
-        self._interrupted = False
-        self.closed = False
 
     @property
     def local_address(self) -> str:
@@ -62,9 +56,21 @@ class LinkConnection(abc.ABC):
     def tls(self) -> TLSInfo | None:
         return self._link.tls
 
-    @property
-    def stage(self) -> str:
-        return self._link.stage
+
+class LinkConnection(OverLink, abc.ABC):
+    """A connection over a link, for any form of messages."""
+
+    allows_direct_read = True
+
+    __slots__ = ("_interrupted", "_sizes", "_terms", "_unwritten", "closed")
+
+    def __init__(self, link: Link, terms: EndpointConfig) -> None:
+        super().__init__(link)
+        self._terms = terms
+        self._unwritten: list[bytes | memoryview] = []
+        self._sizes: list[int] = []  # of the frames in the last write
+        self._interrupted = False
+        self.closed = False
 
     @property
     def watchable(self) -> bool:
@@ -126,24 +132,31 @@ class LinkConnection(abc.ABC):
 
 
 class StreamConnection(LinkConnection):
-    """The SP byte stream: a greeting, then framed messages."""
+    """The SP byte stream: a greeting, then framed messages.
+
+    One object is newcomer, greeted and connection, so that an idle pipe takes little memory.
+    """
 
     http = None
     keep_alive = None
 
-    __slots__ = ("_decoder", "_more", "_typed", "asks")
+    __slots__ = ("_decoder", "_more", "_typed", "defers_greeting", "peer_number")
 
     def __init__(self, link: Link, terms: EndpointConfig, *, typed: bool = False) -> None:
         super().__init__(link, terms)
-        self.asks = False
+        self.defers_greeting = False
+        self.peer_number = 0  # unknown before ``greet``
         self._typed = typed
         self._decoder = FrameDecoder(terms.find_body, terms.options.max_message_size, typed=typed)
         self._more = False  # the last read was full, so there is probably more to read
 
-    async def greet(self) -> int:
-        # nanomsg waits one second for a greeting, so we send ours at once, unless it is to be an
-        # answer.
-        await self._link.open(b"" if self.asks else encode_greeting(self._terms.number))
+    @property
+    def stage(self) -> str:
+        return self._link.stage
+
+    async def greet(self) -> Greeted:
+        # nanomsg waits one second for a greeting, so ours leaves at once unless it is deferred.
+        await self._link.open(b"" if self.defers_greeting else encode_greeting(self._terms.number))
         data = b""
         while True:
             self._check_open()
@@ -162,17 +175,22 @@ class StreamConnection(LinkConnection):
             data += received
             number = decode_greeting(data, over_tls=self.tls is not None)
             if number is not None:
-                return number
+                self.peer_number = number
+                return self
 
     def defer_greeting(self) -> None:
-        self.asks = True
+        self.defers_greeting = True
 
-    def admit(self) -> None:
-        if self.asks:
+    def accept(self) -> Connection:
+        if self.defers_greeting:
             self._link.send(encode_greeting(self._terms.number))  # a fresh connection has room for 8 bytes
+        return self
 
-    async def refuse(self, refusal: PipeRefused) -> None:
-        pass  # the protocol has no words for it
+    async def reject(self, error: PipeRefused | WrongProtocol) -> None:
+        # SP has no words for it, but our greeting shows which protocol we speak.
+        if isinstance(error, WrongProtocol):
+            with suppress(OSError):
+                self.accept()
 
     async def linger_close(self, error: Exception | None = None) -> None:
         pass  # nothing was sent that the peer should read

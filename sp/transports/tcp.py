@@ -15,7 +15,7 @@ import trio
 
 from sp.address import Address, bracketed, is_host
 from sp.transports import tcp_info
-from sp.transports.contract import SHORTEST_KEEPALIVE, Acceptor, Connection, EndpointConfig
+from sp.transports.contract import SHORTEST_KEEPALIVE, Acceptor, EndpointConfig, Newcomer
 from sp.transports.fork import close_all_copies, close_in_children
 from sp.transports.link import SocketLink
 from sp.transports.stream import StreamConnection
@@ -44,7 +44,7 @@ _Target = tuple[int, tuple[Any, ...]]
 """An address family and an address, in the form that the system's functions take."""
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
     """Connect to *address*.
 
     Its name is looked up each time, and all of its addresses are tried.
@@ -191,10 +191,10 @@ async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
     return await listen_link(address, terms, lambda link: StreamConnection(link, terms))
 
 
-async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> list[Acceptor]:
+async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
     """Bind *address*, for every transport over TCP.
 
-    *make* turns each accepted link into a connection.
+    *make* turns each accepted link into a newcomer.
     """
     try:
         sockets = await _bind(address)
@@ -208,13 +208,13 @@ async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[S
 class TCPAcceptor:
     """A listening socket."""
 
-    def __init__(self, sock: socket.socket, url: str, terms: EndpointConfig, make: Callable[[SocketLink], Connection]) -> None:
+    def __init__(self, sock: socket.socket, url: str, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
         self.url = url
         self._socket = close_in_children(sock)
         self._terms = terms
         self._make = make
 
-    async def accept(self) -> list[Connection]:
+    async def accept(self) -> list[Newcomer]:
         if self._socket.fileno() < 0:
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(self._socket)

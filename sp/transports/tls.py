@@ -20,7 +20,7 @@ from sp.tls.config import TLSClientConfig, TLSServerConfig
 from sp.tls.info import TLSInfo
 from sp.tls.openssl import BUFFER_SIZE
 from sp.tls.session import TLSSession
-from sp.transports.contract import Acceptor, Connection, EndpointConfig
+from sp.transports.contract import Acceptor, EndpointConfig, Newcomer
 from sp.transports.link import READ_SIZE, SocketLink, receive_first, wait_for_either
 from sp.transports.proxy_protocol import ProxyInfo
 from sp.transports.stream import StreamConnection
@@ -39,7 +39,7 @@ _WRITE_SIZE: Final = 128 * 1024
 """Bytes; the most that is encrypted before the kernel takes it, a whole number of full records."""
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Connection:
+async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
     """Connect to *address*, as tcp does.  The TLS handshake belongs to the greeting."""
     config = terms.tls
     assert isinstance(config, TLSClientConfig)
@@ -150,6 +150,9 @@ class TLSLink:
     @property
     def proxy_address(self) -> str | None:
         return self._inner.proxy_address
+
+    def set_peer_address(self, address: str) -> None:
+        self._inner.set_peer_address(address)
 
     @property
     def stage(self) -> str:

@@ -147,8 +147,8 @@ def opened(handshake: ServerHandshake | ClientHandshake, find_body: FindBody | N
 def server(find_body: FindBody | None = None, limit: int | None = MIB) -> WebSocket:
     handshake = asked()
     assert handshake.receive_data(request())
-    assert handshake.accept(REP) == (None, None)
-    handshake.admit([])
+    assert handshake.check(REP) == (None, None)
+    handshake.accept([])
     return opened(handshake, find_body, limit)
 
 
@@ -783,10 +783,10 @@ def begun(data: bytes, number: int = REP) -> tuple[int, str, HTTPHeaders, str]:
             assert handshake.request is None
             found.append((response.status, words, response.headers, response.body.decode()))
             continue
-        refused, error = handshake.accept(number)
+        refused, error = handshake.check(number)
         assert (refused is None) == (error is None)
         if refused is None:
-            found.append((101, "", handshake.admit([])[1], ""))
+            found.append((101, "", handshake.accept([])[1], ""))
         else:
             assert isinstance(error, PeerError)
             found.append((refused.status, str(error), refused.headers, refused.body.decode()))
@@ -805,8 +805,8 @@ def test_a_good_request_is_answered_as_the_standard_has_it() -> None:
     handshake = asked()
     assert not handshake.has_begun
     assert handshake.receive_data(request())
-    assert handshake.accept(REP) == (None, None)
-    answer, headers = handshake.admit([("X-One", "1"), ("X-One", "2")])
+    assert handshake.check(REP) == (None, None)
+    answer, headers = handshake.accept([("X-One", "1"), ("X-One", "2")])
     lines = answer.decode().split("\r\n")
     assert lines[0] == "HTTP/1.1 101 Switching Protocols"
     assert lines[-2:] == ["", ""]
@@ -831,8 +831,8 @@ def test_what_comes_behind_a_request_is_kept_and_not_looked_at(tail: bytes) -> N
             assert handshake.receive_data(data[at:] + tail)
             assert handshake.rest == tail
         assert handshake.request is not None
-        assert handshake.accept(REP) == (None, None)
-        answer, _ = handshake.admit([])
+        assert handshake.check(REP) == (None, None)
+        answer, _ = handshake.accept([])
         assert answer.count(b"\r\n\r\n") == 1
         assert answer.endswith(b"\r\n\r\n")
 
@@ -951,8 +951,8 @@ def test_another_sub_protocol_is_refused_with_the_right_one(headers: list[tuple[
 def test_a_client_may_offer_other_upgrades_beside_ours(headers: list[tuple[str, str]]) -> None:
     handshake = asked()
     assert handshake.receive_data(request(*headers))
-    assert handshake.accept(REP) == (None, None)
-    answer, said = handshake.admit([])
+    assert handshake.check(REP) == (None, None)
+    answer, said = handshake.accept([])
     assert answer.startswith(b"HTTP/1.1 101 ")
     assert (said["Upgrade"], said["Connection"]) == ("websocket", "Upgrade")
     assert handshake.request is not None
@@ -1185,7 +1185,7 @@ def test_any_bytes_are_a_request_or_a_refusal_and_never_an_exception(chunks: lis
         assert words
         response.encode()
     elif handshake.request is not None:
-        refused, error = handshake.accept(REP)
+        refused, error = handshake.check(REP)
         assert (refused is None) == (error is None)
         if refused is not None:
             assert isinstance(error, PeerError)
@@ -1244,8 +1244,8 @@ def answer_of(handshake: ClientHandshake, names: Sequence[str], more: Sequence[t
 def ours(handshake: ClientHandshake) -> bytes:
     peer = asked()
     assert peer.receive_data(handshake.request)
-    assert peer.accept(REP) == (None, None)
-    return peer.admit([("X-One", "1")])[0]
+    assert peer.check(REP) == (None, None)
+    return peer.accept([("X-One", "1")])[0]
 
 
 def websockets_answer(handshake: ClientHandshake) -> bytes:

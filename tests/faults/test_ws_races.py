@@ -314,7 +314,7 @@ async def test_a_fault_of_ours_costs_one_newcomer(monkeypatch: pytest.MonkeyPatc
             raise failures.pop()
         return real(headers)
 
-    monkeypatch.setattr("sp.transports.ws.shared_port.pings_for_client", fail_once)
+    monkeypatch.setattr("sp.transports.ws.newcomer.pings_for_client", fail_once)
     async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, sp.Req0(redial_min=0.01, redial_max=0.01) as req:
         with trio.fail_after(5):
             await req.dial(rep.url, wait=False)
@@ -403,7 +403,7 @@ async def test_where_a_proxy_header_names_no_address_nobody_vouches_for_what_is_
 
 
 async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sp.transports.ws.shared_port import Route
+    from sp.transports.ws.routes import Route
 
     async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other:
         listener = await other.listen(f"ws://{port_of(leads.listeners[0])}/other")

@@ -21,7 +21,7 @@ from tests.transports.wire import connect_as, frame, socket_of, until
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.transports.contract import Connection
+    from sp.transports.contract import Connection, Greeted
 
 
 PAIR0 = 0x10
@@ -30,6 +30,7 @@ PAIR0 = 0x10
 class Wire:
     """A connection that takes *room* messages, and then no more."""
 
+    peer_number = 0x10
     unsent = 0
     watchable = False
 
@@ -75,8 +76,8 @@ class Tasks:
 
 
 def attached(nursery: trio.Nursery, wire: Wire, **options: Any) -> PipeTask:
-    pipe = PipeTask(cast("Core", Tasks(nursery, **options)), cast("Connection", wire), "inproc://x", 0x10, 8)
-    pipe.attach()
+    pipe = PipeTask(cast("Core", Tasks(nursery, **options)), cast("Greeted", wire), "inproc://x", 8)
+    pipe.attach(cast("Connection", wire))
     return pipe
 
 

@@ -11,99 +11,124 @@ import trio
 from websockets.protocol import Side
 
 from sp.address import Address, bracketed, plain_zone, without_zone
-from sp.errors import GreetingError, PeerError, PipeRefused, UpgradeRefused
+from sp.errors import GreetingError, PeerError, PipeRefused, UpgradeRefused, WrongProtocol
 from sp.http.config import WSClientConfig
 from sp.http.connect_proxy import ConnectProxy, proxy_for
-from sp.http.message import HTTPInfo, retry_after
+from sp.http.message import HTTPHeaders, HTTPInfo, retry_after
 from sp.tls.config import TLSClientConfig
 from sp.transports import ipc, tcp
-from sp.transports.contract import Connection, EndpointConfig
+from sp.transports.contract import Connection, EndpointConfig, Greeted, Newcomer
 from sp.transports.link import READ_SIZE, Link, SocketLink
+from sp.transports.stream import OverLink
 from sp.transports.tls import TLSLink
 from sp.transports.ws.answer import Answer
-from sp.transports.ws.connection import WSConnection
+from sp.transports.ws.connection import WSConnection, send_all
 from sp.transports.ws.frames import WebSocket
 from sp.transports.ws.handshake import ClientHandshake, client_protocol, pings_for_server
 
 _BODY_TIME: Final = 1.0
-"""Seconds that the body of a refusal may take after its head; it may never end."""
+"""How long, in seconds, we wait for the body of a refusal after its head: it may never end."""
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Connection:
-    """Connect to *address*, through a proxy if there is one; all handshakes are part of the greeting."""
-    config = cast("WSClientConfig", terms.ws)
-    link: Link
+async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
+    """Connect to *address*, through a proxy if there is one.  All handshakes are part of ``greet``."""
     if address.scheme == "ws+unix":
-        return ClientConnection(await ipc.connect_link(address), terms, address)
-    proxy = proxy_for(address, config.proxy)
+        return ClientNewcomer(await ipc.connect_link(address), terms, address)
+    proxy = proxy_for(address, cast("WSClientConfig", terms.ws).proxy)
     inner = await tcp.connect_link(address, terms) if proxy is None else await _connect_through(proxy, address, terms)
-    link = inner
+    link: Link = inner
     if isinstance(terms.tls, TLSClientConfig):
         link = TLSLink(inner, terms.tls, host=address.host, port=address.port, http=True)
-    return ClientConnection(link, terms, address)
+    return ClientNewcomer(link, terms, address)
 
 
-class ClientConnection(WSConnection):
-    """A dialer's."""
+class ClientNewcomer(OverLink):
+    """A server that is connected and has not answered our request."""
 
-    asks = False
+    defers_greeting = False
 
-    __slots__ = ("_address", "_handshake")
+    __slots__ = ("_address", "_connection", "_handshake", "_terms", "closed")
 
     def __init__(self, link: Link, terms: EndpointConfig, address: Address) -> None:
-        super().__init__(link, terms)
+        super().__init__(link)
+        self.closed = False
         self._address = address
-        self._handshake: ClientHandshake | None = None
+        self._terms = terms
+        number, host, headers = terms.peer_number, address.host_header, cast("WSClientConfig", terms.ws).headers
+        over_tls = terms.tls is not None
+        self._handshake = ClientHandshake(client_protocol(number), number, address.target, host, headers, over_tls=over_tls)
+        self._connection: ClientConnection | None = None  # once the server has agreed
 
     @property
     def stage(self) -> str:
-        handshake = self._handshake
         if self._terms.tls is not None and self._link.tls is None:
             return self._link.stage
-        said = f" (the server has begun with {handshake.first_line!r})" if handshake is not None and handshake.first_line else ""
-        return f"WebSocket handshake{said}"
+        begun = self._handshake.first_line
+        return f"WebSocket handshake (the server has begun with {begun!r})" if begun else "WebSocket handshake"
 
-    async def greet(self) -> int:
-        terms, link, address = self._terms, self._link, self._address
-        config = cast("WSClientConfig", self._config)
-        protocol = client_protocol(terms.peer_number)
-        number, host = terms.peer_number, address.host_header
-        handshake = ClientHandshake(protocol, number, address.target, host, config.headers, over_tls=terms.tls is not None)
-        self._handshake = handshake
+    def defer_greeting(self) -> None:
+        pass  # it cannot be: it is our request
+
+    async def greet(self) -> Greeted:
+        terms, link, handshake = self._terms, self._link, self._handshake
         if terms.tls is None:
             await link.open(b"")
-            # The server may have said why it hangs up: reading finds out.
+            # If the server hangs up, it may have said why: reading finds out.
             with suppress(BrokenPipeError, ConnectionResetError):
-                await self._send_all(handshake.request)
+                await send_all(link, handshake.request)
         else:
             await link.open(handshake.request)  # it leaves with the end of the TLS handshake
         await _read_answer(link, handshake)
-        assert handshake.response is not None
-        path, _, query = address.target.partition("?")
-        self.http = HTTPInfo(
+        self._connection = connection = self._agreed(handshake.response)
+        return connection
+
+    def _agreed(self, response: HTTPHeaders) -> ClientConnection:
+        """Return the WebSocket that the server has agreed to with *response*."""
+        terms, handshake = self._terms, self._handshake
+        path, _, query = self._address.target.partition("?")
+        http = HTTPInfo(
             path=path,
             query=query,
             headers=handshake.request_headers,
-            response_headers=handshake.response,
+            response_headers=response,
             scheme="http" if terms.tls is None else "https",
         )
-        self._pings = pings_for_server(handshake.response)
-        self._websocket = WebSocket(Side.CLIENT, terms.find_body, terms.options.max_message_size)
-        self._websocket.add(handshake.rest)
-        self._handshake = None
-        return terms.peer_number
+        websocket = WebSocket(Side.CLIENT, terms.find_body, terms.options.max_message_size)
+        websocket.add(handshake.rest)
+        return ClientConnection(self._link, terms, websocket, http, pings_for_server(response))
 
-    def admit(self) -> None:
-        pass  # it was the server that was asked
+    async def linger_close(self, error: Exception | None = None) -> None:
+        if self._connection is not None:
+            await self._connection.linger_close(error)
 
-    async def refuse(self, refusal: PipeRefused) -> None:
-        pass  # it was the server that was asked
+    def close(self, error: Exception | None = None) -> None:
+        self.closed = True
+        if self._connection is not None:
+            self._connection.close(error)
+        else:
+            self._link.close()
+
+
+class ClientConnection(WSConnection):
+    """A WebSocket that we have asked for.  As soon as the server has agreed, both sides have it."""
+
+    __slots__ = ()
+
+    @property
+    def peer_number(self) -> int:
+        return self._terms.peer_number
+
+    def accept(self) -> Connection:
+        return self
+
+    async def reject(self, error: PipeRefused | WrongProtocol) -> None:
+        pass  # ``close`` tells the server why
 
 
 async def _read_answer(link: Link, answer: ClientHandshake | Answer) -> None:
     """Read until *answer* is an agreement.
 
-    Raises PeerError or OSError, but UpgradeRefused once the head of a refusal is there.
+    Raises PeerError or OSError, or UpgradeRefused once the head of a refusal is there.
     """
     try:
         await _read_until_agreed(link, answer)
@@ -130,10 +155,7 @@ async def _read_until_agreed(link: Link, answer: ClientHandshake | Answer) -> No
                 now = trio.current_time()
                 scope.deadline = now + min(_BODY_TIME, (trio.current_effective_deadline() - now) / 2)
     if not agreed:
-        answer.receive_data(b"")  # that is all that is known of the body
-
-
-# Dialing through a proxy.
+        answer.receive_data(b"")  # nothing more of the body comes
 
 
 async def _connect_through(proxy: ConnectProxy, address: Address, terms: EndpointConfig) -> SocketLink:
@@ -147,10 +169,10 @@ async def _connect_through(proxy: ConnectProxy, address: Address, terms: Endpoin
         await link.open(proxy.request(authority))
         answer = Answer(f"the proxy {proxy.address}", range(200, 300))
         await _read_answer(link, answer)
-        if answer.rest:  # nothing may follow, since it is we who speak first
+        if answer.rest:  # nothing may follow, since the client speaks first
             raise GreetingError(f"the proxy {proxy.address} has sent more than its answer")
     except BaseException:
         link.close()
         raise
-    link.proxy_address, link.remote_address = link.remote_address, authority
+    link.set_peer_address(authority)
     return link

@@ -1,10 +1,11 @@
-"""One WebSocket of ws, wss or ws+unix, whichever side it is: frames, pings, and how it ends."""
+"""A WebSocket of ws, wss or ws+unix that carries messages: frames, pings, and how it ends."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, cast
 
 import trio
@@ -20,45 +21,59 @@ from sp.transports.ws.frames import ENDED, WebSocket
 from sp.transports.ws.handshake import Pings
 
 _LAST_WORDS: Final = 1.0
-"""Seconds that a peer has to read why it is sent away: closing at once could take the words back (RST)."""
-_NORMAL, GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _GONE = 1000, 1001, 1002, 1008, 1011
+"""How long, in seconds, a peer may read why it is rejected: closing at once could take the words back (RST)."""
+NORMAL, GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _GONE = 1000, 1001, 1002, 1008, 1011
 """Codes of Close (RFC 6455, 7.4.1)."""
 
 
 class WSConnection(LinkConnection):
-    """A connection that carries WebSocket frames, once it is a WebSocket."""
+    """A WebSocket, of either side."""
 
     __slots__ = (
+        "_code",
         "_config",
         "_control",
         "_heard",
         "_keeping",
+        "_lingered",
         "_more",
-        "_parted",
         "_pings",
+        "_says_close",
         "_waiting",
         "_websocket",
         "http",
     )
 
-    _code = _NORMAL
-    """Of Close, when nothing is wrong."""
-
-    def __init__(self, link: Link, terms: EndpointConfig) -> None:
+    def __init__(
+        self,
+        link: Link,
+        terms: EndpointConfig,
+        websocket: WebSocket,
+        http: HTTPInfo,
+        pings: Pings,
+        *,
+        code: int = NORMAL,
+        says_close: bool = True,
+    ) -> None:
+        """*code* is that of Close when nothing is wrong; *says_close* is whether the peer gets a Close then."""
         super().__init__(link, terms)
+        self.http = http
         self._config = cast("WSServerConfig | WSClientConfig", terms.ws)
-        self.http: HTTPInfo | None = None
-        self._websocket: WebSocket | None = None
+        self._websocket = websocket
+        self._pings = pings
+        self._code = code
+        self._says_close = says_close
         self._control = b""  # frames that stand between messages: the answer to a ping, a ping, Close
-        self._heard = False  # anything since the last ping
-        self._waiting = False  # for the peer, so that all it has sent was read
-        self._pings = Pings.NONE
+        self._heard = False  # whether anything has come since the last ping
+        self._waiting = False  # for the peer: all that it has sent was read
         self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
-        self._parted = False  # the peer has had its time for our last words
+        self._lingered = False  # the peer has had its time to read our last words
         self._keeping: trio.CancelScope | None = None
 
-    def defer_greeting(self) -> None:
-        pass  # the server's is always an answer
+    def send_answer(self, answer: bytes) -> None:
+        """Send the *answer* to the request, which comes before all frames.  Raises OSError."""
+        self._control = answer
+        self.send_nowait(deque())
 
     # Writing.
 
@@ -77,7 +92,6 @@ class WSConnection(LinkConnection):
 
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
         websocket = self._websocket
-        assert websocket is not None
         if self._take_control():
             return self._unwritten
         parts: list[bytes | memoryview] = []
@@ -94,7 +108,10 @@ class WSConnection(LinkConnection):
         return parts if size >= WRITE_SIZE else [b"".join(parts)]
 
     def _say(self, data: bytes) -> None:
-        """Write *data* between messages, soon.  What could not be written before is replaced: of pings, only the last needs an answer."""
+        """Write *data* between messages, soon.
+
+        It replaces what could not be written before: of several pings, only the last needs an answer.
+        """
         if data:
             self._control = data
             self._flush()
@@ -109,7 +126,6 @@ class WSConnection(LinkConnection):
 
     async def receive_batch(self) -> list[Message]:
         websocket = self._websocket
-        assert websocket is not None
         self._interrupted = False
         while websocket.error is None:
             self._check_open()
@@ -156,54 +172,36 @@ class WSConnection(LinkConnection):
             else:
                 await link.wait_readable()
         except trio.ClosedResourceError:
-            if self.closed or self._websocket is None or self._websocket.error is None:
+            if self.closed or self._websocket.error is None:
                 raise
         finally:
             self._waiting = False
 
-    async def _send_all(self, data: bytes) -> None:
-        """Send *data*, of a handshake."""
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[self._link.send(rest) :]
-            except BlockingIOError:
-                await self._link.wait_writable()
-                self._check_open()
-
     async def linger_close(self, error: Exception | None = None) -> None:
-        if self._parted or self.closed:
+        """Say why the WebSocket ends, and give the peer a moment to read it."""
+        if self._lingered or self.closed:
             return
-        self._parted = True
-        link = self._link
+        self._lingered = True
         try:
-            if self._websocket is not None:
-                self._say_goodbye(self._websocket, error)
+            self._say_goodbye(error)
             self._flush()
-            link.finish()
-            with trio.move_on_after(_LAST_WORDS):
-                while not self.closed:
-                    await link.wait_readable()
-                    try:
-                        if not link.recv(READ_SIZE):
-                            return
-                    except BlockingIOError:
-                        pass
-        except (OSError, PeerError, trio.ClosedResourceError):
-            pass
+        except PeerError:
+            return  # TLS failed, so there is nobody to read it
+        await linger(self._link)
 
     # Keeping alive.
 
     @property
     def keep_alive(self) -> Callable[[], Awaitable[None]] | None:
         config = self._config
-        return None if config.ping_interval is None or (self._pings is Pings.NONE and not config.ping_everyone) else self._keep_alive
+        if config.ping_interval is None or (self._pings is Pings.NONE and not config.ping_everyone):
+            return None
+        return partial(self._keep_alive, config.ping_interval)
 
     @trio.lowlevel.enable_ki_protection
-    async def _keep_alive(self) -> None:
-        """Ping the peer in time; end the connection when nothing comes any more."""
-        interval, timeout = self._config.ping_interval, self._config.ping_timeout
-        assert interval is not None
+    async def _keep_alive(self, interval: float) -> None:
+        """Ping the peer every *interval* seconds; end the connection when nothing comes any more."""
+        timeout = self._config.ping_timeout
         is_judged = self._pings is Pings.ANSWERED or self._config.ping_everyone
         due = trio.current_time() + interval
         deadline = math.inf
@@ -229,7 +227,7 @@ class WSConnection(LinkConnection):
                     return
                 if now >= due:
                     due = now + interval
-                    ping = b"" if self._control or self._websocket is None else self._websocket.ping()
+                    ping = b"" if self._control else self._websocket.ping()
                     if ping and deadline == math.inf and is_judged:
                         self._heard, deadline = False, now + timeout
                     self._say(ping)
@@ -248,21 +246,14 @@ class WSConnection(LinkConnection):
 
     def _give_up(self, error: PeerSilent) -> None:
         websocket = self._websocket
-        assert websocket is not None
         websocket.error = error
         self._say(websocket.close(_GONE, "no answer to a ping"))
-        self._parted = True
+        self._lingered = True
         self._link.interrupt()
 
     # The end.
 
-    @property
-    def _says_close(self) -> bool:
-        """Whether the peer is told by a Close when nothing is wrong."""
-        return True
-
     def finish(self) -> bool:
-        assert self._websocket is not None
         if self._says_close:
             self._say(self._websocket.close(self._code))
         if self._unwritten or self._control:
@@ -277,15 +268,41 @@ class WSConnection(LinkConnection):
         self.closed = True
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._websocket is not None:
-            self._say_goodbye(self._websocket, error)
-            self._websocket.forget()
+        self._say_goodbye(error)
+        self._websocket.forget()
         self._link.close()
 
-    def _say_goodbye(self, websocket: WebSocket, error: Exception | None) -> None:
+    def _say_goodbye(self, error: Exception | None) -> None:
+        websocket = self._websocket
         if isinstance(error, PeerError) and not isinstance(error, PeerClosed):
             self._say(websocket.close(_PROTOCOL_ERROR, str(error)))
         elif isinstance(error, PipeRefused):
             self._say(websocket.close(_POLICY, str(error)))
         elif not isinstance(error, OSError) and self._says_close:
             self._say(websocket.close(self._code))
+
+
+async def linger(link: Link) -> None:
+    """Give the peer a moment to read what we have sent, and to end the connection."""
+    try:
+        link.finish()
+        with trio.move_on_after(_LAST_WORDS):
+            while True:
+                await link.wait_readable()
+                try:
+                    if not link.recv(READ_SIZE):
+                        return
+                except BlockingIOError:
+                    pass
+    except (OSError, PeerError, trio.ClosedResourceError):
+        pass
+
+
+async def send_all(link: Link, data: bytes) -> None:
+    """Send *data*, which belongs to the handshake.  Raises PeerError, OSError or ClosedResourceError."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[link.send(rest) :]
+        except BlockingIOError:
+            await link.wait_writable()

@@ -150,7 +150,7 @@ class ServerHandshake:
         """Whether it asks for no body."""
         return self._head.begun.startswith(b"HEAD ")
 
-    def accept(self, number: int) -> tuple[HTTPResponse | None, PeerError | None]:
+    def check(self, number: int) -> tuple[HTTPResponse | None, PeerError | None]:
         """Look at the request as a WebSocket's to who speaks protocol *number*; return a refusal and the error, or two times None."""
         assert self.request is not None
         expected = SUBPROTOCOLS[number]
@@ -184,7 +184,7 @@ class ServerHandshake:
         self._wrong = offered[0] if offered else "nothing"
         raise NegotiationError(f"expected sub-protocol {self._expected}")
 
-    def admit(self, headers: Sequence[tuple[str, str]]) -> tuple[bytes, HTTPHeaders]:
+    def accept(self, headers: Sequence[tuple[str, str]]) -> tuple[bytes, HTTPHeaders]:
         """Return the answer that makes it a WebSocket, and its headers."""
         response = self.response
         response.headers[_MARK] = _NAME
@@ -239,7 +239,8 @@ class ClientHandshake:
         protocol.send_request(request)
         self.request_headers = HTTPHeaders(items)
         self.request = b"".join(protocol.data_to_send())
-        self.response: HTTPHeaders | None = None
+        self.response: HTTPHeaders
+        """The headers of the answer, once the server has agreed."""
         self.rest = b""
         """What came behind the answer."""
         self._answer = Answer("the server", range(SWITCHING, SWITCHING + 1), scheme="ws", over_tls=over_tls)

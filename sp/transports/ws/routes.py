@@ -1,0 +1,81 @@
+"""Which listener on a shared port a request is for, by its path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from sp.address import Address, normal_path
+from sp.errors import AddressError
+from sp.http.config import WSServerConfig
+from sp.transports.contract import EndpointConfig, Newcomer
+
+
+class Route:
+    """One listener on a shared port."""
+
+    def __init__(self, routes: Routes, path: str, terms: EndpointConfig) -> None:
+        self.path = normal_path(path)
+        self.terms = terms
+        self.config = cast("WSServerConfig", terms.ws)
+        self.health_path = None if self.config.health_path is None else normal_path(self.config.health_path)
+        self.draining = False
+        self.closed = False
+        self.handed: list[Newcomer] = []
+        """Newcomers for this listener that another one has accepted."""
+        self.wakers: list[Callable[[], None]] = []
+        """To be called when something has changed for its acceptors."""
+        self._routes = routes
+
+    @property
+    def accepts_for_all(self) -> bool:
+        """Whether it is the oldest listener, which accepts for all of them."""
+        return self._routes.oldest is self
+
+    def add(self, newcomer: Newcomer) -> None:
+        """Hand over *newcomer*."""
+        self.handed.append(newcomer)
+        self.wake()
+
+    def wake(self) -> None:
+        for wake in self.wakers:
+            wake()
+
+
+class Routes:
+    """The listeners that share a port, the oldest first."""
+
+    def __init__(self, *, is_unix: bool) -> None:
+        self.is_unix = is_unix
+        """Whether the port is a unix socket."""
+        self.listeners: list[Route] = []
+
+    @property
+    def oldest(self) -> Route | None:
+        return self.listeners[0] if self.listeners else None
+
+    def find(self, path: str) -> Route | None:
+        """Return the listener at *path*.  As in nng, a slash at the end makes no difference."""
+        path = normal_path(path)
+        for wanted in (path, path.removesuffix("/"), f"{path}/"):
+            for route in self.listeners:
+                if route.path == wanted:
+                    return route
+        return None
+
+    def find_health(self, path: str) -> Route | None:
+        """Return the listener that answers health checks at *path*."""
+        return next((route for route in self.listeners if route.health_path == normal_path(path)), None)
+
+    def check_paths(self, address: Address, config: WSServerConfig) -> None:
+        """Raise AddressError if a listener at *address* and those that are there claim one path for two things."""
+        listening = [(normal_path(address.target), config), *((route.path, route.config) for route in self.listeners)]
+        answers: dict[str, object] = {}
+        for _, one in listening:
+            if one.health_path is None:
+                continue
+            path = normal_path(one.health_path)
+            if any(path.rstrip("/") == other.rstrip("/") for other, _ in listening):
+                raise AddressError(f"{address.url!r}: health_path {one.health_path!r} is where a socket listens at that port")
+            if answers.setdefault(path, one.health) is not one.health:
+                raise AddressError(f"{address.url!r}: health_path {one.health_path!r} is answered by another health= at that port")
