@@ -15,15 +15,15 @@ from tests.tls.authority import Authority
 pytestmark = pytest.mark.needs("nng")
 
 
-async def test_its_dialer_hangs_up_on_the_tickets_of_tls_1_3_and_not_on_those_of_1_2(tmp_path: Path, authority: Authority) -> None:
+async def test_its_dialer_makes_nothing_of_a_connection_with_tickets_of_tls_1_3(tmp_path: Path, authority: Authority) -> None:
     credentials = credentials_in(tmp_path, authority)
     async with sp.Rep0() as ours, next_partner("Req0") as theirs:
         events = ours.events()
         listener = await ours.listen("wss://127.0.0.1:0", tls=our_server(authority))
         await theirs.dial(listener.url, credentials)
-        for _ in range(3):  # and it dials again, each time in vain
-            event = await next_event(events, sp.EventKind.DETACHED)
-            assert isinstance(event.error, sp.PeerClosed)
+        # Mostly it hangs up at once.  On a busy machine it may forget to, but it dials again all the same.
+        for _ in range(2):
+            await next_event(events, sp.EventKind.ATTACHED)
         assert not ours.statistics().messages_received
         listener.close()
     async with sp.Rep0() as ours, next_partner("Req0") as theirs:
