@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
-import trio
-
-from sp.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from sp.pipe import Pipe
@@ -55,50 +50,43 @@ class Event:
         return f"{self.kind.value} {self.url}" + (f": {self.reason}" if self.reason else "")
 
 
-@uninterrupted
+class EventQueue(Protocol):
+    """What an event stream needs of the socket."""
+
+    @property
+    def missed(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    async def get(self) -> Event | None:
+        """Wait for the next event.  Returns None if there will be none."""
+        ...
+
+
 class EventStream:
     """An async iterator over the events from its creation until the socket is closed.  Made by ``socket.events``.
 
     If several tasks iterate over one stream, each event goes to one of them.  If ``__anext__`` is cancelled, no event is lost.
     """
 
-    def __init__(self, check_caller: Callable[[], None]) -> None:
-        self.missed = 0
+    __slots__ = ("__weakref__", "_queue")
+
+    def __init__(self, queue: EventQueue) -> None:
+        self._queue = queue
+
+    @property
+    def missed(self) -> int:
         """The number of events that were dropped because they were not read in time (see ``EVENT_LIMIT``)."""
-        self._check_caller: Callable[[], None] | None = check_caller
-        self._events: deque[Event] = deque()
-        self._ended = False
-        self._arrived = trio.Event()
+        return self._queue.missed
 
     def __aiter__(self) -> EventStream:
         return self
 
-    def __repr__(self) -> str:
-        return f"<EventStream waiting={len(self._events)} missed={self.missed}{' ended' if self._ended else ''}>"
-
     async def __anext__(self) -> Event:
         """Return the oldest event.  Waits if there is none."""
-        if self._check_caller is not None:
-            self._check_caller()
-        await trio.lowlevel.checkpoint()
-        while not self._events:
-            if self._ended:
-                raise StopAsyncIteration
-            if self._arrived.is_set():
-                self._arrived = trio.Event()
-            await self._arrived.wait()
-        return self._events.popleft()
+        event = await self._queue.get()
+        if event is None:
+            raise StopAsyncIteration
+        return event
 
-    def put(self, event: Event) -> None:
-        """Queue *event*.  Called by the socket."""
-        if len(self._events) >= EVENT_LIMIT:
-            self._events.popleft()
-            self.missed += 1
-        self._events.append(event)
-        self._arrived.set()
-
-    def end(self) -> None:
-        """Let the iteration end once the queue is empty.  Called by the socket."""
-        self._ended = True
-        self._check_caller = None  # a closed socket accepts any caller, and this would keep the socket alive
-        self._arrived.set()
+    def __repr__(self) -> str:
+        return f"<EventStream {self._queue.state}>"

@@ -16,7 +16,6 @@ SOCKETS = (sp.Req0, sp.Rep0, sp.Pub0, sp.Sub0, sp.Push0, sp.Pull0, sp.Surveyor0,
 INTERNAL = {
     "WSServerConfig": {"allows_origin", "trusts"},
     "HTTPResponse": {"encode"},
-    "EventStream": {"put", "end"},
     **{f"{name}Context": {"drop"} for name in ("Req0", "Rep0", "Respondent0", "Surveyor0", "Sub0")},
 }
 """Methods for other modules of the package."""

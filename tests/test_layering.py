@@ -37,7 +37,7 @@ VALUES = {
     "statistics",
 }
 WITHOUT_IO = {
-    *VALUES - {"events", "guess", "interrupts"},
+    *VALUES - {"guess", "interrupts"},
     "core.budget",
     "transports.framing",
     "transports.proxy_protocol",

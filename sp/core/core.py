@@ -328,10 +328,7 @@ class Core:
     def events(self) -> EventStream:
         """Return a stream of the events from now on."""
         self.check_caller()
-        stream = self._event_log.stream(self.check_caller)
-        if self._state is _State.CLOSED:
-            stream.end()
-        return stream
+        return self._event_log.stream(self.check_caller, ended=self._state is _State.CLOSED)
 
     # Calls that wait to receive.
 

@@ -37,7 +37,10 @@ def end_child(error: BaseException | None) -> NoReturn:
         if not isinstance(status, int):
             print(status, file=sys.stderr)
     else:
-        log.critical("a forked child leaves the block of a socket of its parent, and ends here: end it by os._exit", exc_info=error)
+        log.critical(
+            "a forked child left the 'async with' block of a socket of its parent, so it ends now: end such a child with os._exit",
+            exc_info=error,
+        )
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):  # there is no such stream, or it is closed
             stream.flush()
