@@ -42,7 +42,10 @@ def _context_source(config: ServerSettings | ClientSettings) -> ContextSource:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TLSServerConfig(ServerSettings, _Reloadable):
-    """How a listener uses TLS.  It needs a ``certificate``.
+    """How a listener uses TLS.  ``certificate`` is required.
+
+    By default any client may connect.  With ``client_ca``, a client must show a certificate that
+    one of these authorities has signed.
 
     A configuration can be shared by any number of listeners, which then also resume each other's
     sessions.  All files are read and everything is checked when it is made: TLSConfigError names
@@ -63,7 +66,8 @@ class TLSServerConfig(ServerSettings, _Reloadable):
 class TLSClientConfig(ClientSettings, _Reloadable):
     """How a dialer uses TLS.
 
-    By default a client trusts the system CAs and checks the URL's host name.
+    By default a client trusts the system CAs and checks the URL's host name.  ``ca`` replaces the
+    system CAs, and ``server_name`` replaces the host name.
 
     A configuration can be shared by any number of dialers.  All files are read and everything is
     checked when it is made: TLSConfigError names the file and the reason; a value of the wrong type

@@ -1,4 +1,4 @@
-"""Framing: the same messages and the same error, however the stream is cut."""
+"""Framing: the same messages and the same error, however the stream is cut into pieces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def frame(data: bytes, typed: bool) -> bytes:
 
 
 def decode(data: bytes, typed: bool, *, find_body: FindBody | None = None, limit: int | None = MIB) -> Decoded:
-    """Return headers and bodies, and the error: the same for the whole input, byte by byte, and with the start of another frame."""
+    """Return headers and bodies, and the error.
+
+    They are the same for the whole input, byte by byte, and with the start of another frame.
+    """
     results: list[Decoded] = []
     for chunks in ([data], [data[i : i + 1] for i in range(len(data))], [data + b"\1"]):
         decoder = FrameDecoder(find_body, limit, typed=typed)
@@ -92,7 +95,7 @@ def test_without_a_limit_any_size_is_accepted(typed: bool) -> None:
     assert len(decoder.receive_data(frame(bytes(3 * MIB), typed))[0].body) == 3 * MIB
 
 
-def test_what_is_too_large_is_said_with_both_sizes(typed: bool) -> None:
+def test_the_error_for_a_large_message_has_both_sizes(typed: bool) -> None:
     decoder = FrameDecoder(None, 100, typed=typed)
     decoder.receive_data(frame_prefix(101, typed))
     assert "101 bytes, but max_message_size is 100" in str(decoder.error)

@@ -1,4 +1,4 @@
-"""The PROXY protocol: the same of a header however it is cut, and not a byte of what follows it."""
+"""The PROXY protocol: the same result however a header is cut, and no byte beyond it is read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def tlv(kind: int, value: bytes, *, size: int | None = None) -> bytes:
 
 
 def read(data: bytes, *, most: int = 1 << 16) -> tuple[ProxyInfo | GreetingError | None, int]:
-    """Feed *data* as it is asked for, at most so much at once; return what is found and how much was taken."""
+    """Feed *data* as asked for, at most *most* bytes at once.
+
+    Return the result, and how much was taken.
+    """
     decoder = ProxyDecoder()
     taken = 0
     while decoder.info is None and taken < len(data):
@@ -48,7 +51,7 @@ def read(data: bytes, *, most: int = 1 << 16) -> tuple[ProxyInfo | GreetingError
 
 
 def decode(data: bytes) -> ProxyInfo:
-    """Return what the header *data* says: whole, byte by byte and with something behind it, and nothing behind it is taken."""
+    """Return what the header *data* says, and check that no byte beyond it is taken."""
     found = [read(data), read(data, most=1), read(data + BEHIND), read(data + BEHIND, most=1), read(data + BEHIND, most=5)]
     for info, taken in found:
         assert isinstance(info, ProxyInfo), info
@@ -168,7 +171,8 @@ def test_any_bytes_can_be_the_path_of_a_unix_socket_and_none_of_them_harms_a_log
 @pytest.mark.parametrize("kind", [UNSPEC, TCP4, TCP6, UNIX, 0x44, 0xFF])
 @pytest.mark.parametrize("rest", [b"", b"x", ADDRESSES4, bytes(300), tlv(1, b"cut off", size=100)])
 def test_a_proxy_that_speaks_for_itself_says_nothing_and_all_else_is_skipped(kind: int, rest: bytes) -> None:
-    # Section 2.2: with LOCAL the receiver discards the block "including the family which is ignored".
+    # Section 2.2: with LOCAL the receiver discards the block "including the family which is
+    # ignored".
     assert decode(v2(kind, rest, command=LOCAL)) == ProxyInfo(version=2)
 
 
@@ -211,7 +215,7 @@ def test_an_absurd_length_is_refused_before_anything_of_it_has_come(size: int, c
     assert peak < 64 << 10
 
 
-# What version 2 adds.
+# Fields of version 2.
 
 
 def test_fields_are_there_by_type_and_those_with_a_name_by_name() -> None:
@@ -269,8 +273,8 @@ def test_the_clients_tls_is_told_in_full() -> None:
     [
         (0b001, 0, False, False),
         (0b001, 1, False, False),
-        (0b011, 0, True, True),  # shown now
-        (0b101, 0, True, True),  # shown in the session that was resumed
+        (0b011, 0, True, True),  # sent now
+        (0b101, 0, True, True),  # sent in the session that was resumed
         (0b111, 0, True, True),
         (0b011, 1, True, False),
         (0b101, 0x100, True, False),
@@ -299,7 +303,7 @@ def test_too_little_about_tls_is_refused(size: int) -> None:
 
 @pytest.mark.parametrize("part", [b"\x22", tlv(0x22, b"abc", size=4), tlv(0x21, b"TLSv1.3") + tlv(0x28, b"", size=0xFFFF)])
 def test_a_field_about_tls_that_is_cut_off_is_refused(part: bytes) -> None:
-    # It may not reach into the fields behind it either.
+    # It must not extend into the fields after it either.
     assert "a field is longer than the header" in refuse(v2(TCP4, ADDRESSES4 + ssl(0b111, 0, part) + tlv(5, bytes(100))))
 
 
@@ -322,7 +326,7 @@ def test_a_field_about_tls_that_is_cut_off_is_refused(part: bytes) -> None:
         b"\xff",
     ],
 )
-def test_what_is_no_header_is_refused_at_the_first_wrong_byte(data: bytes) -> None:
+def test_a_connection_without_a_header_is_refused_at_the_first_wrong_byte(data: bytes) -> None:
     reason = refuse(data)
     assert "no PROXY protocol header, which this listener requires: the connection began with b" in reason
     error, taken = read(data, most=1)
@@ -337,7 +341,7 @@ def test_the_beginning_of_a_header_is_not_refused(data: bytes) -> None:
     assert read(data, most=1) == (None, len(data))
 
 
-def test_what_a_listener_lacks_is_said_by_the_name_of_its_option() -> None:
+def test_the_hint_for_an_unexpected_header_names_the_option() -> None:
     assert "proxy_protocol=True" in PROXY_HINT
 
 
@@ -371,7 +375,7 @@ def test_any_bytes_are_a_header_or_its_beginning_or_a_greeting_error(data: bytes
     else:
         assert (slow, slowly_taken) == (whole, taken)
         assert whole is not None or taken == len(data)
-    # In steps as the network has them, of which none is larger than what is asked for.
+    # In pieces as the network delivers them, none of them larger than asked for.
     decoder = ProxyDecoder()
     edges = [0, *sorted({sum(sizes[:count]) % (taken + 1) for count in range(1, len(sizes) + 1)}), taken]
     try:

@@ -1,4 +1,4 @@
-"""When a peer with data on its way to it is gone: by values and times that are made up."""
+"""When a peer is gone while data is in flight, with made-up values and times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT = 60.0
 
 @attrs.define
 class Kernel:
-    """What a kernel would say of a connection, as its clock goes on.
+    """What a kernel would say about a connection as time goes on.
 
     The last sign of life was an hour ago.
     """
@@ -34,7 +34,7 @@ class Kernel:
     silence: Silence | None = None
 
     def look(self) -> None:
-        """Do what a link does.  Raises PeerSilent."""
+        """Check as a link does.  Raises PeerSilent."""
         info = TCPInfo(in_flight=self.in_flight, repeated=self.repeated, heard=self.now - self.heard_at)
         if not info.in_flight:
             self.silence = None
@@ -44,7 +44,7 @@ class Kernel:
         self.silence.check(info, self.now, LIMIT)
 
     def wait(self, seconds: float, *, every: float = 7.5) -> None:
-        """Look all the while."""
+        """Check again and again."""
         end = self.now + seconds
         while self.now < end:
             self.now = min(end, self.now + every)
@@ -97,7 +97,7 @@ def test_a_sign_of_life_begins_the_time_anew() -> None:
         kernel.wait(7.5)
 
 
-def test_what_was_in_flight_and_has_arrived_is_forgotten() -> None:
+def test_data_that_has_arrived_is_no_longer_in_flight() -> None:
     kernel = Kernel()
     kernel.look()
     kernel.repeated = 5
@@ -143,7 +143,7 @@ def test_a_peer_that_answers_each_repetition_is_never_gone(steps: list[tuple[flo
 
 
 def raw(**fields: int) -> bytes:
-    """What the kernel writes, by the offsets in linux/tcp.h."""
+    """Return the bytes that the kernel writes, by the offsets in linux/tcp.h."""
     offsets = {"unacked": 24, "last_data_recv": 52, "last_ack_recv": 56, "notsent_bytes": 144}
     data = bytearray(b"\xa5" * 248)
     data[2], data[3] = fields.get("retransmits", 0), fields.get("probes", 0)

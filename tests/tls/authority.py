@@ -1,4 +1,4 @@
-"""Certificates for tests: good ones by trustme, and the flawed ones that trustme rightly does not make."""
+"""Certificates for tests: good ones made by trustme, and flawed ones that trustme does not make."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUT
 
 
 class Authority:
-    """A certificate authority of its own, with what the two sides need of it."""
+    """A certificate authority, and the configurations of the two sides that it makes."""
 
     def __init__(self) -> None:
         self.ca = trustme.CA()
         self.pem = self.ca.cert_pem.bytes()
-        """The authority's own certificate: what trusts it."""
+        """The authority's own certificate, for those who trust it."""
         self.certificate = x509.load_pem_x509_certificate(self.pem)
         self._key = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
 
@@ -68,7 +68,7 @@ class Authority:
         return pkcs8 + certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign(self, tbs: bytes) -> bytes:
-        """Return the DER of a certificate with the content *tbs*, whatever that is."""
+        """Return the DER of a certificate with the content *tbs*, which may be anything."""
         key = self._key
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         ecdsa_with_sha256 = bytes.fromhex("300a06082a8648ce3d040302")
@@ -77,7 +77,7 @@ class Authority:
         return b"\x30\x82" + len(content).to_bytes(2, "big") + content
 
     def revoke(self, *pems: bytes, ends: datetime.datetime = NOW + DAY) -> bytes:
-        """Return a revocation list with the first certificate in each of *pems*; without any, an empty one."""
+        """Return a revocation list with the first certificate of each of *pems*."""
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(NOW - DAY).next_update(ends)
         for pem in pems:
             serial = x509.load_pem_x509_certificate(pem[pem.index(b"-----BEGIN CERT") :]).serial_number
@@ -87,7 +87,7 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]
 
     def server(self, *names: str, **options: object) -> sp.TLSServerConfig:
-        """Return the configuration of a server that is called *names*, ``localhost`` and ``127.0.0.1`` if there are none."""
+        """Return the configuration of a server with *names*, by default ``localhost``."""
         return sp.TLSServerConfig(certificate=self.issue(*(names or ("localhost", "127.0.0.1", "::1"))), **options)  # type: ignore[arg-type]
 
     def client(self, **options: object) -> sp.TLSClientConfig:

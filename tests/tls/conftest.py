@@ -7,5 +7,5 @@ from tests.tls.authority import Authority
 
 @pytest.fixture(scope="session")
 def authority() -> Authority:
-    """One for all tests that do not change anything about it."""
+    """One authority for all tests that do not change it."""
     return Authority()

@@ -12,7 +12,7 @@ from sp.transports.link import READ_SIZE, Link
 
 
 class LinkStream(trio.abc.HalfCloseableStream):
-    """A trio stream over a link, for what speaks something else than SP over the same links."""
+    """A trio stream over a link."""
 
     def __init__(self, link: Link) -> None:
         """Take over *link*, which is open."""
@@ -20,7 +20,10 @@ class LinkStream(trio.abc.HalfCloseableStream):
         self._sending = self._receiving = self._finished = self._torn = self._closed = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of *data*.  Cancelled, a part of it may have been sent, and nothing more can be."""
+        """Send all of *data*.
+
+        If the call is cancelled, a part may have been sent, and nothing more can be sent.
+        """
         with self._alone("_sending", "sending"):
             if self._finished:
                 raise trio.ClosedResourceError("send_eof was called")
@@ -38,7 +41,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
                     self._torn = False
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the link may take something."""
+        """Wait until the link may take more data."""
         with self._alone("_sending", "sending"):
             await trio.lowlevel.checkpoint()
             await self._link.wait_writable()
@@ -51,7 +54,10 @@ class LinkStream(trio.abc.HalfCloseableStream):
             self._link.finish()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what has arrived, at least one byte; empty: the peer has ended the stream.  Cancelled, nothing is lost."""
+        """Return what has arrived, at least one byte.  Empty: the peer has ended the stream.
+
+        If the call is cancelled, nothing is lost.
+        """
         if max_bytes is not None and not isinstance(max_bytes, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
         if max_bytes is not None and max_bytes < 1:
@@ -73,7 +79,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     @contextmanager
     def _alone(self, flag: str, doing: str) -> Generator[None]:
-        """Keep a second task out, and tell a broken link from a closed one."""
+        """Refuse a second task, and turn the errors of the link into those of a stream."""
         if getattr(self, flag):
             raise trio.BusyResourceError(f"another task is {doing}")
         self._check_open()

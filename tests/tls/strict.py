@@ -1,4 +1,4 @@
-"""How Python 3.13 looks at certificates by default; older ones can be told to."""
+"""Verifies certificates as strictly as Python 3.13 does by default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def strict_handshake(ca: Path, server: Path, client: Path, *, name: str) -> None:
-    """Let two strict ends of the standard library verify each other; *server* has to be *name*.
+    """Let two strict ends of the standard library verify each other.
+
+    *server* must have the name *name*.
 
     *server* and *client* have key and certificate in them.  Raises ssl.SSLError.
     """

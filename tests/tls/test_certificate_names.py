@@ -1,4 +1,4 @@
-"""The names in a certificate: an odd one spoils nothing, and matches nothing."""
+"""The names in a certificate: an odd name matches nothing, and does not spoil the others."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def test_a_dialer_refuses_a_certificate_with_odd_names_only(odd: bytes, au
         (listed(), "it does not contain any subjectAltName that can be read"),
     ],
 )
-def test_what_is_missing_is_told(names: bytes, reason: str, authority: Authority) -> None:
+def test_the_error_says_what_is_missing(names: bytes, reason: str, authority: Authority) -> None:
     certificate = certificate_of(authority.issue_flawed(raw_names=names))
     assert [wrong_name(certificate, host) for host in HOSTS] == [reason] * 2
 
@@ -207,7 +207,7 @@ def test_a_name_in_the_dress_of_an_address_is_no_address(authority: Authority) -
     assert wrong_name(certificate, "127.0.0.1") == "it has no DNS name and no IP address that can be used, only DNS:127.0.0.1"
 
 
-# How they are read.
+# Parsing.
 
 
 def test_long_lists_are_read(authority: Authority) -> None:
@@ -298,7 +298,7 @@ NO_LISTS = {
 
 
 @pytest.mark.parametrize("names", NO_LISTS.values(), ids=NO_LISTS)
-def test_what_is_no_list_of_names_has_none(names: bytes, authority: Authority) -> None:
+def test_an_extension_that_is_not_a_list_of_names_has_no_names(names: bytes, authority: Authority) -> None:
     certificate = certificate_of(authority.issue_flawed(raw_names=names))
     assert alternative_names(certificate) == ()
     assert wrong_name(certificate, "localhost")

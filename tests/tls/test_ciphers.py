@@ -1,4 +1,4 @@
-"""Which ciphers are spoken under TLS 1.2.
+"""Which ciphers are used with TLS 1.2.
 
 Those with forward secrecy and authenticated encryption, unless somebody says otherwise.
 """
@@ -37,13 +37,13 @@ OFFERED = {
 
 @pytest.fixture(scope="module")
 def rsa() -> bytes:
-    """Key and certificate of RSA, which all those suites could be spoken with."""
+    """An RSA key and its certificate, which work with all these suites."""
     issued = trustme.CA(key_type=trustme.KeyType.RSA).issue_cert("localhost", key_type=trustme.KeyType.RSA)
     return issued.private_key_and_cert_chain_pem.bytes()
 
 
 def foreign(ciphers: str, rsa: bytes | None = None, directory: Any = None) -> Foreign:
-    """Speak TLS 1.2 with *ciphers* only; as a server with the certificate in *rsa*."""
+    """Return a peer for TLS 1.2 with *ciphers* only; with *rsa*, it is a server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if rsa is None else ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
@@ -109,7 +109,7 @@ def test_the_server_s_order_counts(order: str, rsa: bytes) -> None:
     assert (ours.errors, cipher_of(ours)) == ([], "ECDHE-RSA-AES256-GCM-SHA384")
 
 
-def test_who_asks_for_other_ciphers_gets_them(rsa: bytes) -> None:
+def test_a_configuration_can_choose_other_ciphers(rsa: bytes) -> None:
     ours, theirs = our_server(rsa, ciphers="AES128-GCM-SHA256:AES256-GCM-SHA384"), foreign("AES256-GCM-SHA384:AES128-GCM-SHA256")
     shake_hands(ours, theirs)
     assert (ours.errors, cipher_of(ours)) == ([], "AES128-GCM-SHA256")

@@ -1,4 +1,4 @@
-"""Configurations: whatever cannot work is said when they are made, with the file and the reason."""
+"""Configurations: what cannot work is an error when they are made, with file and reason."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_source_is_a_path_or_pem_bytes(kind: Any, field: str, value: object, g
 
 
 @pytest.mark.parametrize("value", [5, False, ("ca.pem",)])
-def test_whom_to_trust_is_a_path_or_pem_bytes_too(value: object, good: bytes) -> None:
+def test_ca_and_client_ca_are_paths_or_pem_bytes_too(value: object, good: bytes) -> None:
     with pytest.raises(TypeError, match="client_ca must be a path"):
         sp.TLSServerConfig(certificate=good, client_ca=value)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="ca must be a path"):
@@ -418,7 +418,7 @@ def test_a_key_of_openssh_is_told_as_one(kind: Any, good: bytes) -> None:
 
 
 @BOTH
-def test_what_stands_behind_a_plain_key_does_not_make_it_an_encrypted_one(kind: Any, good: bytes) -> None:
+def test_text_after_a_plain_key_does_not_make_it_an_encrypted_one(kind: Any, good: bytes) -> None:
     key, certificate = split(good)
     kind(certificate=certificate, private_key=key + b"# the ENCRYPTED one is elsewhere\n")
 
@@ -507,7 +507,7 @@ def test_a_password_for_a_key_that_is_not_encrypted_does_no_harm(kind: Any, good
     kind(certificate=good, password="unused")
 
 
-# Whom to trust.
+# Authorities.
 
 
 def trusting(kind: Any, source: object, good: bytes) -> Any:
@@ -524,7 +524,7 @@ def test_a_directory_of_authorities_needs_no_hashed_names(kind: Any, authority: 
 
 
 @BOTH
-def test_an_empty_directory_trusts_nobody_and_is_told(kind: Any, good: bytes, tmp_path: Path) -> None:
+def test_an_empty_directory_of_authorities_is_an_error(kind: Any, good: bytes, tmp_path: Path) -> None:
     with pytest.raises(sp.TLSConfigError, match=f"ca: no file in directory {str(tmp_path)!r} contains a certificate"):
         trusting(kind, tmp_path, good)
     (tmp_path / "README").write_bytes(b"nothing here")
@@ -634,7 +634,7 @@ def test_a_key_log_that_cannot_be_written_is_named(kind: Any, name: str, reason:
 
 
 @BOTH
-def test_a_key_log_is_warned_of_and_nobody_else_may_read_it(
+def test_a_key_log_is_logged_as_a_warning_and_only_its_owner_can_read_it(
     kind: Any, good: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "keys"
@@ -692,7 +692,7 @@ def test_a_ready_made_context_of_a_server_decides_about_clients(field: str, valu
         sp.TLSServerConfig(context=ready_made(), **{field: value})  # type: ignore[arg-type]
 
 
-def test_a_ready_made_context_of_a_client_decides_whom_to_trust() -> None:
+def test_a_ready_made_context_of_a_client_replaces_ca() -> None:
     with pytest.raises(sp.TLSConfigError, match="context= replaces (ca, max_chain_depth|max_chain_depth, ca), so "):
         sp.TLSClientConfig(context=ready_made(), ca="ca.pem", max_chain_depth=3)
 
@@ -774,7 +774,7 @@ async def test_listening_takes_a_servers_configuration_and_dialing_a_clients(aut
 
 
 @pytest.mark.parametrize("value", [True, {"ca": "ca.pem"}, "ca.pem", sp.TLSClientConfig])
-async def test_what_is_no_configuration_is_refused(value: object) -> None:
+async def test_tls_must_be_a_configuration(value: object) -> None:
     with pytest.raises(TypeError, match="tls must be a TLSServerConfig or a TLSClientConfig, not "):
         sp.Bus0(tls=value)  # type: ignore[arg-type]
     async with sp.Bus0() as bus:

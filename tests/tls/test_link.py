@@ -1,4 +1,7 @@
-"""A link that encrypts, over links that take and give little: nothing is lost or said twice, and nobody waits for ever."""
+"""A link that encrypts, over links that take and give little at a time.
+
+Nothing is lost or sent twice, and no task waits for ever.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def version(request: pytest.FixtureRequest) -> Version:
 
 
 class Thin:
-    """One end of a link in memory: takes *size* bytes, then none, in turns; gives one byte at a time."""
+    """One end of a link in memory.
+
+    It takes *size* bytes, then none, in turns, and gives one byte at a time.
+    """
 
     local_address = remote_address = ""
     writer = None
@@ -43,7 +49,7 @@ class Thin:
     def __init__(self, size: int) -> None:
         self.other: Thin = self
         self.refused = 0
-        """How often it has taken nothing."""
+        """How often it took nothing."""
         self._size = size
         self._takes = False
         self._arrived = bytearray()
@@ -99,7 +105,7 @@ def thin(size: int = 1) -> tuple[Any, Any]:
 
 
 def narrow() -> tuple[Any, Any]:
-    """Two ends of a connection of which the kernel keeps as little as it can."""
+    """Two ends of a connection with the smallest possible kernel buffers."""
     pair = socket.socketpair()
     for end in pair:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -110,7 +116,7 @@ def narrow() -> tuple[Any, Any]:
 def configs(
     authority: Authority, version: Version, *, mutual: bool = False, names: int = 0
 ) -> tuple[sp.TLSServerConfig, sp.TLSClientConfig]:
-    """Return what fits together; *names* more of them make long certificates."""
+    """Return a matching pair of configurations.  *names* more names make a certificate longer."""
     more = [f"host-{number}.of-many.example.org" for number in range(names)]
     server = authority.server("localhost", *more, **({"client_ca": authority.pem} if mutual else {}))
     client = authority.client(maximum_version=version, **({"certificate": authority.issue("client-7", *more)} if mutual else {}))
@@ -118,7 +124,7 @@ def configs(
 
 
 async def send_all(link: TLSLink, data: bytes) -> None:
-    """Send as a connection does: again with the same bytes until they are reported, each of them once."""
+    """Send as a connection does: offer the same bytes again until they are reported as sent."""
     rest = memoryview(data)
     while rest:
         try:
@@ -147,7 +153,10 @@ async def receive(link: TLSLink, size: int) -> bytes:
 async def talk(
     ends: tuple[Any, Any], config: tuple[sp.TLSServerConfig, sp.TLSClientConfig], said: bytes = b"hello"
 ) -> tuple[TLSLink, TLSLink]:
-    """Shake hands, greet and say the first words both ways at once; return the server's link and the client's."""
+    """Do the handshake, and exchange greetings and first data.
+
+    Return the server's link and the client's.
+    """
     links = TLSLink(ends[0], config[0]), TLSLink(ends[1], config[1], host="localhost", port=5555)
     heard: dict[int, bytes] = {}
 
@@ -277,11 +286,11 @@ async def test_both_sides_may_write_more_than_the_kernel_keeps(authority: Author
                     nursery.start_soon(check, link)
 
 
-# A kernel that is full.
+# A full kernel buffer.
 
 
 def fill(link: TLSLink) -> int:
-    """Write until no more is taken; return how many bytes were encrypted."""
+    """Write until no more is taken.  Return how many bytes were encrypted."""
     size = 0
     while True:
         try:
@@ -330,7 +339,7 @@ async def test_a_wait_for_both_directions_ends_when_either_is_possible(authority
                 assert server._unflushed
 
 
-async def test_what_the_kernel_did_not_take_leaves_while_a_reader_waits(authority: Authority, version: Version) -> None:
+async def test_data_that_the_kernel_did_not_take_is_sent_while_a_reader_waits(authority: Authority, version: Version) -> None:
     async with opened(authority, version, narrow()) as (server, client):
         size = fill(server)
         with trio.fail_after(10):
@@ -428,14 +437,14 @@ async def deaf(url: str, number: int, authority: Authority) -> AsyncIterator[tri
 
 
 def resident() -> int:
-    """Return the memory of this process in bytes, also what no Python object holds."""
+    """Return the memory of this process in bytes, including memory outside Python objects."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @linux_only
 @pytest.mark.parametrize("kind", ["pub", "bus"])
-async def test_what_waits_for_a_subscriber_that_never_reads_is_bounded_and_the_rest_is_dropped(authority: Authority, kind: str) -> None:
+async def test_a_subscriber_that_never_reads_costs_bounded_memory_and_the_rest_is_dropped(authority: Authority, kind: str) -> None:
     make: type[sp.Pub0] | type[sp.Bus0]
     make, number = (sp.Pub0, SUB) if kind == "pub" else (sp.Bus0, BUS)
     with trio.fail_after(30):

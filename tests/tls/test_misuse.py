@@ -1,4 +1,4 @@
-"""What users get wrong, and what they would not have expected."""
+"""Mistakes of users, and surprises for them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def answer(rep: sp.Rep0) -> None:
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-async def test_a_ready_made_server_that_asks_for_certificates_serves_those_who_come_again(authority: Authority, reuse: bool) -> None:
+async def test_a_ready_made_server_that_asks_for_certificates_serves_clients_that_reconnect(authority: Authority, reuse: bool) -> None:
     pem = authority.issue("127.0.0.1")
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.use_privatekey(serialization.load_pem_private_key(pem, None))  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ async def test_a_certificate_with_a_common_name_and_no_other_is_refused_as_a_bad
         assert "the client refused our certificate: tls alert bad certificate" in event.reason
 
 
-def test_to_verify_nobody_is_said_once_for_each_configuration(
+def test_skipped_verification_is_logged_once_for_each_configuration(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ca = tmp_path / "ca.pem"
@@ -155,7 +155,7 @@ def test_a_reload_that_has_failed_is_tried_again_although_no_file_has_changed(
     assert tls.contexts.current is not old
 
 
-async def test_a_key_log_that_works_again_fails_nobody(authority: Authority, tmp_path: Path) -> None:
+async def test_connections_succeed_again_when_the_key_log_works_again(authority: Authority, tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     folder.mkdir()
     client = authority.client(key_log_file=folder / "log")

@@ -1,4 +1,4 @@
-"""PEM as people have it.
+"""PEM in the forms in which people have it.
 
 Copies that gained blank lines and spaces are read, and no error about a source shows a key.
 """
@@ -106,7 +106,7 @@ def secret_runs(key: bytes) -> set[str]:
 
 
 def related(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield *error* and all that it carries, also what a traceback leaves out."""
+    """Yield *error* and everything attached to it, including what a traceback leaves out."""
     if error is not None:
         yield error
         yield from related(error.__cause__)
@@ -114,7 +114,7 @@ def related(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def everything_about(error: BaseException) -> str:
-    """Return all that can be seen of *error*."""
+    """Return all text that *error* can show."""
     parts = [*traceback.format_exception(error)]
     for one in related(error):
         parts += [str(one), repr(one), repr(one.args), repr(vars(one)), *getattr(one, "__notes__", [])]
@@ -124,12 +124,12 @@ def everything_about(error: BaseException) -> str:
 def assert_shows_nothing(shown: str, key: bytes) -> None:
     compact = re.sub(r"\\[nr]|\s", "", shown)
     runs = secret_runs(key)
-    # One look at each run of the shorter of the two.
+    # Look up each run of the shorter text once.
     assert not [at for at in range(len(compact)) if compact[at : at + RUN] in runs]
 
 
 def given_as(field: str, broken: bytes, certificate: bytes) -> list[Callable[[], object]]:
-    """Return the calls that are given *broken*, which has a key in it, as *field*."""
+    """Return the calls that get *broken*, which contains a key, as *field*."""
     if field == "certificate":
         both = (certificate + broken, broken + certificate, broken)
         return [lambda pem=pem: sp.TLSServerConfig(certificate=pem, password="wrong") for pem in both]  # type: ignore[misc]
@@ -169,7 +169,7 @@ MISTAKES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 @pytest.mark.parametrize("field", FIELDS)
 @PLAIN
-def test_what_is_wrong_with_a_source_is_said_without_its_key(pair: str, field: str, mistake: Callable[[bytes], bytes]) -> None:
+def test_an_error_about_a_source_does_not_show_its_key(pair: str, field: str, mistake: Callable[[bytes], bytes]) -> None:
     key, certificate = PAIRS[pair]
     for call in given_as(field, mistake(key), certificate):
         try:
@@ -222,7 +222,7 @@ def test_a_password_may_have_bytes_that_are_no_utf_8_as_an_environment_variable_
 
 
 def with_unknown_curve(certificate: bytes) -> bytes:
-    """Return *certificate* with a public key that cannot be read, on a curve that nobody knows."""
+    """Return *certificate* with a public key on an unknown curve, which cannot be parsed."""
     der = x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER)
     p_256 = bytes.fromhex("06082a8648ce3d030107")
     assert der.count(p_256) == 1

@@ -1,4 +1,4 @@
-"""Certificates that change while everybody is connected."""
+"""Certificates that change while peers are connected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTERVAL = 30.0
 
 
 def replace(path: Path, pem: bytes) -> None:
-    """Put *pem* in the place of *path*, as one who rotates certificates should."""
+    """Replace *path* by *pem* as one should: by a rename."""
     new = path.with_suffix(".new")
     new.write_bytes(pem)
     os.replace(new, path)
@@ -54,7 +54,10 @@ async def exchange(req: sp.Req0, rep: sp.Rep0) -> None:
 
 
 async def served(url: str, rep: sp.Rep0, config: sp.TLSClientConfig) -> tuple[int, bool]:
-    """Connect, talk and go; return the serial number of the server's certificate, and whether the session was resumed."""
+    """Connect, exchange messages and close.
+
+    Return the serial number of the server's certificate, and whether the session was resumed.
+    """
     with trio.fail_after(10):
         async with sp.Req0(tls=config) as req:
             await req.dial(url)
@@ -101,7 +104,7 @@ async def test_a_relative_path_is_the_same_file_at_each_reload(
     assert f"{path}" in repr(server)
 
 
-# Reloading by hand.
+# Reloading by a call.
 
 
 @VERSIONS
@@ -163,7 +166,7 @@ async def test_pipes_live_on_and_talk_while_certificates_change(
 
 
 @pytest.mark.parametrize("flaw", ["missing", "empty", "other key"])
-async def test_what_cannot_work_is_raised_and_the_old_one_stays_in_use(
+async def test_a_reload_that_fails_raises_and_keeps_the_old_content(
     flaw: str, path: Path, authority: Authority, issue: Callable[[], bytes]
 ) -> None:
     client = authority.client()
@@ -191,7 +194,7 @@ async def test_what_cannot_work_is_raised_and_the_old_one_stays_in_use(
         assert [event.kind async for event in events].count(sp.EventKind.RELOADED) == 1
 
 
-async def test_whom_to_trust_and_whom_not_is_read_again_as_well(path: Path, tmp_path: Path, authority: Authority) -> None:
+async def test_authorities_and_revocation_lists_are_reloaded_too(path: Path, tmp_path: Path, authority: Authority) -> None:
     ca, revoked = tmp_path / "ca.pem", tmp_path / "crl.pem"
     other, own = Authority(), authority.issue("client-7")
     ca.write_bytes(authority.pem)
@@ -287,7 +290,7 @@ async def test_a_client_that_reloads_forgets_its_sessions(version: str, path: Pa
         assert (await served(listener.url, rep, client))[1]
 
 
-async def test_a_client_that_reloads_trusts_whom_its_files_say_now(path: Path, authority: Authority, tmp_path: Path) -> None:
+async def test_a_client_that_reloads_trusts_the_authorities_in_its_files_now(path: Path, authority: Authority, tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.pem)
     client = sp.TLSClientConfig(ca=ca)
@@ -300,11 +303,11 @@ async def test_a_client_that_reloads_trusts_whom_its_files_say_now(path: Path, a
                 await req.dial(rep.url)
 
 
-# Watched files, in virtual time: only a listener runs, to which nobody connects.
+# Watched files, in virtual time.  Only a listener runs, without connections.
 
 
 def certificate_in_use(config: sp.TLSServerConfig) -> int:
-    """Return the serial number of the certificate that the next connection would get, by a handshake in memory."""
+    """Do a handshake in memory.  Return the serial number of the certificate of new connections."""
     server = SSL.Connection(config.contexts.current.context)
     server.set_accept_state()
     client = SSL.Connection(SSL.Context(SSL.TLS_METHOD))
@@ -325,7 +328,7 @@ def certificate_in_use(config: sp.TLSServerConfig) -> int:
 
 
 async def events_within(seconds: float, events: sp.EventStream) -> list[sp.Event]:
-    """Return what happens in that time."""
+    """Return the events of that time."""
     found: list[sp.Event] = []
     with trio.move_on_after(seconds):
         while True:

@@ -1,4 +1,4 @@
-"""Sessions that are resumed: nearly always, once for each ticket, and a ticket that does not do costs a full handshake and no more."""
+"""Resumed sessions: each ticket is used once, and a useless ticket costs only a full handshake."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def configs(authority: Authority, version: Version, *, mutual: bool = False) -> 
 def meet(
     server: sp.TLSServerConfig, client: sp.TLSClientConfig, *, host: str = "localhost", port: int = 5555, hellos: list[bytes] | None = None
 ) -> bool:
-    """Connect once, talk and end in good order.  Return whether a session was resumed, on which both sides agree."""
+    """Connect once, exchange data and close.
+
+    Return whether a session was resumed; both sides agree.
+    """
     ends = (
         End(TLSSession(client.contexts.current, host=host, port=port), REQ, b"ping"),
         End(TLSSession(server.contexts.current), REP, b"pong"),
@@ -86,7 +89,7 @@ def extensions(hello: bytes) -> dict[int, bytes]:
 
 
 def ticket_in(hello: bytes) -> bytes:
-    """Return the ticket that a client offers; empty: none."""
+    """Return the ticket that a client offers.  Empty: none."""
     found = extensions(hello)
     if PSK not in found:
         return found.get(TICKET, b"")
@@ -106,7 +109,7 @@ def server_key(client: sp.TLSClientConfig) -> str:
 
 
 def rewrite(session: SSL.Session, change: Callable[[bytes], bytes]) -> SSL.Session:
-    """Return a session that is *session* but for what *change* makes of its DER."""
+    """Return *session* with its DER changed by *change*."""
     inside: Any = SSL
     lib, ffi = inside._lib, inside._ffi
     old: Any = session
@@ -163,7 +166,7 @@ def test_a_forged_ticket_costs_a_full_handshake_and_nothing_else(authority: Auth
     assert session is not None
 
     def offered(changed: SSL.Session) -> bytes:
-        """What a client would offer: found out with a hello that goes nowhere."""
+        """Return the ticket that a client would offer, from a hello that is not sent."""
         cache_of(client).put(key, changed)
         probe = TLSSession(client.contexts.current, host="localhost", port=5555)
         probe.handshake(b"", b"")
@@ -180,7 +183,7 @@ def test_a_forged_ticket_costs_a_full_handshake_and_nothing_else(authority: Auth
     assert not meet(server, client, hellos=hellos)
     assert ticket_in(hellos[0]) == forged
     assert meet(server, client)
-    # And the genuine one is as good as ever after all this: the test has forged what it says.
+    # The genuine ticket still works, so the forged ones failed for the reason that they should.
     cache_of(client).take(key)
     cache_of(client).put(key, rewrite(session, bytes))
     assert meet(server, client)
@@ -389,7 +392,7 @@ def ends_of(server: sp.TLSServerConfig, client: sp.TLSClientConfig) -> tuple[End
 
 
 def up_to_the_greeting(client: End, server: End) -> bytes:
-    """Let *client* hear all of *server* but its greeting, and return that."""
+    """Give *client* all that *server* sent except its greeting.  Return the greeting."""
     client.take(b"")
     rest = b""
     while not rest:
@@ -406,7 +409,7 @@ def up_to_the_greeting(client: End, server: End) -> bytes:
 
 
 def test_the_session_of_a_connection_on_which_the_peer_was_never_heard_is_not_kept(authority: Authority, version: Version) -> None:
-    """The server may have refused us: asking for a certificate, it greets behind its tickets."""
+    """A server that asks for certificates greets after its tickets, so it may still refuse us."""
     server, client = configs(authority, version, mutual=True)
     ends = ends_of(server, client)
     up_to_the_greeting(*ends)
@@ -420,7 +423,7 @@ def test_the_session_of_a_connection_on_which_the_peer_was_never_heard_is_not_ke
 
 
 def test_the_session_of_a_connection_that_has_failed_is_not_kept(authority: Authority) -> None:
-    """Its first ticket arrives in one piece with what is not genuine."""
+    """The first ticket arrives in one piece with a forged record."""
     server, client = configs(authority, "TLSv1.3")
     ends = ends_of(server, client)
     ends[0].take(b"")
@@ -475,7 +478,7 @@ async def exchange(req: sp.Req0, rep: sp.Rep0) -> None:
 
 
 def handshakes(req: sp.Req0, rep: sp.Rep0) -> tuple[dict[str, int], dict[str, int]]:
-    """Return what the only dialer and the only listener have counted."""
+    """Return the counts of the only dialer and of the only listener."""
     return dict(req.statistics().dialers[0].handshakes), dict(rep.statistics().listeners[0].handshakes)
 
 
@@ -576,7 +579,7 @@ async def test_a_session_survives_the_sudden_end_of_its_connection(authority: Au
 
 
 def dissolve(sock: socket.socket) -> None:
-    """Let the kernel reset the connection, whoever still has the socket."""
+    """Let the kernel reset the connection, even if others have copies of the socket."""
     unspecified = struct.pack("H14x", socket.AF_UNSPEC)
     assert ctypes.CDLL(None).connect(sock.fileno(), unspecified, len(unspecified)) == 0
 

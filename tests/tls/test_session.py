@@ -1,4 +1,4 @@
-"""Two sessions joined in memory: whatever is lost, cut, turned over or interrupted on the way, only TLSError comes out."""
+"""Two sessions joined in memory: whatever happens to the bytes, only TLSError is raised."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def version(request: pytest.FixtureRequest) -> Version:
 
 
 class End:
-    """One side: a session, what it has read, and how it has failed."""
+    """One side: a session, the data it has read, and its error."""
 
     def __init__(self, session: TLSSession, number: int, said: bytes = b"", size: int = 65536) -> None:
         self.session = session
         self.greeting = greeting(number)
         self.said = said
-        """What it writes as soon as it can, behind its greeting."""
+        """The data that it writes after its greeting, as soon as it can."""
         self.size = size
-        """What it asks for at once."""
+        """How many bytes it asks for at once."""
         self.received = b""
         self.errors: list[sp.TLSError] = []
 
@@ -80,7 +80,7 @@ class End:
 
     @property
     def ended(self) -> bool:
-        """Whether the other side has said that it will send no more."""
+        """Whether the other side will send no more."""
         return self.session.bytes.ended
 
     def drain(self) -> bytes:
@@ -90,7 +90,10 @@ class End:
         return data
 
     def try_(self, step: Callable[[], None]) -> None:
-        """Do *step*, which may fail in one way only.  Of the error a copy is kept, without what its traceback would keep alive."""
+        """Do *step*, which may only raise TLSError.
+
+        Keep a copy of the error, without its traceback.
+        """
         try:
             step()
         except sp.TLSError as error:
@@ -102,7 +105,7 @@ class End:
 
 
 class Config:
-    """A server and a client that fit together."""
+    """A server and a client that match."""
 
     def __init__(self, authority: Authority, version: Version, *, mutual: bool = False, **options: Any) -> None:
         server_options: dict[str, Any] = {"client_ca": authority.pem} if mutual else {}
@@ -118,7 +121,7 @@ class Config:
 
 
 def move(source: End, target: End, size: int = 0) -> bool:
-    """Carry over what *source* has to say, in pieces of *size* bytes.  False: nothing."""
+    """Carry over what *source* has to send, in pieces of *size* bytes.  False: it had nothing."""
     data = source.drain()
     for start in range(0, len(data), size or max(1, len(data))):
         target.take(data[start : start + (size or len(data))])
@@ -126,7 +129,7 @@ def move(source: End, target: End, size: int = 0) -> bool:
 
 
 def converse(client: End, server: End, size: int = 0) -> None:
-    """Shake hands, if that has not been done, and carry over all that either side has to say."""
+    """Do the handshake if necessary, and carry over all that either side has to send."""
     if not client.session.established:
         client.take(b"")
     while move(client, server, size) | move(server, client, size):
@@ -181,7 +184,7 @@ def test_bytes_may_come_in_any_pieces(authority: Authority, version: Version, mu
 
 
 @MUTUAL
-def test_what_follows_the_handshake_in_the_same_piece_is_read(authority: Authority, version: Version, mutual: bool) -> None:
+def test_data_in_the_same_piece_as_the_end_of_the_handshake_is_read(authority: Authority, version: Version, mutual: bool) -> None:
     config = Config(authority, version, mutual=mutual)
     client, server = config.ends(said=(b"at once", b""))
     client.take(b"")
@@ -299,7 +302,7 @@ def test_nothing_is_early_before_1_3(authority: Authority) -> None:
     end_all(client, server)
 
 
-def test_a_server_that_asks_for_a_certificate_greets_when_it_knows_who_it_is(authority: Authority) -> None:
+def test_a_server_that_asks_for_a_certificate_greets_only_after_it_has_verified_it(authority: Authority) -> None:
     config = Config(authority, "TLSv1.3", mutual=True)
     client, server = config.ends()
     first_flights(client, server)
@@ -388,7 +391,7 @@ def test_closing_finishes(authority: Authority, version: Version) -> None:
     client.session.close()
 
 
-def test_who_closes_in_the_handshake_says_nothing_and_raises_nothing(authority: Authority, version: Version) -> None:
+def test_closing_during_the_handshake_sends_nothing_and_raises_nothing(authority: Authority, version: Version) -> None:
     client, server = Config(authority, version).ends()
     client.session.close()
     assert not client.drain()
@@ -402,7 +405,7 @@ def test_who_closes_in_the_handshake_says_nothing_and_raises_nothing(authority: 
         end.session.close()
 
 
-# What is not genuine.
+# Forged and damaged data.
 
 
 @pytest.mark.parametrize(
@@ -456,7 +459,10 @@ def test_garbage_after_the_handshake_ends_the_session_and_the_peer_is_told(autho
 def in_steps(
     config: Config, spoil: Callable[[int, bytes], bytes], said: tuple[bytes, bytes] = (b"to the server", b"to the client")
 ) -> list[End]:
-    """Let two ends talk, and spoil what is under way: *spoil* gets its number of flight.  Check what is delivered."""
+    """Let two ends exchange data, which *spoil* changes on the way.  Check what is delivered.
+
+    *spoil* gets each flight with its number.
+    """
     ends = list(config.ends(said=said))
     ends[0].try_(partial(ends[0].take, b""))
     silent = flight = 0
@@ -523,7 +529,7 @@ changes = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 40_000), st.sampl
 def test_whatever_is_changed_on_the_way_only_a_tls_error_comes_out(
     authority: Authority, version: Version, mutual: bool, plan: list[tuple[int, int, str]], noise: bytes
 ) -> None:
-    """A bit is turned over (the low three of the number say which), bytes are put in, or the rest is cut off."""
+    """Flip a bit (the low three bits tell which), insert bytes, or cut off the rest."""
     config = fixed(authority, version, mutual)
 
     def spoil(flight: int, stream: bytes) -> bytes:
@@ -541,7 +547,7 @@ _fixed: dict[tuple[str, bool], Config] = {}
 
 
 def fixed(authority: Authority, version: Version, mutual: bool) -> Config:
-    """Return the same for each example; what one leaves in the cache of sessions, the next may use."""
+    """Return the same pair for each example, which may use the sessions of the one before."""
     key = version, mutual
     if key not in _fixed:
         _fixed[key] = Config(authority, version, mutual=mutual)
@@ -596,7 +602,7 @@ def test_records_that_are_repeated_or_swapped_are_not_genuine(authority: Authori
         end_all(client, server)
 
 
-# Freed.
+# Memory.
 
 
 def connection_of(end: End) -> weakref.ref[SSL.Connection]:
@@ -679,7 +685,7 @@ def test_a_session_that_has_failed_is_gone_when_it_is_closed(authority: Authorit
 
 
 @pytest.mark.slow
-def test_what_is_known_of_a_session_outlives_it(authority: Authority, version: Version) -> None:
+def test_the_info_of_a_session_stays_readable_after_its_end(authority: Authority, version: Version) -> None:
     client, server = established(Config(authority, version, mutual=True))
     infos = [client.session.info, server.session.info]
     end_all(client, server)
@@ -759,7 +765,7 @@ def test_sessions_of_two_threads_do_not_mix_up_their_data(authority: Authority, 
 
 
 def refusal_of(config: Config) -> tuple[sp.AuthenticationError, sp.AuthenticationError]:
-    """Let the two sides meet; return the server's error, and what becomes of that at the client."""
+    """Connect the two sides.  Return the server's error, and the client's that follows from it."""
     client, server = config.ends()
     client.take(b"")
     with pytest.raises(sp.AuthenticationError) as theirs:
@@ -773,7 +779,7 @@ def refusal_of(config: Config) -> tuple[sp.AuthenticationError, sp.Authenticatio
 
 @pytest.mark.parametrize("verified", [True, False])
 def test_only_a_known_server_can_refuse_for_good(authority: Authority, version: Version, verified: bool) -> None:
-    """Under 1.2 its alert comes before it has proven anything, in plain text."""
+    """Under 1.2 the alert comes in plain text, before the server has proven who it is."""
     config = Config(authority, version)
     config.server = authority.server("localhost", client_ca=authority.pem)
     config.client = authority.client(maximum_version=version, insecure_skip_verification=not verified)
@@ -786,7 +792,7 @@ def test_only_a_known_server_can_refuse_for_good(authority: Authority, version: 
 
 
 def keyless(authority: Authority, version: Version, folder: Path) -> tuple[sp.TLSServerConfig, sp.TLSClientConfig]:
-    """Configurations whose secrets can no longer be written where they were to be."""
+    """Configurations whose key log can no longer be written."""
     folder.mkdir()
     configs = authority.server("localhost", key_log_file=folder / "s"), authority.client(maximum_version=version, key_log_file=folder / "c")
     shutil.rmtree(folder)
@@ -812,7 +818,7 @@ def test_a_client_whose_callback_had_a_problem_says_nothing_that_looks_like_succ
 
 
 def test_a_server_whose_callback_had_a_problem_says_so_at_once(authority: Authority, version: Version, tmp_path: Path) -> None:
-    """Under 1.3 that is in the middle of the handshake: OpenSSL only says that it wants more."""
+    """Under 1.3 this happens in the middle of the handshake, where OpenSSL only wants more data."""
     config = Config(authority, version)
     config.server, _ = keyless(authority, version, tmp_path / "keys")
     client, server = config.ends()
@@ -829,11 +835,11 @@ def test_a_server_whose_callback_had_a_problem_says_so_at_once(authority: Author
     client.session.close()
 
 
-# What is old.
+# Old versions.
 
 
 class Foreign:
-    """A peer by the standard library, over memory buffers too."""
+    """A peer made of the standard library, over memory buffers."""
 
     def __init__(self, context: ssl.SSLContext, *, is_server: bool) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -854,7 +860,7 @@ class Foreign:
 
 
 def foreign(authority: Authority, version: ssl.TLSVersion, *, is_server: bool) -> Foreign:
-    """Speak *version* only, however weak it is."""
+    """Use *version* only, even if it is weak."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -868,7 +874,7 @@ def foreign(authority: Authority, version: ssl.TLSVersion, *, is_server: bool) -
 
 
 def shake_hands(ours: End, theirs: Foreign) -> None:
-    """Until nobody has anything to say."""
+    """Go on until neither side has anything to send."""
     ours.take(b"")
     theirs.take(b"")
     silent = False
@@ -904,7 +910,7 @@ def test_nothing_older_than_1_2_is_spoken(authority: Authority, version: Version
     shake_hands(ours, theirs)
     assert not ours.session.established
     (error,) = ours.errors
-    # A server may look at the ciphers first, and those that we offer are younger than its versions.
+    # A server may check the ciphers first, and ours are newer than its versions.
     assert any(word in str(error) for word in ("version", "protocol", "alert handshake failure"))
     assert theirs.error is not None
     ours.session.close()
@@ -937,7 +943,7 @@ def test_a_peer_that_wants_to_shake_hands_again_is_turned_down(authority: Author
     ours = Config(authority, "TLSv1.2").ends()[is_server]
 
     def exchange() -> bytes:
-        """Carry over what each has to say, once, and return what ours said."""
+        """Carry over what each side has to send, once.  Return what ours sent."""
         with suppress(SSL.WantReadError):
             theirs.do_handshake()
         with suppress(SSL.WantReadError):

@@ -1,4 +1,4 @@
-"""A trio stream over an encrypted link keeps all of a stream's promises."""
+"""A trio stream over an encrypted link keeps all promises of a trio stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tls.authority import Authority
 from tests.tls.link_stream import LinkStream
 
 SMALL = 4096
-"""Bytes of kernel buffer, so that a stream is soon clogged."""
+"""Bytes; a small kernel buffer, which is soon full."""
 
 
 def links() -> tuple[SocketLink, SocketLink]:
@@ -69,8 +69,8 @@ async def test_after_a_cancelled_send_nothing_more_can_be_sent(authority: Author
     await other.aclose()
 
 
-async def test_a_record_that_is_not_genuine_is_told_to_everyone_who_reads(authority: Authority) -> None:
-    """A task that reads in a pipe's stead meets it first, and the pipe's own task has to meet it as well."""
+async def test_every_reader_gets_the_error_of_a_forged_record(authority: Authority) -> None:
+    """A task that reads directly may get it first, and the pipe's own task must get it too."""
     inner, wire = links()
     one, other = TLSLink(inner, authority.server()), TLSLink(wire, authority.client(), host="localhost", port=1)
     async with trio.open_nursery() as nursery:

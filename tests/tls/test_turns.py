@@ -1,4 +1,4 @@
-"""One step of one handshake at a time, and nobody is stuck in the line."""
+"""One step of one handshake at a time, and no handshake is stuck."""
 
 from __future__ import annotations
 

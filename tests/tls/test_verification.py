@@ -1,4 +1,4 @@
-"""Who is let in: real sockets, every flaw that a certificate can have, and what either side is told of it."""
+"""Verification over real sockets: every flaw of a certificate, and the error on either side."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def version(request: pytest.FixtureRequest) -> Version:
 
 @pytest.fixture(scope="module")
 def stranger() -> Authority:
-    """An authority that nobody trusts."""
+    """An authority that neither side trusts."""
     return Authority()
 
 
@@ -53,7 +53,7 @@ def to(host: str, listener: sp.Listener) -> str:
 async def meeting(
     server: sp.TLSServerConfig, client: sp.TLSClientConfig, host: str = "127.0.0.1", **options: Any
 ) -> AsyncIterator[tuple[sp.Pipe, sp.Pipe]]:
-    """The two ends of a pipe, the dialer's first; *options* are the listening socket's."""
+    """Yield the two ends of a pipe, the dialer's first.  *options* are for the listening socket."""
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server, **options) as rep, sp.Req0(tls=client) as req:
             await req.dial(to(host, rep.listeners[0]))
@@ -63,7 +63,7 @@ async def meeting(
 
 
 async def exchange(req: sp.Req0, rep: sp.Rep0) -> None:
-    """Ask and answer once.  A client has read its session's ticket by then."""
+    """Send one request and one reply.  The client has then read its ticket."""
     await req.send(b"ping")
     assert await rep.receive() == b"ping"
     await rep.send(b"pong")
@@ -73,7 +73,7 @@ async def exchange(req: sp.Req0, rep: sp.Rep0) -> None:
 async def refused(
     server: sp.TLSServerConfig, client: sp.TLSClientConfig, host: str = "127.0.0.1"
 ) -> tuple[sp.AuthenticationError, sp.AuthenticationError]:
-    """Dial in vain, and return the errors that the two sides are given, the dialer's first."""
+    """Dial in vain.  Return the errors of the two sides, the dialer's first."""
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client) as req:
             events = rep.events()
@@ -92,7 +92,7 @@ async def refused(
 
 
 async def refused_by_dialer(server: sp.TLSServerConfig, client: sp.TLSClientConfig) -> sp.AuthenticationError:
-    """Dial in vain a server whose certificate OpenSSL has nothing against.
+    """Dial in vain a server whose certificate OpenSSL accepts.
 
     So its alert does not say what is wrong.
     """
@@ -115,7 +115,7 @@ def certificate_of(pem: bytes) -> x509.Certificate:
 
 
 def ready_made(pem: bytes, *, ca: bytes | None = None) -> SSL.Context:
-    """A context of the application's own, with a certificate, that trusts *ca*."""
+    """A ready-made context with a certificate, which trusts *ca*."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_session_id(b"test")
     context.use_certificate(certificate_of(pem))
@@ -128,7 +128,7 @@ def ready_made(pem: bytes, *, ca: bytes | None = None) -> SSL.Context:
 
 
 def clock(moment: datetime.datetime) -> Any:
-    """Return a stand-in for the module ``datetime``, in which it is *moment* now."""
+    """Return a substitute for the module ``datetime`` whose time is *moment*."""
 
     class Stopped(datetime.datetime):
         @classmethod
@@ -139,14 +139,17 @@ def clock(moment: datetime.datetime) -> Any:
 
 
 def at(moment: datetime.datetime, make: Callable[[], Config]) -> Config:
-    """Return what *make* makes while it is *moment*: nobody gets a configuration with a certificate that is out of date."""
+    """Return what *make* makes at the time *moment*.
+
+    A configuration with an expired certificate could not be made now.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tls_context, "datetime", clock(moment))
         return make()
 
 
 class Resolver(trio.abc.HostnameResolver):
-    """Finds every name at 127.0.0.1."""
+    """Resolves every name to 127.0.0.1."""
 
     async def getaddrinfo(self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
         return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", int(port)))]
@@ -157,7 +160,7 @@ class Resolver(trio.abc.HostnameResolver):
 
 @pytest.fixture
 async def any_name() -> AsyncIterator[None]:
-    """All names lead here."""
+    """Let all names resolve to 127.0.0.1."""
     before = trio.socket.set_custom_hostname_resolver(Resolver())
     yield
     trio.socket.set_custom_hostname_resolver(before)
@@ -260,7 +263,7 @@ async def test_the_expected_name_can_be_an_address(version: Version, authority: 
 
 @pytest.mark.parametrize("host", ["localhost.", "127.0.0.1"])
 async def test_a_name_may_end_in_a_dot(host: str, version: Version, authority: Authority, any_name: None) -> None:
-    """It is the same one, in certificates without the dot, and so it is told to the server."""
+    """Certificates have the name without the dot, and so does the SNI."""
     asked: list[bytes | None] = []
     context = ready_made(authority.issue("localhost"))
     context.set_tlsext_servername_callback(lambda connection: asked.append(connection.get_servername()))
@@ -290,7 +293,7 @@ def test_the_zone_of_an_address_is_no_part_of_its_name(version: Version, authori
 async def test_names_are_checked_by_ourselves_where_openssl_does_not(
     name: str, ready: bool, version: Version, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with bindings that lack the calls for it."""
+    """Without the check by OpenSSL, as if pyOpenSSL lacked the calls for it."""
     monkeypatch.setattr(tls_session, "expect_name", lambda *_: None)
     client = authority.client(maximum_version=version)
     if ready:
@@ -306,7 +309,7 @@ async def test_names_are_checked_by_ourselves_where_openssl_does_not(
 
 
 def last_words(client: End, server: End, error: str) -> bytes:
-    """Return what *client* says after it has refused *server* for *error*."""
+    """Return what *client* sends after it refused *server* because of *error*."""
     client.take(b"")
     server.take(client.drain())
     with pytest.raises(sp.AuthenticationError, match=error):
@@ -321,7 +324,7 @@ def last_words(client: End, server: End, error: str) -> bytes:
 def test_a_client_that_refuses_a_name_by_itself_does_not_finish_the_handshake(
     version: Version, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenSSL sees nothing wrong, and has its last words ready."""
+    """OpenSSL sees nothing wrong, and already has its last flight to send."""
     monkeypatch.setattr(tls_session, "expect_name", lambda *_: None)
     context = ready_made(authority.issue("client-7"), ca=authority.pem)
     context.set_verify(SSL.VERIFY_PEER)
@@ -348,7 +351,7 @@ def test_a_client_that_refuses_to_resume_does_not_finish_the_handshake(
 
 
 def unreadable(authority: Authority, folder: Path, *names: str, purpose: x509.ObjectIdentifier = SERVER) -> SSL.Context:
-    """Return a context with a certificate that OpenSSL takes and cryptography does not.
+    """Return a context with a certificate that OpenSSL accepts and cryptography cannot parse.
 
     It spells out a value that DER leaves out.
     """
@@ -368,7 +371,7 @@ def unreadable(authority: Authority, folder: Path, *names: str, purpose: x509.Ob
 
 
 async def test_a_server_whose_certificate_cannot_be_read_is_refused(version: Version, authority: Authority, tmp_path: Path) -> None:
-    """The authority has signed it, and names have to be read before they can be believed."""
+    """The authority has signed it, but its names cannot be parsed."""
     server = sp.TLSServerConfig(context=unreadable(authority, tmp_path, "127.0.0.1"))
     ours = await refused_by_dialer(server, authority.client(maximum_version=version))
     assert "the server's certificate was refused: it cannot be read: " in str(ours)
@@ -379,7 +382,7 @@ async def test_a_server_whose_certificate_cannot_be_read_is_refused(version: Ver
 async def test_a_client_whose_certificate_cannot_be_read_is_refused(
     required: bool, version: Version, authority: Authority, tmp_path: Path
 ) -> None:
-    """Nobody could say who it is."""
+    """Nothing would tell who the client is."""
     context = unreadable(authority, tmp_path, "client-7", purpose=CLIENT)
     context.set_max_proto_version(SSL.TLS1_2_VERSION if version == "TLSv1.2" else SSL.TLS1_3_VERSION)
     client = sp.TLSClientConfig(context=context, insecure_skip_verification=True)
@@ -418,7 +421,7 @@ async def test_the_server_is_told_a_name_but_not_an_address(
 
 
 async def check_server(pem: bytes, client: sp.TLSClientConfig, *reasons: str, at_time: datetime.datetime = NOW) -> None:
-    """A server with *pem* is refused for one of *reasons*, and both sides know why."""
+    """Check that a server with *pem* is refused for one of *reasons*, which both sides report."""
     server = at(at_time, lambda: sp.TLSServerConfig(certificate=pem))
     ours, theirs = await refused(server, client)
     assert any(reason in str(ours) for reason in reasons), str(ours)
@@ -500,7 +503,7 @@ async def test_a_server_without_its_intermediate_certificates_is_refused(version
 
 
 async def check_client(server: sp.TLSServerConfig, client: sp.TLSClientConfig, *reasons: str) -> None:
-    """The client is refused for one of *reasons*, and both sides know why."""
+    """Check that the client is refused for one of *reasons*, which both sides report."""
     ours, theirs = await refused(server, client)
     assert any(reason in str(theirs) for reason in reasons), str(theirs)
     assert "the server refused our certificate, or requires one" in str(ours)
@@ -597,7 +600,7 @@ async def test_a_good_client_is_known_by_its_certificate(required: bool, version
         assert tls.peer_chain == (certificate_of(pem), authority.certificate)
 
 
-async def test_a_client_shows_its_certificate_to_nobody_who_does_not_ask(version: Version, authority: Authority) -> None:
+async def test_a_client_shows_its_certificate_only_to_a_server_that_asks(version: Version, authority: Authority) -> None:
     client = authority.client(maximum_version=version, certificate=authority.issue("client-7"))
     async with meeting(authority.server(), client) as (_, pipe):
         assert pipe.tls is not None
@@ -625,7 +628,7 @@ async def test_a_background_dialer_that_a_known_server_refuses_waits_its_longest
         assert dialer.statistics().attached == 0
 
 
-async def test_who_may_come_is_decided_by_verified_names(version: Version, authority: Authority) -> None:
+async def test_authorize_decides_by_verified_names(version: Version, authority: Authority) -> None:
     server = authority.server(client_ca=authority.pem)
     options: dict[str, Any] = {"authorize": lambda pipe: "DNS:client-7" in pipe.tls.names}
     async with sp.Rep0(listen=URL, tls=server, **options) as rep, sp.Req0() as req:
@@ -644,7 +647,7 @@ async def test_who_may_come_is_decided_by_verified_names(version: Version, autho
 
 
 @pytest.mark.parametrize("flaw", ["self-signed", "stranger", "expired", "wrong name"])
-async def test_who_wants_no_verification_talks_to_anybody_and_is_warned_once(
+async def test_without_verification_any_server_is_accepted_and_one_warning_is_logged(
     flaw: str, version: Version, authority: Authority, stranger: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     pem = {
@@ -665,10 +668,10 @@ async def test_who_wants_no_verification_talks_to_anybody_and_is_warned_once(
     assert warnings == ["TLS: insecure_skip_verification is on: any server is accepted"]
 
 
-# Afterwards.
+# After the end of a pipe.
 
 
-async def test_what_tls_says_of_a_pipe_stays_readable_after_its_end(version: Version, authority: Authority) -> None:
+async def test_the_tls_info_of_a_pipe_stays_readable_after_its_end(version: Version, authority: Authority) -> None:
     pem = authority.issue("client-7", subject="client 7")
     server = authority.server(client_ca=authority.pem)
     async with meeting(server, authority.client(maximum_version=version, certificate=pem)) as pipes:
@@ -695,7 +698,10 @@ async def test_what_tls_says_of_a_pipe_stays_readable_after_its_end(version: Ver
 async def fails_then_serves(
     server: sp.TLSServerConfig, client: sp.TLSClientConfig, switch: list[bool]
 ) -> tuple[BaseException | None, BaseException | None]:
-    """Dial once with the *switch* on, then with it off, which must do.  Return the two sides' errors, the dialer's first."""
+    """Dial with the *switch* on, which fails, then with it off, which succeeds.
+
+    Return the errors of the two sides, the dialer's first.
+    """
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=client) as req:
             events = rep.events()
@@ -775,7 +781,10 @@ async def test_a_ready_made_context_of_a_client_still_expects_the_name(version: 
 
 
 async def again(req: sp.Req0, rep: sp.Rep0) -> tuple[sp.TLSInfo, sp.TLSInfo]:
-    """Dial, talk, end the pipe, and return what TLS said of it, to the dialer first."""
+    """Dial, exchange messages and close the pipe.
+
+    Return its TLSInfo on both sides, the dialer's first.
+    """
     with trio.fail_after(10):
         events = rep.events()
         dialer = await req.dial(rep.url)
@@ -817,7 +826,7 @@ async def test_a_resumed_pipe_without_a_clients_certificate_is_as_unknown_as_bef
 
 
 async def refused_on_resumption(rep: sp.Rep0, req: sp.Req0) -> tuple[BaseException | None, sp.Event]:
-    """Dial in vain, and return the dialer's error and the listener's event."""
+    """Dial in vain.  Return the dialer's error and the listener's event."""
     with trio.fail_after(10):
         events = rep.events()
         with pytest.raises(sp.DialError) as caught:

@@ -1,4 +1,4 @@
-"""URLs of every scheme, each of them new."""
+"""New URLs of every scheme."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two ends of any scheme: what TLS needs goes along where the URL asks for it, so that a test is the same for all schemes."""
+"""The two ends for any scheme, with TLS where the URL needs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ network_only = pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "tls+tcp://1
 
 @cache
 def authority() -> Authority:
-    """One for the whole session, as keys take time; so are the configurations."""
+    """Return one authority for the whole run, since making keys takes time."""
     return Authority()
 
 
@@ -34,12 +34,12 @@ def _client() -> sp.TLSClientConfig:
 
 
 def server_tls(url: str) -> sp.TLSServerConfig | None:
-    """Return what is needed to listen on *url*; None: nothing."""
+    """Return the configuration to listen on *url*.  None: it needs none."""
     return _server() if url.startswith(("tls", "wss")) else None
 
 
 def client_tls(url: str) -> sp.TLSClientConfig | None:
-    """Return what is needed to dial *url*; None: nothing."""
+    """Return the configuration to dial *url*.  None: it needs none."""
     return _client() if url.startswith(("tls", "wss")) else None
 
 

@@ -1,4 +1,4 @@
-"""What every transport owes to the sockets above it: one contract, and every scheme has to pass it."""
+"""The contract between transports and sockets, which every scheme must pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_both_ways_at_once_nothing_is_mixed_up(new_url: NewUrl) -> None:
         await listening.wait_for_peers()
 
         async def run(name: bytes, ours: sp.Bus0) -> None:
-            # Ten under way at a time: that much always fits, so nothing may be dropped.
+            # Ten messages in flight always fit, so nothing may be dropped.
             got: list[bytes] = []
             for start in range(0, 300, 10):
                 await ours.send_many(b"%s-%d-" % (name, number) + name * (number * 37 % 5000) for number in range(start, start + 10))
@@ -126,7 +126,7 @@ async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_re
                     await trio.testing.wait_all_tasks_blocked(0.02)
                 assert 4 <= len(sent) < requests // 2
                 assert rep.statistics().inbox <= 4
-                assert req.statistics().pipes[0].outbox <= 4 + 2  # besides the outbox, what one write took over
+                assert req.statistics().pipes[0].outbox <= 4 + 2  # the outbox, and the messages of one write
 
                 asked = rep.requests()
                 for _ in range(requests):
@@ -146,7 +146,7 @@ async def test_messages_of_all_sizes_pass_through_narrow_queues_in_order_and_non
         async def send() -> None:
             for number, size in enumerate(sizes):
                 await push.send(number.to_bytes(4, "big") + bytes(size))
-                assert push.statistics().pipes[0].outbox <= 2 + 64  # and what one write took over
+                assert push.statistics().pipes[0].outbox <= 2 + 64  # and the messages of one write
 
         nursery.start_soon(send)
         with trio.fail_after(20):
@@ -188,12 +188,12 @@ async def test_all_that_a_peer_sent_before_it_closed_is_received_and_then_the_pi
                 await sender.send_many(bodies)
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.PeerClosed)
-            assert event.reason == "the peer closed the connection"  # with TLS: and has said so
+            assert event.reason == "the peer closed the connection"  # with TLS too: it ended TLS first
             assert [await receiver.receive() for _ in bodies] == bodies
             assert receiver.pipes == ()
 
 
-async def test_what_a_peer_sent_before_it_closed_is_received_by_an_application_that_is_late(new_url: NewUrl) -> None:
+async def test_an_application_that_is_late_receives_all_that_a_peer_sent_before_it_closed(new_url: NewUrl) -> None:
     async with sp.Rep0(inbox_limit=2) as rep:
         url = (await listen(rep, new_url())).url
         bodies = [b"%d" % number for number in range(60)]
@@ -236,11 +236,11 @@ async def test_a_failed_listen_on_entry_raises_the_plain_error(new_url: NewUrl) 
                 pass
 
 
-async def test_a_dial_to_nobody_fails_at_once_with_the_real_cause(scheme: str, new_url: NewUrl) -> None:
+async def test_a_dial_without_a_listener_fails_at_once_with_the_real_cause(scheme: str, new_url: NewUrl) -> None:
     with socket.socket() as reserved:
         url = new_url()
         if scheme in WITH_PORT:
-            reserved.bind(("127.0.0.1", 0))  # and nobody listens
+            reserved.bind(("127.0.0.1", 0))  # bound, but not listening
             url = f"{scheme}://127.0.0.1:{reserved.getsockname()[1]}"
         async with sp.Req0() as req:
             with trio.fail_after(5):
@@ -312,7 +312,7 @@ async def test_a_closed_socket_frees_the_address(new_url: NewUrl) -> None:
             await dial(req, url)
 
 
-async def test_a_listener_that_is_closed_before_it_ran_accepts_nobody(new_url: NewUrl) -> None:
+async def test_a_listener_closed_before_it_ran_accepts_no_connection(new_url: NewUrl) -> None:
     async with sp.Rep0() as rep, sp.Req0() as req:
         listener = await listen(rep, new_url())
         listener.close()

@@ -1,4 +1,4 @@
-"""ipc: socket files and who owns them, their mode, abstract names, and the message type byte."""
+"""ipc: socket files, their owners and modes, abstract names, and the message type byte."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def umask() -> Iterator[Callable[[int], int]]:
 
 
 async def check(url: str, rep: sp.Rep0) -> None:
-    """Reach *rep* by *url*."""
+    """Send a request to *rep* through *url*."""
     with trio.fail_after(5):
         async with sp.Req0() as req:
             await req.dial(url)
@@ -124,7 +124,7 @@ async def test_a_live_listener_whose_backlog_is_full_is_refused_as_well(path: Pa
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "fifo"])
-async def test_what_is_no_socket_is_never_deleted(path: Path, kind: str) -> None:
+async def test_a_file_that_is_not_a_socket_is_never_deleted(path: Path, kind: str) -> None:
     other = path.with_name("other")
     other.write_bytes(b"precious")
     if kind == "file":
@@ -178,7 +178,7 @@ async def test_an_address_that_is_closed_twice_leaves_the_file_of_its_successor_
     acceptor.close()
     assert not path.exists()
     (tmp_path / "kept").rename(path)  # a new file may get the number of one that is gone
-    acceptor.close()  # as a listener does that was drained
+    acceptor.close()  # as a drained listener does
     assert path.exists()
 
 
@@ -302,7 +302,7 @@ async def test_a_backlog_is_as_long_as_the_system_lets_it_be(local_url: str) -> 
     longest = int(Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii"))
     async with sp.Rep0(listen=local_url):
         with ExitStack() as stack:
-            for _ in range(min(longest, 300)):  # without a turn for the listener in between
+            for _ in range(min(longest, 300)):  # the listener does not run in between
                 sock = stack.enter_context(socket.socket(socket.AF_UNIX))
                 sock.setblocking(False)
                 sock.connect(Address.parse(local_url).path)
@@ -311,7 +311,7 @@ async def test_a_backlog_is_as_long_as_the_system_lets_it_be(local_url: str) -> 
 @pytest.mark.slow
 @linux_only  # elsewhere a full backlog is a refusal
 @pytest.mark.parametrize("backlog", [0, BACKLOG], ids=["of one", "as large as can be"])
-async def test_400_who_dial_at_once_all_get_through(local_url: str, backlog: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_400_dialers_at_once_all_get_through(local_url: str, backlog: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sp.transports.ipc.BACKLOG", backlog)
     async with sp.Bus0(listen=local_url) as hub, sp.Bus0(handshake_timeout=60) as dialers:
         with trio.fail_after(60):

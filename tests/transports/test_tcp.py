@@ -1,4 +1,4 @@
-"""tcp: names and interfaces, options of the kernel's sockets, and peers that vanish."""
+"""tcp: names, interfaces, socket options, and peers that vanish."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 
 class Resolver(trio.abc.HostnameResolver):
-    """Knows one name, and counts how often it is asked for it."""
+    """A resolver that knows one name and counts the lookups."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.asked = 0
@@ -92,7 +92,7 @@ def port_of(url: str) -> int:
 
 @contextmanager
 def deaf(host: str, port: int) -> Iterator[None]:
-    """Have nobody answer at *host*: Linux leaves those unanswered that find the backlog full."""
+    """Let no connection to *host* be answered: Linux ignores them while the backlog is full."""
     with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
         listening.bind((host, port))
         listening.listen(0)
@@ -165,7 +165,7 @@ async def test_an_ipv6_address_stands_in_brackets() -> None:
         assert req.pipes[0].remote_address == url.removeprefix("tcp://")
 
 
-# Zones: a link-local address means something together with a network interface only.
+# Zones: a link-local address needs a network interface.
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ async def test_a_link_local_address_keeps_its_zone_and_can_be_dialed_back(link_l
             here, there = req.pipes[0], rep.pipes[0]
             assert here.remote_address == there.local_address == f"[{link_local}]:{port}"
             assert here.local_address == there.remote_address == f"[{link_local}]:{port_of(here.local_address)}"
-            if there.http is not None:  # another machine knows nothing of our interfaces (RFC 6874, 4)
+            if there.http is not None:  # a zone means nothing on another machine (RFC 6874, 4)
                 assert there.http.headers["Host"] == f"[{plain}]:{port}"
             await again.dial(f"{scheme}://{here.remote_address}")
             await ask(again, rep, b"again")
@@ -280,7 +280,7 @@ async def test_port_zero_gives_a_free_port_which_the_url_tells() -> None:
 
 
 @pytest.mark.parametrize("url", ["tcp://*:80", "tcp://:80", "tcp://127.0.0.1:0"])
-async def test_what_can_only_be_listened_on_cannot_be_dialed(url: str) -> None:
+async def test_an_address_only_for_listening_cannot_be_dialed(url: str) -> None:
     async with sp.Req0() as req:
         with trio.fail_after(5), pytest.raises((sp.AddressError, sp.DialError)) as caught:
             await req.dial(url)
@@ -427,7 +427,7 @@ async def test_a_name_is_looked_up_again_at_each_redial_so_a_peer_that_moved_is_
 
 
 class Hanging:
-    """Stands for a resolver whose servers do not answer.
+    """A resolver whose servers do not answer.
 
     Lookups of names hang until they are released, and then find nothing.
     """
@@ -468,7 +468,7 @@ async def test_lookups_that_hang_are_bounded_and_do_not_take_the_programs_thread
                 await trio.testing.wait_all_tasks_blocked()
             assert hanging.under_way == 64
             waiting = {dialer.url for dialer in bus.dialers[:-1]}
-            bus.dialers[-1].close()  # one that waits for a thread
+            bus.dialers[-1].close()  # a dialer that waits for a thread
             hanging.released.set()
             while waiting:
                 event = await expect(events, sp.EventKind.DIAL_FAILED)
@@ -543,9 +543,9 @@ async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_aske
                     sock.getsockopt(socket.IPPROTO_TCP, option)
                     for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
                 )
-                assert count >= 2  # one lost probe is no lost peer
+                assert count >= 2  # one lost probe does not mean a lost peer
                 assert seconds * 0.9 <= idle + interval * count <= seconds
-                assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)  # it would end a peer that holds us back
+                assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)  # it would end connections to slow readers
 
 
 @linux_only
@@ -562,7 +562,7 @@ async def test_keepalive_can_be_left_to_the_kernel() -> None:
 
 
 def go_deaf(sock: trio.socket.SocketType | socket.socket) -> None:
-    """Drop all that arrives for *sock*, before the kernel could acknowledge it: what a pulled cable looks like."""
+    """Drop all that arrives for *sock* before the kernel acknowledges it, like a pulled cable."""
     program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
     filters = struct.pack("HP", 1, ctypes.addressof(program))
     sock.setsockopt(socket.SOL_SOCKET, 26, filters)  # SO_ATTACH_FILTER
@@ -587,7 +587,7 @@ async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -
             assert trio.current_time() - began < 4
         assert type(end.error) is TimeoutError
         assert "timed out" in end.reason
-        assert len(patient.pipes) == 1  # whose peer says nothing, and is there
+        assert len(patient.pipes) == 1  # its peer is silent, but there
         for stream in streams:
             await stream.aclose()
 
@@ -598,7 +598,7 @@ async def test_a_peer_that_falls_silent_is_noticed_within_the_keepalive_time() -
 async def test_a_peer_that_vanishes_with_data_on_its_way_is_noticed_in_the_keepalive_time_and_one_that_reads_nothing_stays(
     url: str,
 ) -> None:
-    """Keepalive rests while there is data in flight; the kernel repeats it for a quarter of an hour."""
+    """While data is in flight, the kernel sends no probes but repeats it for 15 minutes."""
     options: dict[str, Any] = {"listen": url, "tls": server_tls(url), "tcp_keepalive": 2, "linger": 0}
     async with sp.Bus0(**options) as bus, sp.Push0(**options) as patient, sp.Bus0() as gone, sp.Pull0(inbox_limit=1) as busy:
         events = bus.events()
@@ -617,7 +617,7 @@ async def test_a_peer_that_vanishes_with_data_on_its_way_is_noticed_in_the_keepa
             assert 2 <= trio.current_time() - began < 4
         assert isinstance(event.error, sp.PeerSilent)
         assert "the peer has acknowledged nothing for 2" in event.reason
-        assert len(patient.pipes) == 1  # whose peer has no room, and says so whenever it is asked
+        assert len(patient.pipes) == 1  # its peer has no room, but answers each probe
         assert not bus.pipes
 
 
@@ -645,7 +645,7 @@ async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, 
             mock_clock.jump(5)
             await trio.testing.wait_all_tasks_blocked()
         assert [round(time - began) for time in looks] == [10, 20, 30]
-        await other.send(b"hello")  # by one that leaves it to the kernel
+        await other.send(b"hello")  # it leaves keepalive to the kernel
         assert await bus.receive() == b"hello"
         mock_clock.jump(1_000)
         await trio.testing.wait_all_tasks_blocked()
@@ -655,7 +655,7 @@ async def test_only_a_pipe_that_has_written_is_looked_at(mock_clock: MockClock, 
 @pytest.mark.slow
 @linux_only
 async def test_no_message_is_forgotten_because_it_is_time_to_look(mock_clock: MockClock) -> None:
-    """The task that looks also writes, to so many pipes that it lets others run in between."""
+    """The task that checks also writes to so many pipes that other tasks run in between."""
     async with sp.Bus0(listen="tcp://127.0.0.1:0") as bus:
         streams = [await connect_as(bus.url, BUS) for _ in range(150)]
         await bus.wait_for_peers(150)

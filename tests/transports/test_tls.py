@@ -1,4 +1,4 @@
-"""tls+tcp: its URLs, its families, and what does and does not cross the network."""
+"""tls+tcp: URLs, address families, and which bytes cross the network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_address_with_its_real_port_keeps_its_scheme(scheme: str, host: str, 
 
 @SCHEMES
 @pytest.mark.parametrize("rest", ["*:80", ":80", "127.0.0.1:0"])
-async def test_what_can_only_be_listened_on_cannot_be_dialed(scheme: str, rest: str) -> None:
+async def test_an_address_only_for_listening_cannot_be_dialed(scheme: str, rest: str) -> None:
     url = f"{scheme}://{rest}"
     async with sp.Req0() as req:
         with pytest.raises(
@@ -117,7 +117,7 @@ async def test_a_certificate_is_for_the_name_that_was_dialed_at_whichever_addres
     use_resolver(["::1", "127.0.0.1"])
     async with sp.Rep0() as named, sp.Rep0() as numbered, sp.Req0() as req:
         with trio.fail_after(5):
-            listener = await named.listen("tls+tcp://127.0.0.1:0", tls=authority().server("peer.test"))  # nobody at the first address
+            listener = await named.listen("tls+tcp://127.0.0.1:0", tls=authority().server("peer.test"))  # not at the first address
             await dial(req, f"tls+tcp://peer.test:{port_of(listener.url)}")
             await ask(req, named, b"hello")
             other = await listen(numbered, "tls+tcp://127.0.0.1:0")
@@ -169,7 +169,7 @@ async def test_a_dialer_and_a_listener_that_were_given_none_use_the_tls_of_their
 
 
 class Tap:
-    """A listener in between, which notes down what passes."""
+    """A relay that records the bytes that pass."""
 
     def __init__(self, port: int) -> None:
         self.heard = {"up": bytearray(), "down": bytearray()}
@@ -201,15 +201,15 @@ async def test_nothing_that_is_said_can_be_read_on_the_way(scheme: str) -> None:
     for heard in tap.heard.values():
         assert heard
         for said in (b"a secret", b"\0SP\0"):
-            assert (said in heard) == (scheme == "tcp")  # so the tap does hear
+            assert (said in heard) == (scheme == "tcp")  # so the relay does record
 
 
 @SCHEMES
-async def test_a_dial_to_nobody_fails_with_the_cause_that_tcp_has(scheme: str) -> None:
+async def test_a_dial_without_a_listener_fails_with_the_same_cause_as_over_tcp(scheme: str) -> None:
     with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))  # and nobody listens
+        reserved.bind(("127.0.0.1", 0))  # bound, but not listening
         async with sp.Req0() as req:
             with trio.fail_after(5), pytest.raises(sp.DialError, match=r"(?i)refused|name") as caught:
                 await dial(req, f"{scheme}://127.0.0.1:{reserved.getsockname()[1]}")
-        # An address of the other family is no address at all.
+        # The name has no address of the other family.
         assert type(caught.value.__cause__) is (socket.gaierror if scheme == "tls+tcp6" else ConnectionRefusedError)

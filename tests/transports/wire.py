@@ -1,4 +1,4 @@
-"""Raw peers: plain streams on which a test writes the SP wire format by hand; and guards and waits that tests share."""
+"""Raw peers, on which a test writes the SP wire format by hand, and waits that tests share."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def frame(body: bytes, *, typed: bool = False) -> bytes:
 
 @cache
 def _trusting() -> ssl.SSLContext:
-    """The standard library's TLS, so that ours is not judged by itself."""
+    """The TLS of the standard library, so that ours is tested against another one."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority().ca.configure_trust(context)
     return context
 
 
 async def connect(url: str) -> Stream:
-    """Connect to a tcp, tls+tcp, ipc or abstract URL, with the TLS handshake if there is one, and say nothing."""
+    """Connect to a tcp, tls+tcp, ipc or abstract URL, with the TLS handshake if any."""
     scheme, _, rest = url.partition("://")
     if scheme in ("tcp", "tls+tcp"):
         host, _, port = rest.rpartition(":")
@@ -57,7 +57,10 @@ def socket_of(stream: Stream) -> trio.socket.SocketType:
 
 
 async def end(stream: Stream) -> None:
-    """Say that nothing more will be sent.  Over TLS, what was received has to be read before, and this waits for the peer's end as well."""
+    """End the sending direction.
+
+    Over TLS, read what was received before; this also waits until the peer has ended.
+    """
     if isinstance(stream, trio.SSLStream):
         transport, _ = await stream.unwrap()
         await transport.aclose()
@@ -66,7 +69,7 @@ async def end(stream: Stream) -> None:
 
 
 def reset(stream: Stream) -> None:
-    """Break the connection off, without a word of farewell."""
+    """Reset the connection."""
     sock = socket_of(stream)
     sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
@@ -101,7 +104,7 @@ async def receive_frame(stream: Stream, *, typed: bool = False) -> bytes:
 
 
 async def receive_end(stream: Stream) -> bytes:
-    """Return what still comes until the peer ends the stream, be it with a FIN or an RST."""
+    """Return what arrives until the peer ends the stream by a FIN or an RST."""
     data = b""
     try:
         while more := await stream.receive_some():
@@ -120,14 +123,17 @@ async def expect(events: sp.EventStream, kind: sp.EventKind) -> sp.Event:
 
 
 async def until(condition: Callable[..., object]) -> None:
-    """Let everybody run until *condition* holds.  The few milliseconds are those of an idle kernel, whatever the clock says."""
+    """Let all tasks run until *condition* holds.
+
+    The pauses are real milliseconds, even if the clock is a mock, since the kernel needs time.
+    """
     while not condition():
         await trio.testing.wait_all_tasks_blocked(0.002)
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Like ``trio.fail_after``, but in real seconds also where the clock is a mock."""
+    """Like ``trio.fail_after``, but in real seconds even if the clock is a mock."""
     token = trio.lowlevel.current_trio_token()
     scope = trio.CancelScope()
 
