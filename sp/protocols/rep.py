@@ -52,7 +52,7 @@ class RepContext:
             raise StateError(self._engine.nothing_asked)
         if message.header and (message.header != request.header or message.pipe is not request.pipe):
             raise StateError("the request was given up while its reply waited: this context has received another one")
-        if not self._engine.reply(request, message.body):
+        if not self._engine.reply(request, message):
             return False
         self._request = None
         return True
@@ -115,13 +115,14 @@ class RepEngine(Engine):
         """Return the pipe that *request* came by; None: it is gone."""
         return self._pipes.get(request.pipe)
 
-    def reply(self, request: Message, body: bytes) -> bool:
-        """Send *body* the way that *request* came.  False: its pipe has no room now."""
+    def reply(self, request: Message, message: Message) -> bool:
+        """Send *message* the way that *request* came.  False: its pipe has no room now."""
         pipe = self.pipe_of(request)
         if pipe is None or pipe.broken:
             self.dropped[DropReason.REQUESTER_GONE] += 1
             return True
-        return pipe.offer(Message(body, request.header))
+        message.header, message.pipe = request.header, request.pipe
+        return pipe.offer(message)
 
     def socket_closed(self) -> None:
         self.inbox.forget_bodies()

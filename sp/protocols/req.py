@@ -62,7 +62,7 @@ class ReqContext:
 
     def send(self, message: Message) -> bool:
         """Start a request.  It replaces the one under way, whose waiter gets RequestReplaced."""
-        return self._engine.start(self, message.body)
+        return self._engine.start(self, message)
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
         return None
@@ -107,9 +107,9 @@ class ReqEngine(Engine):
     def open_context(self) -> ReqContext:
         return ReqContext(self)
 
-    def start(self, context: ReqContext, body: bytes) -> bool:
-        """Send a new request for *context*.  False: no pipe has room for it."""
-        message = Message(body, self._ids.take(self._under_way))
+    def start(self, context: ReqContext, message: Message) -> bool:
+        """Send *message* as a new request for *context*.  False: no pipe has room for it."""
+        message.header = self._ids.take(self._under_way)
         pipe = self._balancer.offer(message)
         if pipe is None:
             return False

@@ -100,9 +100,9 @@ async def test_replies_that_wait_for_one_peer_are_not_tried_for_another(name: st
         tries = Counter[int]()
         reply = rep._engine.reply
 
-        def counted(request: Message, body: bytes) -> bool:
+        def counted(request: Message, message: Message) -> bool:
             tries[request.pipe.id if request.pipe is not None else 0] += 1
-            return reply(request, body)
+            return reply(request, message)
 
         monkeypatch.setattr(rep._engine, "reply", counted)
         for _ in range(10):
