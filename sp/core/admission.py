@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("sp")
 
 _SLOT_RESERVED: Final = 1.0
-"""How long, in seconds, a PAIR reserves its slot for a peer still in its handshake: a silent peer must not keep all others away."""
+"""How long, in seconds, a PAIR reserves its slot for a peer still in its handshake.
+
+A silent peer must not keep all others away.
+"""
 
 
 @uninterrupted
@@ -41,7 +44,8 @@ class Admission:
     async def admit_connection(self, newcomer: Newcomer, url: str, priority: int, *, dialed: bool) -> PipeTask:
         """Make a pipe of *newcomer* within the handshake timeout.
 
-        Raises PeerError, PipeRefused, OSError or ClosedResourceError; the caller then closes the newcomer.
+        Raises PeerError, PipeRefused, OSError or ClosedResourceError; the caller then closes the
+        newcomer.
         """
         core = self._core
         if not core.engine.single_peer or (newcomer.defers_greeting and not dialed):
@@ -116,7 +120,7 @@ class Admission:
             raise PipeRefused("refused: this PAIR has its peer already, or is about to", kind=RefusalKind.NO_ROOM)
 
     async def _wait_for_earlier_newcomer(self, newcomer: Newcomer) -> None:
-        """Wait until the peer that the slot is reserved for has become a pipe or not, or its time is up."""
+        """Wait until it is decided who gets the slot, or the reservation is over."""
         while (reserved := self._reserved) is not None and reserved.keeps_out(newcomer) and not reserved.dialed:
             with trio.move_on_at(reserved.until):
                 await self._core.changed()
@@ -136,7 +140,7 @@ class Admission:
             raise PipeRefused(f"refused: authorize said {answer.status}", answer)
         if not answer:
             raise PipeRefused("refused: authorize said no")
-        if answer is not True:  # a tuple, a text or an exception is truthy too, and was hardly meant as yes
+        if answer is not True:  # a tuple or an exception is truthy too, but was hardly meant as yes
             raise PipeRefused(f"refused: authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse")
 
 

@@ -93,43 +93,66 @@ def _check_timeout(_: object, attribute: attrs.Attribute[Any], value: object) ->
 @attrs.frozen(kw_only=True)
 class _WSConfig:
     ping_interval: float | None = attrs.field(default=20.0, validator=seconds_or_none)
-    """Seconds between two pings, sent even while messages flow.  Proxies often end connections that are idle for a minute.
+    """Seconds between two pings, sent even while messages flow.
 
-    None: no pings."""
+    Proxies often end connections that are idle for a minute.
+
+    None: no pings.
+    """
     ping_timeout: float = attrs.field(default=20.0, validator=_check_timeout)
-    """Seconds after a ping within which something must arrive from the peer.  Otherwise the pipe ends with ``PeerSilent``."""
+    """Seconds after a ping within which something must arrive from the peer.
+
+    Otherwise the pipe ends with ``PeerSilent``.
+    """
     ping_everyone: bool = attrs.field(default=False, validator=flag)
     """True: ping every peer, and end the pipe of a peer that stays silent.
 
-    False, the default: a peer that may be libnanomsg gets no pings, because it passes each ping to its application as a message and
-    never answers.  libnng and mangos get pings, but a missing answer does not end the pipe: they read nothing while their
-    application does not receive.  The handshake tells libnanomsg from browsers, from this library and from most others.  When
-    libnanomsg dials, it cannot be told from libnng."""
+    False, the default: a peer that may be libnanomsg gets no pings, because it passes each ping to
+    its application as a message and never answers.  libnng and mangos get pings, but a missing
+    answer does not end the pipe: they read nothing while their application does not receive.  The
+    handshake tells libnanomsg from browsers, from this library and from most others.  When
+    libnanomsg dials, it cannot be told from libnng.
+    """
 
 
 @final
 @attrs.frozen(kw_only=True)
 class WSServerConfig(_WSConfig):
-    """Options of a listener at ``ws://``, ``wss://`` or ``ws+unix:``.  Wrong values raise TypeError or ValueError."""
+    """Options of a listener at ``ws://``, ``wss://`` or ``ws+unix:``.
+
+    Wrong values raise TypeError or ValueError.
+    """
 
     origins: tuple[str, ...] = attrs.field(default=(), converter=_origins)
-    """Origins whose web pages may connect, like ``https://app.example``; ``"*"``: all.  Default: none.
+    """Origins whose web pages may connect, like ``https://app.example``; ``"*"``: all.
 
-    A client that sends no ``Origin`` is no browser and may always connect."""
+    Default: none.
+
+    A client that sends no ``Origin`` is no browser and may always connect.
+    """
     response_headers: HeaderItems = attrs.field(default=(), converter=header_items, repr=False)
     """Headers added to the response of each handshake."""
     health_path: str | None = attrs.field(default=None, validator=optional(_check_health_path))
-    """Path of a health check, like ``/healthz``: GET and HEAD get 200, or 503 while the listener drains.  None: no health check."""
+    """Path of a health check, like ``/healthz``; None: no health check.
+
+    GET and HEAD get 200, or 503 while the listener drains.
+    """
     health: Health | None = attrs.field(default=None, validator=optional(_check_health))
     """Function, async or not, that is called for each health check.
 
-    It returns True or a str (the body) for 200, False for 503, or an ``HTTPResponse``.  None: 200 with the body ``ok``."""
+    It returns True or a str (the body) for 200, False for 503, or an ``HTTPResponse``.  None: 200
+    with the body ``ok``.
+    """
     trusted_proxies: tuple[IPNetwork | str, ...] = attrs.field(default=(), converter=_networks)
     """Networks of proxies whose headers about the client are believed, like ``10.0.0.0/8``.
 
-    ``"unix"``: every peer that connects by a unix socket."""
+    ``"unix"``: every peer that connects by a unix socket.
+    """
     forwarded_header: ForwardedHeader = attrs.field(default="X-Forwarded-For", validator=choice("X-Forwarded-For", "Forwarded"))
-    """The header in which these proxies name the client.  The other one is ignored, because a client may have sent it."""
+    """The header in which these proxies name the client.
+
+    The other one is ignored, because a client may have sent it.
+    """
 
     def __attrs_post_init__(self) -> None:
         if self.health is not None and self.health_path is None:
@@ -140,7 +163,7 @@ class WSServerConfig(_WSConfig):
         return "*" in self.origins or normal_origin(origin) in self.origins
 
     def trusts(self, address: IPAddress | None) -> bool:
-        """Whether a peer with this address is a trusted proxy; None: a peer that connected by a unix socket."""
+        """Whether a peer with this address is a trusted proxy; None: one that came by a unix socket."""
         if address is None:
             return _UNIX in self.trusted_proxies
         return any(not isinstance(network, str) and address in network for network in self.trusted_proxies)
@@ -167,13 +190,19 @@ def _shown_proxy(value: object) -> str:
 @final
 @attrs.frozen(kw_only=True)
 class WSClientConfig(_WSConfig):
-    """Options of a dialer to ``ws://``, ``wss://`` or ``ws+unix:``.  Wrong values raise TypeError or ValueError."""
+    """Options of a dialer to ``ws://``, ``wss://`` or ``ws+unix:``.
+
+    Wrong values raise TypeError or ValueError.
+    """
 
     headers: HeaderItems = attrs.field(default=(), converter=header_items, validator=_check_host, repr=False)
     """Headers added to each request, for example ``Authorization`` or ``Cookie``.
 
-    ``Host``, ``Origin`` and ``User-Agent`` replace the default ones."""
+    ``Host``, ``Origin`` and ``User-Agent`` replace the default ones.
+    """
     proxy: str | Literal[True] | None = attrs.field(default=True, validator=_check_proxy, repr=_shown_proxy)
     """URL of an HTTP proxy to connect through (CONNECT): ``http://[USER:PASSWORD@]HOST:PORT``.
 
-    True, the default: the environment decides (``HTTPS_PROXY`` for wss, ``HTTP_PROXY`` for ws, ``NO_PROXY``).  None: no proxy."""
+    True, the default: the environment decides (``HTTPS_PROXY`` for wss, ``HTTP_PROXY`` for ws,
+    ``NO_PROXY``).  None: no proxy.
+    """

@@ -30,7 +30,10 @@ class ConnectProxy:
 
     @classmethod
     def parse(cls, url: str) -> ConnectProxy:
-        """Return the proxy that *url* names.  Raises ValueError, which does not show *url*: it may hold a password."""
+        """Return the proxy that *url* names.
+
+        Raises ValueError, which does not show *url*: it may hold a password.
+        """
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
@@ -77,7 +80,10 @@ def proxy_for(address: Address, setting: str | Literal[True] | None) -> ConnectP
 
 
 def _is_local(host: str) -> bool:
-    """Whether no proxy could reach *host* for us.  As in Go, the environment's proxy is not used then."""
+    """Whether no proxy could reach *host* for us.
+
+    As in Go, the environment's proxy is not used then.
+    """
     if without_zone(host) != host:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Who stands behind a proxy, as the proxy says in a header of HTTP: ``X-Forwarded-For`` or ``Forwarded`` (RFC 7239)."""
+"""The client behind a proxy, from ``X-Forwarded-For`` or ``Forwarded`` (RFC 7239)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from sp.http.message import HTTPHeaders
 
 _MAX_PORT: Final = 65535
 UNKNOWN: Final = "unknown"
-"""The client of a trusted proxy that does not say, or not so that it could be read (RFC 7239, 6.2); never the proxy's own address."""
+"""The address of a client that a trusted proxy does not report readably (RFC 7239, 6.2).
+
+The proxy's own address is never used instead.
+"""
 _MAX_HOPS: Final = 64
 _MAX_FORWARDED: Final = 8192
 
 
 def parse_ip(text: str) -> tuple[IPAddress, str] | None:
-    """Return the address in *text* and its port, empty when there is none; ``[v6]``, ``[v6]:port``, ``v4:port``.  None: no address."""
+    """Return the address in *text* and its port, ``""`` without one; None if *text* is no address.
+
+    *text* is ``v4``, ``v4:port``, ``v6``, ``[v6]`` or ``[v6]:port``.
+    """
     text = text.strip(" \t")
     port = ""
-    if "%" in text:  # a zone says something on the proxy's own machine only, and may be any text
+    if "%" in text:  # a zone means something on the proxy's machine only, and may be any text
         return None
     if text.startswith("["):
         text, bracket, rest = text[1:].partition("]")
@@ -44,7 +50,7 @@ def parse_ip(text: str) -> tuple[IPAddress, str] | None:
 
 
 def format_ip(address: IPAddress, port: str) -> str:
-    """Return ``host:port``, with IPv6 in brackets; without a port the address alone."""
+    """Return ``host:port``, with IPv6 in brackets; the address alone if *port* is empty."""
     if not port:
         return str(address)
     return host_port(str(address), port)
@@ -56,7 +62,7 @@ _ELEMENT: Final = re.compile(r'\s*([-!#$%&\'*+.^_`|~0-9A-Za-z]+)\s*=\s*(?:"((?:[
 
 
 def _parse_forwarded(value: str) -> list[dict[str, str]]:
-    """Return the elements of a ``Forwarded`` header (RFC 7239, 4); what cannot be read ends it with an element that says nothing."""
+    """Return the elements of a ``Forwarded`` header (RFC 7239, 4); one empty element if it is broken."""
     elements: list[dict[str, str]] = [{}]
     if len(value) > _MAX_FORWARDED:
         return elements
@@ -67,7 +73,8 @@ def _parse_forwarded(value: str) -> list[dict[str, str]]:
         elif value[place] != ";":
             match = _ELEMENT.match(value, place)
             if match is None:
-                # Nobody knows where the broken part ends, so all of it says nothing; what is to the left of it is not to be believed.
+                # Nobody knows where the broken part ends, and what is to its left may be the
+                # client's: ignore all of it.
                 return [{}]
             quoted = match[2]
             elements[-1].setdefault(match[1].lower(), match[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
@@ -79,21 +86,24 @@ def _parse_forwarded(value: str) -> list[dict[str, str]]:
 
 @attrs.frozen
 class Client:
-    """Who a request comes from."""
+    """The client that sent a request."""
 
     address: str
     """``host:port`` or ``host``."""
     scheme: str
+    """``http`` or ``https``."""
     via: bool
-    """Whether a trusted proxy has passed it on."""
+    """Whether a trusted proxy has passed the request on."""
 
 
 def client_of(config: WSServerConfig, headers: HTTPHeaders, peer: str, scheme: str, *, unix: bool) -> Client:
-    """Return who is behind *peer*: the right-most address that no trusted proxy has, as the trusted ones say.
+    """Return the client behind *peer*: the right-most address in the header that is no trusted proxy's.
 
-    Without such a header it is *peer* itself; where one cannot be read, ``unknown``.
+    It is *peer* itself if that is no trusted proxy, or there is no header, and ``unknown`` if the
+    header cannot be read.  *scheme* is the one that *peer* uses; *unix* says that *peer* came by a
+    unix socket.
     """
-    found = None if unix else parse_ip(_ZONE.sub("", peer))  # a zone here is one of our machine's
+    found = None if unix else parse_ip(_ZONE.sub("", peer))  # a zone in *peer* is of our machine
     if not config.trusted_proxies or not config.trusts(None if unix or found is None else found[0]) or (found is None and not unix):
         return Client(peer, scheme, via=False)
     if config.forwarded_header == "Forwarded":
@@ -104,7 +114,7 @@ def client_of(config: WSServerConfig, headers: HTTPHeaders, peer: str, scheme: s
         value = headers.get("X-Forwarded-For", "").strip()
         names = value.rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if value else []
         protocols = [part.strip().lower() for part in headers.get("X-Forwarded-Proto", "").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:]]
-        # One proxy that sets the header for all, or each one adding its own.
+        # Either one proxy sets the header for all, or each one adds its own.
         per_hop = protocols if len(protocols) == len(names) else [protocols[-1]] * len(names)
         hops = list(zip(names, per_hop, strict=True))
     address = peer

@@ -19,7 +19,10 @@ _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _OURS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding", "date"})
 """Headers that the library sets itself, as well as those that begin with ``sec-websocket-``."""
 _FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding"})
-"""Headers that say where a response ends.  ``encode`` sets its own, also for a response that came from elsewhere."""
+"""Headers that say where a response ends.
+
+``encode`` sets its own, also for a response that came from elsewhere.
+"""
 WITHOUT_CONTENT: Final = (204, 304)
 """Statuses of responses that end with their head (RFC 9112, 6.3)."""
 
@@ -54,7 +57,10 @@ class HTTPHeaders(Mapping[str, str]):
 
 
 def header_items(value: Mapping[str, str] | Iterable[tuple[str, str]]) -> HeaderItems:
-    """Return *value* as pairs of name and value.  Raises TypeError or ValueError for headers that an application cannot set."""
+    """Return *value* as pairs of name and value.
+
+    Raises TypeError or ValueError for headers that an application cannot set.
+    """
     if isinstance(value, (str, bytes)):
         raise TypeError(f"headers are a mapping, or pairs of name and value, not {type(value).__name__}")
     if isinstance(value, HTTPHeaders):
@@ -113,7 +119,7 @@ class HTTPResponse(RefusalResponse):
 
     @classmethod
     def received(cls, status: int, body: bytes, headers: Iterable[tuple[str, str]]) -> HTTPResponse:
-        """Return a response that came from a server, with values that an application could not set."""
+        """Return a response of a server, which may have values that an application cannot set."""
         response = cls(status if status >= 200 else 200, body)
         object.__setattr__(response, "status", status)
         object.__setattr__(response, "headers", HTTPHeaders(headers))
@@ -191,9 +197,9 @@ class HTTPInfo:
     response_headers: HTTPHeaders = attrs.field(factory=HTTPHeaders)
     """Headers of the response; empty before it was sent."""
     scheme: str = "http"
-    """``http`` or ``https``: what the client used, to reach us or, if the proxy says so, a trusted proxy."""
+    """``http`` or ``https``: how the client has reached us or, if that says so, a trusted proxy."""
     via_trusted_proxy: bool = False
-    """Whether the request came from one of ``trusted_proxies``, so that its headers about the client can be believed."""
+    """Whether the request came from one of ``trusted_proxies``, whose headers can be believed."""
 
     def __repr__(self) -> str:
         return f"<HTTPInfo {self.path}>"  # a query may hold a token

@@ -1,8 +1,8 @@
 """What a transport offers to a socket.
 
-A transport connects or listens.  Both give newcomers, which become connections once they are greeted and accepted.  A connection
-moves messages in batches and without waiting where it can: a caller's ``send`` may write by itself, and a task waits only
-when the kernel takes no more.
+A transport connects or listens.  Both give newcomers, which become connections once they are
+greeted and accepted.  A connection moves messages in batches and without waiting where it can: a
+caller's ``send`` may write by itself, and a task waits only when the kernel takes no more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from sp.tls.info import TLSInfo
 from sp.transports.proxy_protocol import ProxyInfo
 
 SHORTEST_KEEPALIVE: Final = 2
-"""In seconds.  The kernel counts whole seconds, and needs one until it asks and one for the answer."""
+"""In seconds.
+
+The kernel counts whole seconds, and needs one until it asks and one for the answer.
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +70,7 @@ class Peer(Protocol):
 
     @property
     def proxy_address(self) -> str | None:
-        """The address of the proxy that is connected to us, if ``remote_address`` is that of its client; None without a proxy."""
+        """The address of the proxy, if ``remote_address`` is that of its client; None without one."""
         ...
 
     @property
@@ -81,15 +84,18 @@ class Peer(Protocol):
         ...
 
     def close(self, error: Exception | None = None) -> None:
-        """End the connection now, because of *error*, and wake the tasks that wait on it.  A second call does nothing."""
+        """End the connection now, because of *error*, and wake the tasks that wait on it.
+
+        A second call does nothing.
+        """
         ...
 
 
 class Newcomer(Protocol):
     """A new connection, before the two sides have greeted.
 
-    ``greet`` makes it a ``Greeted``, whose ``accept`` makes it a ``Connection``.  The newcomer stays the one to close, in
-    whatever state the connection is.
+    ``greet`` makes it a ``Greeted``, whose ``accept`` makes it a ``Connection``.  The newcomer
+    stays the one to close, in whatever state the connection is.
     """
 
     @property
@@ -112,7 +118,7 @@ class Newcomer(Protocol):
 
     @property
     def defers_greeting(self) -> bool:
-        """Whether our greeting waits for ``Greeted.accept``, so that the peer has no pipe before."""
+        """Whether our greeting waits for ``Greeted.accept``: the peer has no pipe before."""
         ...
 
     def defer_greeting(self) -> None:
@@ -135,7 +141,10 @@ class Newcomer(Protocol):
         ...
 
     def close(self, error: Exception | None = None) -> None:
-        """End the connection now, because of *error*, and wake the tasks that wait on it.  A second call does nothing."""
+        """End the connection now, because of *error*, and wake the tasks that wait on it.
+
+        A second call does nothing.
+        """
         ...
 
 
@@ -152,7 +161,10 @@ class Greeted(Peer, Protocol):
         ...
 
     async def reject(self, error: PipeRefused | WrongProtocol) -> None:
-        """Tell the peer that it was turned away, as far as there are words for that.  ``close`` has to follow."""
+        """Tell the peer that it was turned away, as far as there are words for that.
+
+        ``close`` has to follow.
+        """
         ...
 
 
@@ -161,7 +173,7 @@ class Connection(Peer, Protocol):
 
     @property
     def allows_direct_read(self) -> bool:
-        """Whether it is worthwhile that a task that waits for a message reads the connection itself."""
+        """Whether it pays that a task that waits for a message reads the connection itself."""
         ...
 
     @property
@@ -183,18 +195,22 @@ class Connection(Peer, Protocol):
         ...
 
     def acknowledged(self) -> int:
-        """Return how many bytes the peer's system has taken; always 0 on systems that do not tell."""
+        """Return how many bytes the peer's system has taken; always 0 if our system does not tell."""
         ...
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
         """Write messages from the left of *outbox*, and remove those that were taken over.
 
-        True: all is written.  False: the peer takes no more now; ``wait_writable``, then call again.  Raises OSError.
+        True: all is written.  False: the peer takes no more now; ``wait_writable``, then call
+        again.  Raises OSError.
         """
         ...
 
     async def wait_writable(self) -> None:
-        """Wait until ``send_nowait`` is worth a try.  Raises ClosedResourceError when the connection is closed meanwhile."""
+        """Wait until ``send_nowait`` is worth a try.
+
+        Raises ClosedResourceError when the connection is closed meanwhile.
+        """
         ...
 
     @property
@@ -205,16 +221,20 @@ class Connection(Peer, Protocol):
     async def receive_batch(self) -> list[Message]:
         """Return what has arrived, at least one message; empty: the peer has ended the connection.
 
-        Always a checkpoint.  A cancellation loses nothing.  Raises PeerError, OSError, or ClosedResourceError.
+        Always a checkpoint.  A cancellation loses nothing.  Raises PeerError, OSError, or
+        ClosedResourceError.
         """
         ...
 
     def interrupt(self) -> None:
-        """Make a ``receive_batch`` that waits raise ClosedResourceError; the next one works again."""
+        """Let a ``receive_batch`` that waits raise ClosedResourceError.  The next one works again."""
         ...
 
     def finish(self) -> bool:
-        """Tell the peer that nothing more will be sent.  False: it takes no more now; ``wait_writable``, then call again."""
+        """Tell the peer that nothing more will be sent.
+
+        False: it takes no more now; ``wait_writable``, then call again.
+        """
         ...
 
 
@@ -248,7 +268,9 @@ class Transport(Protocol):
         ...
 
     async def listen(self, address: Address, terms: EndpointConfig) -> list[Acceptor]:
-        """Bind *address*.  A name may stand for several addresses; their acceptors all have the same URL.
+        """Bind *address*.
+
+        A name may stand for several addresses; their acceptors all have the same URL.
 
         Raises OSError or AddressError.
         """

@@ -1,7 +1,7 @@
 """The answer of an HTTP server or proxy, without I/O: its head, and how a refusal's body begins.
 
-The parser of the ``websockets`` package reads the head.  The body is read here: whatever it is
-like, it must not stand in the way of what the head has said.
+The parser of the ``websockets`` package reads the head.  The body is read here, because a broken
+body must not hide what the head has said.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from sp.http.message import WITHOUT_CONTENT, HTTPResponse
 
 SWITCHING: Final = 101
 MAX_HEAD: Final = 64 * 1024
-"""Bytes that a first line and its headers may have; for answers, with all interim ones before."""
+"""The most bytes of a first line and its headers.
+
+For an answer, those of interim answers before it count as well.
+"""
 MAX_INTERIM: Final = 16
-"""How many interim answers are passed over."""
+"""How many interim answers (1xx) are skipped."""
 KEPT_BODY: Final = 4096
-"""The most that is kept, and waited for, of a refusal's body."""
+"""How many bytes of a refusal's body are waited for and kept."""
 SHOWN: Final = 80
+"""How many bytes of the peer's first line an error shows."""
 TOLD: Final = 300
-"""The most of the parser's words, which quote the peer's."""
+"""How many characters of the parser's error text, which quotes the peer, an error shows."""
 _QUOTING: Final = ("invalid HTTP ", "unsupported protocol")
-"""How the parser's words begin that quote a line, or a part of it."""
+"""How those error texts of the parser begin that quote a line, or a part of it."""
 _MAX_LINE: Final = 8192
 _CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;\r\n])")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
@@ -38,20 +42,20 @@ _Reading = Generator[None, None, None]
 
 
 class Answer:
-    """Reads one."""
+    """Reads one answer."""
 
     def __init__(self, who: str, agreement: range, *, scheme: str = "http", over_tls: bool = False) -> None:
-        """*agreement*: the statuses that are no refusal.
+        """Take *agreement*, the statuses that are no refusal.
 
-        The others are for words: *who* answers, at what kind of URL.
+        The other parameters are for error texts: *who* answers, and at what kind of URL.
         """
         self.response: Response | None = None
-        """The head, once it is there."""
+        """The head, once it has come."""
         self._who = who
         self._agreement = agreement
         self._scheme = scheme
         self._over_tls = over_tls
-        self._begun = b""  # its first bytes, for words; of the last one after interim answers
+        self._begun = b""  # the first bytes of the latest answer, for error texts
         self._reader = StreamReader()
         self._head_size = 0
         self._body = bytearray()
@@ -60,24 +64,26 @@ class Answer:
 
     @property
     def first_line(self) -> bytes:
-        """As much as is there of the first line, and as much as should be shown."""
+        """The first line as far as it has come, at most as much as an error shows."""
         return without_query(self._begun.partition(b"\n")[0].rstrip(b"\r"))
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the head has said no, so that only words are missing."""
+        """Whether the head has refused, so that only its explanation is missing."""
         return self.response is not None and self.response.status_code not in self._agreement
 
     @property
     def rest(self) -> bytes:
-        """What has come behind the head of an agreement."""
+        """The bytes after the head of an agreement."""
         return bytes(self._reader.buffer)
 
     def receive_data(self, data: bytes) -> bool:
-        """Take what came, nothing at the end of the stream.  True: it is an agreement.
+        """Take *data* from the stream; empty: the stream has ended.
 
-        Raises UpgradeRefused, or another PeerError.  A refusal whose body is not complete when the
-        stream ends is a refusal nevertheless.
+        Returns True once it is an agreement.
+
+        Raises UpgradeRefused, or another PeerError.  A refusal counts even if its body is not
+        complete when the stream ends.
         """
         if data:
             self._begun += data[: SHOWN - len(self._begun)]
@@ -94,7 +100,8 @@ class Answer:
             failure: PeerError = self._refusal(self.response)
         except Exception as error:
             failure = self._explain(error)
-        raise failure  # not in there: the parser's error, which may quote a credential, would come along
+        # Outside of ``except``: the parser's error may quote a credential, so it must not be the context.
+        raise failure
 
     def _read(self) -> _Reading:
         reader = self._reader
@@ -112,12 +119,12 @@ class Answer:
             try:
                 yield from self._read_body(response)
             except (EOFError, ValueError, RuntimeError):
-                pass  # broken or cut off: what has come before is kept
+                pass  # broken or cut off: keep what has come before
 
     def _read_line(self, limit: int, too_long: type[Exception]) -> Generator[None, None, bytes]:
-        """Read a line of a head as the parser wants it.
+        """Read a line of a head, in the form that the parser expects.
 
-        Not all servers write the blank before an empty reason, or CR (RFC 9112, 2.2).
+        Some servers leave out the space before an empty reason, or the CR (RFC 9112, 2.2).
         """
         line = bytes((yield from self._reader.read_line(limit, too_long)))
         self._head_size += len(line)
@@ -127,7 +134,7 @@ class Answer:
         return (line + b" " if _BARE_STATUS.fullmatch(line) else line) + b"\r\n"
 
     def _read_body(self, response: Response) -> _Reading:
-        """Read the body of a refusal (RFC 9112, 6.3), as far as it is kept."""
+        """Read the beginning of a refusal's body (RFC 9112, 6.3)."""
         codings = ", ".join(response.headers.get_all("Transfer-Encoding")).lower()
         lengths = set(response.headers.get_all("Content-Length"))
         if response.status_code in WITHOUT_CONTENT or response.status_code == SWITCHING:
@@ -179,13 +186,13 @@ class Answer:
 
 
 def without_query(line: bytes) -> bytes:
-    """Return a first line as it may be shown: the query of a request may hold a token."""
+    """Return a first line without the query, which may hold a token."""
     before, mark, _ = line.partition(b"?")
     return before + mark
 
 
 def without_quotation(error: BaseException) -> str:
-    """Return the parser's words without the line that they quote: it may hold a credential."""
+    """Return the parser's error text without the line that it quotes: it may hold a credential."""
     words = str(error)[:TOLD]
     return words.partition(":")[0] if words.startswith(_QUOTING) else words
 

@@ -31,7 +31,10 @@ _BODY_TIME: Final = 1.0
 
 
 async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
-    """Connect to *address*, through a proxy if there is one.  All handshakes are part of ``greet``."""
+    """Connect to *address*, through a proxy if there is one.
+
+    All handshakes are part of ``greet``.
+    """
     if address.scheme == "ws+unix":
         return ClientNewcomer(await ipc.connect_link(address), terms, address)
     proxy = proxy_for(address, cast("WSClientConfig", terms.ws).proxy)

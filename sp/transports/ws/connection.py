@@ -21,7 +21,10 @@ from sp.transports.ws.frames import ENDED, WebSocket
 from sp.transports.ws.handshake import Pings
 
 _LAST_WORDS: Final = 1.0
-"""How long, in seconds, a peer may read why it is rejected: closing at once could take the words back (RST)."""
+"""How long, in seconds, a peer has to read why the connection ends.
+
+Closing at once could take the words back (RST).
+"""
 NORMAL, GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _GONE = 1000, 1001, 1002, 1008, 1011
 """Codes of Close (RFC 6455, 7.4.1)."""
 
@@ -55,7 +58,7 @@ class WSConnection(LinkConnection):
         code: int = NORMAL,
         says_close: bool = True,
     ) -> None:
-        """*code* is that of Close when nothing is wrong; *says_close* is whether the peer gets a Close then."""
+        """If nothing is wrong, the peer gets a Close with *code*, or none unless *says_close*."""
         super().__init__(link, terms)
         self.http = http
         self._config = cast("WSServerConfig | WSClientConfig", terms.ws)
@@ -63,10 +66,10 @@ class WSConnection(LinkConnection):
         self._pings = pings
         self._code = code
         self._says_close = says_close
-        self._control = b""  # frames that stand between messages: the answer to a ping, a ping, Close
+        self._control = b""  # frames to send between messages: a ping, the answer to one, Close
         self._heard = False  # whether anything has come since the last ping
-        self._waiting = False  # for the peer: all that it has sent was read
-        self._more = False  # the last read was full: there is more to read, and no need to ask the kernel
+        self._waiting = False  # whether we wait for the peer: all that it has sent was read
+        self._more = False  # the last read was full, so there is probably more to read
         self._lingered = False  # the peer has had its time to read our last words
         self._keeping: trio.CancelScope | None = None
 
@@ -83,7 +86,7 @@ class WSConnection(LinkConnection):
         return not self._take_control() or super().send_nowait(outbox)
 
     def _take_control(self) -> bool:
-        """Have control frames written next.  False: there are none."""
+        """Let control frames be written next.  False: there are none."""
         if not self._control:
             return False
         self._unwritten, self._sizes = [self._control], []
@@ -110,7 +113,8 @@ class WSConnection(LinkConnection):
     def _say(self, data: bytes) -> None:
         """Write *data* between messages, soon.
 
-        It replaces what could not be written before: of several pings, only the last needs an answer.
+        It replaces what could not be written before: of several pings, only the last needs an
+        answer.
         """
         if data:
             self._control = data
@@ -120,7 +124,7 @@ class WSConnection(LinkConnection):
         try:
             self.send_nowait(deque())
         except OSError:
-            pass  # reading finds out
+            pass  # the next read reports it
 
     # Reading.
 
@@ -150,7 +154,7 @@ class WSConnection(LinkConnection):
                     continue
                 self._heard = True
                 if not data:
-                    # Without a Close, as nanomsg and mangos do it.
+                    # nanomsg and mangos end a connection without a Close.
                     if websocket.in_message:
                         raise PeerClosed("the peer closed the connection in the middle of a message")
                     return []
@@ -200,7 +204,7 @@ class WSConnection(LinkConnection):
 
     @trio.lowlevel.enable_ki_protection
     async def _keep_alive(self, interval: float) -> None:
-        """Ping the peer every *interval* seconds; end the connection when nothing comes any more."""
+        """Ping the peer every *interval* seconds; end the connection when nothing comes back."""
         timeout = self._config.ping_timeout
         is_judged = self._pings is Pings.ANSWERED or self._config.ping_everyone
         due = trio.current_time() + interval
@@ -210,17 +214,18 @@ class WSConnection(LinkConnection):
                 await self._write_until(min(due, deadline))
                 now = trio.current_time()
                 if now >= deadline:
-                    for _ in range(2):  # if it was we who paused, what has come meanwhile is about to be read
+                    # If this process was paused, what has come meanwhile is about to be read.
+                    for _ in range(2):
                         await trio.lowlevel.checkpoint()
                 try:
-                    # A ping on its way is data in flight, also to a peer that need not answer it.
+                    # A ping on its way is data in flight, even to a peer that need not answer it.
                     self.look(now)
                     if self._heard:
                         deadline = math.inf
                     elif now >= deadline:
                         if self._waiting:
                             raise PeerSilent(f"the peer has not answered a ping within {timeout:g} s, nor sent anything else")
-                        # We are the ones that do not read: the application holds the pipe back.
+                        # It is we who do not read, since the application receives too slowly.
                         deadline = now + timeout
                 except PeerSilent as error:
                     self._give_up(error)
@@ -233,13 +238,13 @@ class WSConnection(LinkConnection):
                     self._say(ping)
 
     async def _write_until(self, time: float) -> None:
-        """Wait for *time*; write meanwhile what the kernel did not take at once."""
+        """Wait until *time*.  Meanwhile, write what the kernel did not take at once."""
         with trio.move_on_at(time):
             while (self._unwritten or self._control) and not self.closed:
                 try:
                     await self._link.wait_writable()
                 except trio.ClosedResourceError:
-                    await trio.lowlevel.checkpoint()  # closed, or a reader was interrupted
+                    await trio.lowlevel.checkpoint()  # closed, or the reader was interrupted
                 else:
                     self._flush()
             await trio.sleep_forever()
@@ -299,7 +304,10 @@ async def linger(link: Link) -> None:
 
 
 async def send_all(link: Link, data: bytes) -> None:
-    """Send *data*, which belongs to the handshake.  Raises PeerError, OSError or ClosedResourceError."""
+    """Send *data*, which belongs to the handshake.
+
+    Raises PeerError, OSError or ClosedResourceError.
+    """
     rest = memoryview(data)
     while rest:
         try:

@@ -1,7 +1,8 @@
-"""SP over WebSocket without I/O: messages to frames and back, by the ``websockets`` package's protocol class.
+"""SP over WebSocket without I/O: messages to frames and back, with the ``websockets`` package.
 
-A message is header and body in one binary WebSocket message, in frames of at most 64 KiB: libnng takes no frame above 1 MiB, whatever
-its limit for messages is.  Text is taken as well, since nanomsg can be told to send it.
+An SP message, header and body, is one binary WebSocket message in frames of at most 64 KiB: libnng
+takes no frame above 1 MiB, whatever its limit for messages is.  Text messages are taken too, since
+nanomsg can be told to send them.
 """
 
 from __future__ import annotations
@@ -25,25 +26,29 @@ from sp.message import FindBody, Message
 from sp.transports.framing import broken_header, too_large
 
 FRAGMENT: Final = 64 * 1024
-"""The most that goes into a frame."""
+"""The largest payload of a frame that we send, in bytes."""
 _MAX_BATCH: Final = 1024
-"""Plain messages that are decoded at once; any other frame counts for _COST of them."""
+"""How many plain messages are decoded in one call; any other frame counts as _COST of them."""
 _COST: Final = 16
 _KEPT_TAIL: Final = 4096
-"""A frame that is cut off below this size waits for its rest here; a fragment below it is gathered with others."""
+"""Bytes.
+
+An incomplete frame below this size is kept until its rest comes; a fragment below it is joined with
+others.
+"""
 _PLAIN: Final = 0x82
-"""A binary message in one frame."""
+"""The first byte of a binary message in one frame."""
 _SHORT: Final = [bytes((_PLAIN, size)) for size in range(126)]
 _SHORT_MASKED: Final = [bytes((_PLAIN, 0x80 | size)) for size in range(126)]
 _POOL: Final = 4096
 _OPCODES: Final = frozenset(Opcode)
 _MAX_CONTROL: Final = 125
 _MAX_REASON: Final = 123
-"""What a Close has room for behind its code."""
+"""The bytes of text that a Close has room for after its code."""
 _PLAIN_CODES: Final = (1000, 1005)
-"""Of a Close that says nothing more: OK, and none."""
+"""Codes of a Close that has nothing more to say: OK, and none."""
 ENDED: Final = "the peer closed the connection"
-"""What is told of a Close; by itself: it came between messages and said no more."""
+"""The words for a Close.  More follows if it came in the middle of a message, or had a reason."""
 
 quiet: Final = logging.Logger("sp.websockets", level=logging.CRITICAL + 1)  # noqa: LOG001  # the package would log payloads
 
@@ -59,7 +64,7 @@ class _Masks:
         self._used = 0
 
     def take(self) -> bytes:
-        """Return the next one."""
+        """Return the next mask."""
         used = self._used
         if used >= len(self._pool):
             self._pool, used = token_bytes(_POOL), 0
@@ -74,8 +79,9 @@ _medium: Final = struct.Struct(">BBH")
 class WebSocket:
     """Messages to frames and back, on one connection, once the handshake is over.
 
-    Heads of frames are looked at here, since the package's protocol class would wait for what follows them; frames go through that class
-    but for the kind that nearly all are, a whole message in a binary frame of at most 64 KiB that has arrived whole: a quarter of the cost.
+    The heads of frames are checked here, since the package's protocol class would wait for the
+    payload first.  Nearly all frames are whole binary messages of at most 64 KiB that have arrived
+    completely.  Those are decoded here, at a quarter of the cost; all others go through that class.
     """
 
     __slots__ = (
@@ -95,26 +101,32 @@ class WebSocket:
     )
 
     def __init__(self, side: Side, find_body: FindBody | None, limit: int | None) -> None:
-        protocol = Protocol(side, max_size=None, logger=quiet)  # control frames would count as well, so the limit is looked at here
+        protocol = Protocol(side, max_size=None, logger=quiet)  # max_size would count control frames too
         self.error: PeerError | None = None
-        """What the peer did wrong, after the messages before it were returned.  Nothing can be decoded any more."""
+        """What the peer did wrong.
+
+        The messages before it were returned, and nothing more can be decoded.
+        """
         self.ended = ""
-        """Once the peer has sent Close: the words for it.  What came before was returned."""
+        """The words for the peer's Close, once it has come; empty before."""
         self._protocol = protocol
         self._is_server = side is Side.SERVER
         self._find_body = find_body
         self._limit = limit
         self._plain_limit = FRAGMENT if limit is None else min(limit, FRAGMENT)
-        self._rest: bytes = b""  # beyond the limit of the last batch
+        self._rest: bytes = b""  # what was beyond the limit of the last batch
         self._start: bytes = b""  # an incomplete frame
         self._missing = 0  # bytes of the frame that the protocol is reading
-        self._parts: list[bytes | bytearray] = []  # of a message in several frames
-        self._gathered = 0  # bytes of it that have been announced
+        self._parts: list[bytes | bytearray] = []  # of an incomplete message in several frames
+        self._gathered = 0  # the bytes of that message that its frames have announced
         self._text = False
 
     @property
     def has_more(self) -> bool:
-        """Whether ``receive_data(b"")`` may have messages: a batch has its limit, or a flood of tiny ones would hold up other tasks."""
+        """Whether ``receive_data(b"")`` may return messages.
+
+        A call has a limit, so that a flood of tiny messages does not keep other tasks waiting.
+        """
         return bool(self._rest)
 
     @property
@@ -123,11 +135,14 @@ class WebSocket:
         return bool(self._parts or self._missing or self._start)
 
     def add(self, data: bytes) -> None:
-        """Take what came with the handshake; it is decoded by the next ``receive_data``."""
+        """Take *data* that came with the handshake.  The next ``receive_data`` decodes it."""
         self._rest = data
 
     def receive_data(self, received: bytes) -> list[Message]:
-        """Return the messages that *received* completes.  What is wrong is in ``error``."""
+        """Return the messages that *received* completes.
+
+        Sets ``error`` if the peer did something wrong.
+        """
         messages: list[Message] = []
         if self.error is not None or self.ended:
             return messages
@@ -173,7 +188,8 @@ class WebSocket:
                 if data[offset] & 0x08 == 0:
                     self._gathered += size
                 elif data[offset] & 0x0F == Opcode.CLOSE:
-                    # It may stand between fragments (RFC 6455, 5.4); the package finds fault.
+                    # A Close may stand between fragments (RFC 6455, 5.4); without this the package
+                    # objects.
                     self._protocol.current_size = None
             room -= _COST
             self._feed(data[offset:stop], messages)
@@ -181,7 +197,10 @@ class WebSocket:
         return messages
 
     def _is_acceptable(self, first: int, second: int, size: int) -> bool:
-        """Look at a frame's first bytes (RFC 6455, 5.2, 5.4, 5.5): the parser would wait for its payload before it says no."""
+        """Check the first bytes of a frame (RFC 6455, 5.2, 5.4, 5.5).
+
+        The parser would wait for the payload before it objects.
+        """
         opcode = first & 0x0F
         reason = ""
         if first & 0x70:
@@ -211,12 +230,12 @@ class WebSocket:
         self._take_events(messages)
 
     def _take_events(self, messages: list[Message]) -> None:
-        """Take what the protocol has read."""
+        """Take the frames that the protocol has read."""
         protocol = self._protocol
         for frame in protocol.events_received():
             assert not isinstance(frame, (Request, Response))
             opcode = frame.opcode
-            data, frame.data = frame.data, b""  # the parser holds on to its last frame
+            data, frame.data = frame.data, b""  # the parser keeps its last frame alive
             if opcode is Opcode.CLOSE:
                 close = protocol.close_rcvd
                 self.ended = ENDED + (" in the middle of a message" if self._parts else "")
@@ -258,32 +277,35 @@ class WebSocket:
         return protocol.data_to_send()
 
     def data_to_send(self) -> bytes:
-        """Return what reading has made us say: the answer to the last ping, to a Close, or to a mistake."""
+        """Return what we have to answer to what was read: to a ping, a Close or a mistake."""
         writes = self._protocol.data_to_send()
         return b"".join(writes) if writes else b""
 
     def ping(self) -> bytes:
-        """Return a ping; empty: the connection is closing."""
+        """Return a ping, or nothing if the connection is closing."""
         if self._protocol.state is not OPEN:
             return b""
         self._protocol.send_ping(b"")
         return self.data_to_send()
 
     def close(self, code: int, reason: str = "") -> bytes:
-        """Return a Close; empty: one was sent."""
+        """Return a Close, or nothing if one was sent already."""
         if self._protocol.state is not OPEN:
             return b""
         self._protocol.send_close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
         return self.data_to_send()
 
     def forget(self) -> None:
-        """Drop what is incomplete."""
+        """Drop incomplete messages and frames."""
         self._parts.clear()
         self._rest = self._start = b""
         self._missing = self._gathered = 0
 
     def _keep(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep a part of a message.  Small ones are gathered, since an object for each would cost many times its bytes."""
+        """Keep a part of a message.
+
+        Small parts are joined, since an object for each would take many times its bytes.
+        """
         if len(data) >= _KEPT_TAIL:
             self._parts.append(bytes(data))
         elif self._parts and isinstance(self._parts[-1], bytearray):
@@ -292,7 +314,7 @@ class WebSocket:
             self._parts.append(bytearray(data))
 
     def _complete(self, data: bytes, messages: list[Message]) -> None:
-        """Make a message of *data*, if it is one."""
+        """Make a message of *data*, or refuse it."""
         if self._text:
             try:
                 str(data, "utf-8")
@@ -312,7 +334,7 @@ class WebSocket:
             messages.append(Message(data[body:], data[:body]))
 
     def _refuse(self, error: PeerError, code: CloseCode) -> None:
-        """Say *error* to the peer, and take no more."""
+        """Tell the peer about *error*, and take nothing more."""
         self.error = error
         self._protocol.fail(code, str(error)[:_MAX_REASON])
         self.forget()

@@ -1,6 +1,7 @@
-"""The handshake of SP over WebSocket without I/O, either side, by the ``websockets`` package's protocol classes.
+"""The handshake of SP over WebSocket without I/O, for both sides, with the ``websockets`` package.
 
-The sub-protocol names who listens.  No extension is agreed on.  What the handshake tells of who the peer may be decides on pings.
+The sub-protocol is the name of the listener's protocol.  No extension is agreed on.  The handshake
+also tells which implementation the peer may be, and so whether it gets pings.
 """
 
 from __future__ import annotations
@@ -51,35 +52,41 @@ SUBPROTOCOLS: Final = {
         BUS: "bus",
     }.items()
 }
-"""By the protocol number of who listens, whoever sends it (websocket mapping draft, 2)."""
+"""Names by the number of the listener's protocol (websocket mapping draft, 2)."""
 _NUMBERS: Final = {name: number for number, name in SUBPROTOCOLS.items()}
 
 _MARK: Final = "SP-Implementation"
 _EXPECTED: Final = "SP-Expected-Protocol"
-"""In a 400: the sub-protocol that would have been right, so that both sides can name the mistake."""
+"""A header of a 400: the right sub-protocol, so that both sides can report the mistake."""
 _NAME: Final = "trio-sp"
 _NOT_NANOMSG: Final = ("user-agent", "origin", "sec-websocket-extensions")
-"""Headers that libnanomsg does not send when it dials.  libnng does not either: the two send the same."""
+"""Headers that neither libnanomsg nor libnng sends when it dials."""
 _MANGOS: Final = "Go-http-client"
 _NNG_ANSWER: Final = ("Connection", "Upgrade", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol")
-"""What libnng answers, in this order and spelling, and nothing else; libnanomsg has the first two the other way round."""
+"""The headers of libnng's answer, in this order and spelling.
 
+libnanomsg has the first two the other way round.
+"""
 
 _NAMED: Final = (PROXY_SIGNATURE, encode_greeting(0)[:4])
+"""Beginnings that an error gives a name to: the PROXY protocol, and SP over tcp."""
 
 
 class _Head:
-    """Finds where the head of an HTTP message ends.  What follows must not reach the parser early: it would take it for frames."""
+    """Finds where the head of a request ends.
+
+    The parser must not see what follows: it would take that for frames.
+    """
 
     def __init__(self) -> None:
         self.begun = b""
-        """The first bytes, to name it by."""
+        """The first bytes, for error texts."""
         self.complete = False
         self.size = 0
         self._last = b""
 
     def split(self, received: bytes) -> tuple[bytes, bytes]:
-        """Return what of *received* belongs to the head, and what follows it."""
+        """Return the part of *received* that belongs to the head, and the part that follows it."""
         if len(self.begun) < SHOWN:
             self.begun += received[: SHOWN - len(self.begun)]
         before = len(self._last)
@@ -95,38 +102,42 @@ class _Head:
 
     @property
     def first_line(self) -> bytes:
-        """As much as is there of the first line, and as much as should be shown."""
+        """The first line as far as it has come, at most as much as an error shows."""
         return self.begun.partition(b"\n")[0].rstrip(b"\r")
 
 
 class ServerHandshake:
-    """Reads a request, then accepts it or says why not."""
+    """Reads a request, checks it, and makes the answer to it."""
 
     def __init__(self, *, over_tls: bool = False) -> None:
-        """*over_tls* is for words: what else a peer may have meant to speak."""
+        """*over_tls* is for error texts, which guess what else the peer may speak."""
         self._over_tls = over_tls
         self.protocol = ServerProtocol(select_subprotocol=lambda _, offered: self._select(offered), logger=quiet)
         self._expected = self._wrong = ""  # sub-protocols
         self.request: Request | None = None
         self.problem: tuple[HTTPResponse, str] | None = None
-        """What is wrong with the request, as an answer and in our words; there is no request then."""
+        """The response to a broken request, and what is wrong, for our error.
+
+        ``request`` is None then.
+        """
         self.rest = b""
-        """What came behind the request."""
+        """The bytes after the request."""
         self._head = _Head()
 
     def receive_data(self, data: bytes) -> bool:
-        """Take what came.  True: there is a request or a problem."""
+        """Take *data* from the client.  Returns True once there is a request or a problem."""
         head, self.rest = self._head.split(data)
         begun = self._head.begun
         if not begun[:1].isalpha():
-            # It will never be a request, and there may be no end of a line to wait for.  What may get a name is waited for.
+            # This is no request, and there may be no end of a line to wait for.  But wait for
+            # enough to name what it is.
             if any(len(begun) < len(one) and one.startswith(begun) for one in _NAMED):
                 return False
             self.problem = self._explain(ValueError("no method"))
             return True
         self.protocol.receive_data(head)
         events = self.protocol.events_received()
-        self.protocol.data_to_send()  # its answers to what it cannot read; ours say more
+        self.protocol.data_to_send()  # its answers to a broken request; ours say more
         if events and self._head.size <= MAX_HEAD:
             assert isinstance(events[0], Request)
             if _TARGET.fullmatch(events[0].path):
@@ -142,16 +153,19 @@ class ServerHandshake:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything has come."""
+        """Whether the client has sent anything."""
         return bool(self._head.begun)
 
     @property
     def is_head(self) -> bool:
-        """Whether it asks for no body."""
+        """Whether the client asks for the head of a response only."""
         return self._head.begun.startswith(b"HEAD ")
 
     def check(self, number: int) -> tuple[HTTPResponse | None, PeerError | None]:
-        """Look at the request as a WebSocket's to who speaks protocol *number*; return a refusal and the error, or two times None."""
+        """Check that the request asks for a WebSocket with protocol *number*.
+
+        Returns a refusal and the error, or None and None.
+        """
         assert self.request is not None
         expected = SUBPROTOCOLS[number]
 
@@ -173,19 +187,22 @@ class ServerHandshake:
         reason = f"no WebSocket request: {printable(str(protocol.handshake_exc)[:TOLD])}"
         headers = [(name, value) for name, value in response.headers.raw_items() if name in ("Allow", "Upgrade")]
         if self.request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
-            headers.append(("Sec-WebSocket-Version", "13"))  # so that the client can come again (RFC 6455, 4.2.2)
+            headers.append(("Sec-WebSocket-Version", "13"))  # so that the client can try again (RFC 6455, 4.2.2)
         answer = HTTPResponse.received(response.status_code, f"{reason}\n".encode(), headers)
         return answer, GreetingError(f"HTTP {response.status_code}: {reason}")
 
     def _select(self, offered: Sequence[Subprotocol]) -> Subprotocol:
         for name in offered:
-            if name.lower() == self._expected:  # nanomsg and nng take any case
+            if name.lower() == self._expected:  # nanomsg and nng ignore the case
                 return name
         self._wrong = offered[0] if offered else "nothing"
         raise NegotiationError(f"expected sub-protocol {self._expected}")
 
     def accept(self, headers: Sequence[tuple[str, str]]) -> tuple[bytes, HTTPHeaders]:
-        """Return the answer that makes it a WebSocket, and its headers."""
+        """Return the answer that makes it a WebSocket, and the headers of that answer.
+
+        ``check`` comes before.
+        """
         response = self.response
         response.headers[_MARK] = _NAME
         for name, value in headers:
@@ -210,7 +227,7 @@ class ServerHandshake:
 
 
 class ClientHandshake:
-    """Makes a request and reads the answer."""
+    """Makes a request, and reads the answer to it."""
 
     def __init__(
         self,
@@ -222,7 +239,7 @@ class ClientHandshake:
         *,
         over_tls: bool = False,
     ) -> None:
-        """*protocol* is fresh, *number* that of who listens; *over_tls* is for words."""
+        """*protocol* is a new one, *number* that of the listener; *over_tls* is for error texts."""
         self.protocol = protocol
         self._number = number
         request = protocol.connect()
@@ -242,21 +259,24 @@ class ClientHandshake:
         self.response: HTTPHeaders
         """The headers of the answer, once the server has agreed."""
         self.rest = b""
-        """What came behind the answer."""
+        """The bytes after the answer."""
         self._answer = Answer("the server", range(SWITCHING, SWITCHING + 1), scheme="ws", over_tls=over_tls)
 
     @property
     def first_line(self) -> bytes:
-        """What the server has begun its answer with."""
+        """The first line of the answer, as far as it has come."""
         return self._answer.first_line
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the server has said no, so that only words are missing."""
+        """Whether the server has refused, so that only its explanation is missing."""
         return self._answer.is_refusal
 
     def receive_data(self, data: bytes) -> bool:
-        """Take what came, nothing at the end of the stream.  True: the server has agreed.  Raises PeerError."""
+        """Take *data* from the server; empty: the stream has ended.
+
+        Returns True once the server has agreed.  Raises PeerError.
+        """
         try:
             if not self._answer.receive_data(data):
                 return False
@@ -283,9 +303,9 @@ class ClientHandshake:
 
 
 def _without_alternatives(request: Request) -> Request:
-    """Return *request* without the other protocols that its client would take (RFC 9110, 7.8).
+    """Return *request* without the other protocols that its client would accept (RFC 9110, 7.8).
 
-    The package wants "websocket" alone.
+    The ``websockets`` package expects "websocket" alone.
     """
     offered = ",".join(request.headers.get_all("Upgrade")).split(",")
     if len(offered) == 1 or all(name.strip().lower() != "websocket" for name in offered):
@@ -301,33 +321,40 @@ def _wrong_protocol(peer: str, expected: int) -> WrongProtocol:
 
 
 def client_protocol(number: int) -> ClientProtocol:
-    """Return a protocol for a dialer to who speaks protocol *number*."""
+    """Return the package's protocol object for a dialer to a listener with protocol *number*."""
     from websockets.uri import WebSocketURI  # noqa: PLC0415
 
-    uri = WebSocketURI(secure=False, host="localhost", port=80, path="/", query="")  # the request's own is ours
+    uri = WebSocketURI(secure=False, host="localhost", port=80, path="/", query="")  # a placeholder: path and Host are set later
     return ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOLS[number])], logger=quiet)
 
 
 class Pings(enum.Enum):
-    """What pings are good for with a peer."""
+    """What pings achieve with a peer."""
 
     NONE = "none"
-    """It may be libnanomsg, which hands them to its application."""
+    """Harm: it may be libnanomsg, which passes them to its application."""
     SENT = "sent"
-    """They keep proxies awake.  One that is not answered says nothing: libnng and mangos do not read while their application does not."""
+    """They keep proxies awake.
+
+    A missing answer means nothing: libnng and mangos do not read while their application does not
+    receive.
+    """
     ANSWERED = "answered"
-    """Who does not answer, and says nothing else, is gone."""
+    """A peer that neither answers nor sends anything else is gone."""
 
 
 def pings_for_client(headers: HTTPHeaders) -> Pings:
-    """Return what is good for who has sent a request with *headers*."""
+    """Return what pings achieve with a client that sent a request with *headers*."""
     if not any(name in headers for name in _NOT_NANOMSG):
         return Pings.NONE
     return Pings.SENT if headers.get("User-Agent", "").startswith(_MANGOS) else Pings.ANSWERED
 
 
 def pings_for_server(headers: HTTPHeaders) -> Pings:
-    """Return what is good for who has answered with *headers*: one of ours, or libnng with nobody in between, or somebody else."""
+    """Return what pings achieve with a server that answered with *headers*.
+
+    It is this library, or libnng without a proxy in between, or something else.
+    """
     if _MARK in headers:
         return Pings.ANSWERED
     return Pings.SENT if tuple(name for name, _ in headers.raw) == _NNG_ANSWER else Pings.NONE

@@ -1,4 +1,4 @@
-"""A client of a ws, wss or ws+unix listener before there is a WebSocket: its request, and the answer to it."""
+"""A client of a listener before there is a WebSocket: its request, and the answer to it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class _Routed(NamedTuple):
 
 
 class ServerNewcomer(OverLink):
-    """A client that is accepted and not greeted.  Another listener may get it, once its request says so."""
+    """A client that is accepted and not greeted.
+
+    Another listener may get it, once its request says so.
+    """
 
     defers_greeting = True
 
@@ -93,7 +96,10 @@ class ServerNewcomer(OverLink):
         return handshake.request
 
     async def _find_route(self, request: Request) -> _Routed:
-        """Return the listener that *request* is for.  Raises AnsweredByHTTP if it is a health check."""
+        """Return the listener that *request* is for.
+
+        Raises AnsweredByHTTP if it is a health check.
+        """
         path, query = _path_and_query(request.path)
         route = self._routes.find(path)
         if route is None:
@@ -119,7 +125,10 @@ class ServerNewcomer(OverLink):
         return client_of(config, headers, link.remote_address, scheme, unix=self._routes.is_unix and link.proxy is None)
 
     async def _check(self, route: Route, http: HTTPInfo) -> Greeted:
-        """Return the client if its request is in order.  Otherwise, answer it and raise PeerError."""
+        """Return the client if its request is in order.
+
+        Otherwise, answer it and raise PeerError.
+        """
         if route.draining or route.closed:
             await self.answer(text_response(503, "going away"))
             raise GreetingError("HTTP 503: the listener is going away")
@@ -163,7 +172,10 @@ class ServerNewcomer(OverLink):
         await self.answer(response)
 
     async def answer(self, response: HTTPResponse) -> None:
-        """Send *response* instead of a WebSocket's.  ``linger_close`` gives the client time to read it."""
+        """Send *response* instead of a WebSocket's.
+
+        ``linger_close`` gives the client time to read it.
+        """
         self._answered = True
         try:
             await send_all(self._link, self._encode(response))
@@ -224,7 +236,7 @@ _STATUSES: Final = {RefusalKind.NOT_AUTHORIZED: 403, RefusalKind.NO_ROOM: 503}
 
 
 def answer_for(error: Exception | None) -> HTTPResponse:
-    """Return the response to a client that is rejected because of *error*; None: the listener closes."""
+    """Return the response to a client that is rejected for *error*; None: the listener closes."""
     if isinstance(error, PipeRefused):
         if isinstance(error.response, HTTPResponse):
             return error.response
@@ -252,7 +264,10 @@ def _path_and_query(target: str) -> tuple[str, str]:
 
 @trio.lowlevel.disable_ki_protection
 async def _ask_health(config: WSServerConfig) -> HTTPResponse:
-    """Return the response to a health check.  ``health`` is the application's, so it may do anything."""
+    """Return the response to a health check.
+
+    ``health`` is the application's, so it may do anything.
+    """
     if config.health is None:
         return HTTPResponse(200, "ok\n")
     try:

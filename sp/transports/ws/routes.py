@@ -68,7 +68,7 @@ class Routes:
         return next((route for route in self.listeners if route.health_path == normal_path(path)), None)
 
     def check_paths(self, address: Address, config: WSServerConfig) -> None:
-        """Raise AddressError if a listener at *address* and those that are there claim one path for two things."""
+        """Raise AddressError if a listener at *address* would need a path that is used for something else."""
         listening = [(normal_path(address.target), config), *((route.path, route.config) for route in self.listeners)]
         answers: dict[str, object] = {}
         for _, one in listening:

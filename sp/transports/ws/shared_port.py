@@ -1,7 +1,8 @@
 """How ws, wss and ws+unix are listened on.
 
-Several sockets of a trio run may listen at the same host and port, with different paths.  The oldest listener on a shared port
-accepts for all of them: each client goes to the socket whose path it asks for.
+Several sockets of a trio run may listen at the same host and port, with different paths.  The
+oldest listener on a shared port accepts for all of them: each client goes to the socket whose path
+it asks for.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class WSAcceptor:
                 newcomers = await self._base.accept()
                 if route.accepts_for_all:
                     return newcomers
-                for newcomer in newcomers:  # they came at the moment at which this listener has left
+                for newcomer in newcomers:  # they came while this listener left
                     self._port.pass_on(newcomer)
 
     def wake(self) -> None:
