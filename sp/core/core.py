@@ -321,7 +321,7 @@ class Core:
     # Events.
 
     def emit(self, event: Event) -> None:
-        """Tell everybody who is interested in *event*, and wake the tasks that wait in ``changed``."""
+        """Give *event* to the event streams and the log, and wake the tasks that wait in ``changed``."""
         self.announce_change()
         self._event_log.put(event)
 

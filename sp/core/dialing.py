@@ -102,7 +102,7 @@ class DialerTask:
             self.close_unchecked()
 
     def close_unchecked(self) -> None:
-        """Do as ``close``, whoever calls."""
+        """Do as ``close``, without a check of the caller."""
         self.stop()
         if self._pipe is not None:
             self._pipe.close_unchecked()

@@ -1,4 +1,4 @@
-"""EventLog: tells what happens to a socket, to those who iterate over its events and to the log."""
+"""EventLog: gives the events of a socket to its event streams, and writes them to the log."""
 
 from __future__ import annotations
 

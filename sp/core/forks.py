@@ -1,4 +1,4 @@
-"""Forks: what becomes of sockets in a forked child.
+"""Forks: a forked child inherits sockets, but cannot use them.
 
 Their descriptors and trio's event loop are the parent's as well, so a child touches neither.
 """

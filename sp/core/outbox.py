@@ -218,7 +218,9 @@ class Outbox:
         except OSError as error:
             self._takes = False
             self._writing = _BROKEN
-            self._count_written(waiting, waiting_bytes)  # what was not written after all is in the connection's count
+            self._count_written(
+                waiting, waiting_bytes
+            )  # including messages that the connection took and could not write: ``settle`` subtracts them
             self._grace = trio.CancelScope()
             self._core.spawn(self._end_later, error, self._grace)
             return self._writing

@@ -147,7 +147,7 @@ class PipeTask:
             self.close_unchecked()
 
     def close_unchecked(self) -> None:
-        """Do as ``close``, whoever calls."""
+        """Do as ``close``, without a check of the caller."""
         self.end(trio.ClosedResourceError("the pipe was closed by the application"))
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""TLSFiles: reads the TLS files of a dialer or listener again, and tells what has become of that."""
+"""TLSFiles: reads the TLS files of a dialer or listener again, and emits an event for it."""
 
 from __future__ import annotations
 

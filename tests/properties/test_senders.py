@@ -1,4 +1,4 @@
-"""Senders against a model: who goes when there is room, in what order, and when a pipe is congested."""
+"""Senders against a model: which calls go on when there is room, in which order, and when a pipe is congested."""
 
 from __future__ import annotations
 

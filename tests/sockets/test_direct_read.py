@@ -1,4 +1,4 @@
-"""A task that waits for a message may read the only pipe itself: nothing may get lost or stuck between it and the pipe's own task."""
+"""A task that waits for a message may read the only pipe itself.  Nothing may get lost or stuck between it and the pipe's own task."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_a_malformed_message_ends_the_pipe_while_a_task_reads(url: str) ->
         assert isinstance(pipe.error, sp.MessageTooLarge)
 
 
-async def test_other_waiters_are_served_by_who_reads(url: str) -> None:
+async def test_the_task_that_reads_serves_the_other_waiters(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req, trio.open_nursery() as nursery:
         await connect(rep, req)
         for _ in range(20):
@@ -135,7 +135,7 @@ async def test_other_waiters_are_served_by_who_reads(url: str) -> None:
         assert await first.done() == b"slow"
 
 
-async def test_a_reader_that_is_interrupted_for_nothing_keeps_its_place_before_those_who_came_later(url: str) -> None:
+async def test_a_reader_that_is_interrupted_for_nothing_keeps_its_place_before_later_calls(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
         await connect(one, two)
         await talk(one, two, 20)

@@ -60,9 +60,9 @@ What ``requests`` and ``surveys`` return is refused when it is asked for the fir
 
 
 def calls_of(thing: object) -> Iterator[str]:
-    """Find what can be called of *thing* and changes something.
+    """Find the methods of *thing* that change something.
 
-    A name that stands nowhere above fails the test.
+    A method that none of the lists above names fails the test.
     """
     internal = INTERNAL.get(type(thing).__name__, ())
     for method in dir(type(thing)):
@@ -78,7 +78,7 @@ def calls_of(thing: object) -> Iterator[str]:
 
 @asynccontextmanager
 async def everything_of(kind: Kind, url: str) -> AsyncIterator[tuple[Talk, list[object]]]:
-    """Connect a socket of *kind*, and list all objects of it that an application gets to see."""
+    """Connect a socket of *kind*, and list all objects of it that an application can get."""
     async with talking(kind, url) as talk:
         ours, theirs = talk.ours, talk.theirs
         if not kind.raw and kind.socket in (sp.Rep0, sp.Respondent0):
@@ -100,12 +100,12 @@ async def everything_of(kind: Kind, url: str) -> AsyncIterator[tuple[Talk, list[
 
 
 async def drained(socket: Any) -> None:
-    """Let pass what is under way."""
+    """Wait until all tasks have nothing to do."""
     await trio.testing.wait_all_tasks_blocked()
 
 
 def finish(call: Callable[[], Any]) -> object:
-    """Call without a task: what has to be awaited is taken as far as it comes."""
+    """Call without a task.  A coroutine runs until it waits for something."""
     result = call()
     if inspect.iscoroutine(result):
         try:
@@ -181,7 +181,7 @@ async def test_every_call_from_elsewhere_is_refused_says_what_to_do_and_changes_
                 assert await talk.answer(b"both ways") == b"both ways"
 
 
-async def test_what_the_advice_says_works(name: str) -> None:
+async def test_the_advice_in_the_error_works(name: str) -> None:
     token = trio.lowlevel.current_trio_token()
     async with talking(Kind(sp.Push0), name) as talk:
         push, pull = talk.ours, talk.theirs
@@ -238,7 +238,7 @@ async def test_an_asyncio_program_beside_trio_in_one_thread_is_told_what_to_do()
 
 
 @pytest.mark.parametrize("elsewhere", [from_a_thread, from_another_run])
-async def test_before_it_is_entered_and_after_its_end_a_socket_is_nobodys(
+async def test_a_socket_accepts_any_caller_before_it_is_entered_and_after_its_end(
     elsewhere: Callable[[Callable[[], Any]], Coroutine[Any, Any, None]],
 ) -> None:
     new = sp.Sub0()

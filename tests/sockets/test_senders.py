@@ -1,6 +1,6 @@
 """Tasks that wait to send.
 
-What a call costs while others wait, in what order they go, and how many may wait for one peer.
+The cost of a call while others wait, the order in which calls go on, and how many replies may wait for one peer.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ async def test_requests_that_wait_go_in_the_order_of_their_calls_whatever_their_
             await rep.send(b"")
 
 
-async def test_one_that_is_cancelled_and_one_whose_context_is_closed_leave_the_line_alone(name: str) -> None:
+async def test_a_cancelled_call_and_a_closed_context_leave_the_line(name: str) -> None:
     async with sp.Req0(listen=name) as req, sp.Rep0() as rep, trio.open_nursery() as nursery:
         contexts = [req.context() for _ in range(5)]
         calls: list[Background] = []
@@ -307,7 +307,7 @@ async def test_a_slow_link_on_which_the_kernel_is_full_for_minutes_is_no_stalled
         nursery.cancel_scope.cancel()
 
 
-async def test_what_waits_for_a_peer_that_leaves_is_let_go(name: str) -> None:
+async def test_replies_that_wait_for_a_peer_are_dropped_when_it_leaves(name: str) -> None:
     async with (
         sp.Rep0(listen=name, outbox_limit=1, inbox_limit=4, reply_limit=20, linger=0) as rep,
         sp.raw.Req0(inbox_limit=1) as slow,

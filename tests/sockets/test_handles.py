@@ -1,0 +1,61 @@
+"""The handles that an application holds: one object for each pipe, dialer and listener, wherever it comes from."""
+
+from __future__ import annotations
+
+import pytest
+
+import sp
+from tests.transports.ends import client_tls, server_tls
+from tests.transports.wire import expect, until
+
+
+async def test_a_pipe_is_the_same_object_wherever_it_comes_from(url: str) -> None:
+    asked: list[sp.Pipe] = []
+
+    def authorize(pipe: sp.Pipe) -> bool:
+        asked.append(pipe)
+        return True
+
+    async with sp.Rep0(listen=url, tls=server_tls(url), authorize=authorize) as rep, sp.Req0(tls=client_tls(url)) as req:
+        events = rep.events()
+        dialer = await req.dial(rep.url)
+        assert dialer.pipe is req.pipes[0]
+        await req.send(b"question")
+        message = await rep.receive_message()
+        attached = await expect(events, sp.EventKind.ATTACHED)
+        await rep.send(b"answer")
+        reply = await req.receive_message()
+        assert reply.pipe is dialer.pipe
+        (pipe,) = rep.pipes
+        dialer.close()
+        detached = await expect(events, sp.EventKind.DETACHED)
+        assert all(other is pipe for other in (*asked, message.pipe, attached.pipe, detached.pipe))
+
+
+async def test_dial_and_listen_return_the_objects_that_the_socket_lists(url: str) -> None:
+    async with sp.Rep0(tls=server_tls(url)) as rep, sp.Req0(tls=client_tls(url)) as req:
+        listener = await rep.listen(url)
+        dialer = await req.dial(listener.url)
+        assert rep.listeners[0] is listener
+        assert req.dialers[0] is dialer
+
+
+async def test_a_pipe_can_be_read_after_its_end(url: str) -> None:
+    async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(tls=client_tls(url)) as req:
+        await req.dial(rep.url)
+        await req.send(b"question")
+        pipe = (await rep.receive_message()).pipe
+        assert pipe is not None
+        before = {name: getattr(pipe, name) for name in ("id", "url", "peer_protocol", "remote_address", "priority")}
+        counts = pipe.statistics()
+        pipe.close()
+        await until(lambda: not rep.pipes)
+        assert {name: getattr(pipe, name) for name in before} == before
+        assert pipe.statistics() == counts
+        assert (pipe.reason, pipe.unsent) == ("the pipe was closed by the application", 0)
+        assert repr(pipe) == f"<Pipe {pipe.id} ended REQ {pipe.remote_address}>"
+
+
+@pytest.mark.parametrize("kind", [sp.Pipe, sp.Dialer, sp.Listener])
+def test_a_handle_has_no_state_of_its_own(kind: type) -> None:
+    assert set(vars(kind)["__slots__"]) == {"__weakref__", "_worker"}
