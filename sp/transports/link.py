@@ -135,7 +135,7 @@ class SocketLink:
             self.set_peer_address(self.proxy.source)
 
     def set_peer_address(self, address: str) -> None:
-        """Take *address* for the peer's.  What is connected to us, or what we have connected to, is a proxy."""
+        """Take *address* for the peer's, since the other end of the socket is a proxy."""
         if self.proxy_address is None:
             self.proxy_address = self.remote_address
         self.remote_address = address
