@@ -2,7 +2,7 @@
 
 Each raises TypeError for a value of the wrong type and ValueError for one out of range; the text
 names the parameter, what was expected and what was given.  ``flag``, ``count``, ``seconds`` and
-``choice`` are the same checks as validators of attrs fields.
+``choice`` and so on are the same checks as validators of attrs fields.
 """
 
 from __future__ import annotations
@@ -72,10 +72,15 @@ def check_choice(name: str, value: object, known: Sequence[_Choice]) -> _Choice:
     raise ValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
 
 
-def check_plain_function(name: str, value: object) -> None:
-    """Raise unless *value* is a function that can be called without ``await``."""
+def check_function(name: str, value: object) -> None:
+    """Raise unless *value* can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be a function or None, not {value!r}")
+
+
+def check_plain_function(name: str, value: object) -> None:
+    """Raise unless *value* can be called without ``await``."""
+    check_function(name, value)
     if inspect.iscoroutinefunction(value):
         raise TypeError(f"{name} must be a plain function, not an async one: its answer is needed at once")
 
@@ -98,6 +103,10 @@ def seconds_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -
 
 def choice(*known: str) -> Validator:
     return lambda _, attribute, value: check_choice(attribute.name, value, known)
+
+
+def function(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    check_function(attribute.name, value)
 
 
 def plain_function(_: object, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -1,7 +1,8 @@
-"""The exception tree: sorted by whose mistake it was.
+"""The exceptions of the library, grouped by whose mistake they report.
 
-From trio and reused as they are: ``ClosedResourceError`` (you closed it), ``BusyResourceError`` (two tasks wait on
-one REQ context), ``WouldBlock`` (the ``_nowait`` calls) and ``EndOfChannel``.
+Four exceptions of trio are used as they are: ``ClosedResourceError`` (the socket or context was
+closed), ``BusyResourceError`` (two tasks wait for a reply on one REQ context), ``WouldBlock`` (from
+the ``_nowait`` calls) and ``EndOfChannel`` (a survey is over).
 """
 
 from __future__ import annotations
@@ -16,42 +17,41 @@ if TYPE_CHECKING:
 
 
 class Error(Exception):
-    """The base of everything that this library raises of its own."""
+    """The base of all exceptions of this library."""
 
     permanent: bool = False
-    """Whether trying again soon is pointless: a dialer then waits as long as it ever does.
+    """Whether trying again soon is pointless.  A dialer then waits ``redial_max`` before it tries again.
 
-    Where TLS was asked for, only what comes from a verified peer can be permanent.
-    Nobody else is to keep a dialer away.
+    With TLS, only a verified peer can cause such an error, so that nobody else can keep a dialer away.
     """
 
 
 class StateError(Error):
-    """Your call came at the wrong moment (for example a REQ receives before it has sent)."""
+    """The call came at the wrong moment: for example, a REQ received before it had sent anything."""
 
 
 class RequestReplaced(Error):
-    """A newer request on the same context took the place of the one that you were waiting for."""
+    """A newer request on the same context replaced the one whose reply you were waiting for."""
 
 
 class RequestLost(Error):
-    """The pipe that carried your request is gone, and resending was switched off."""
+    """The pipe that carried the request has ended, and ``resend_after=None`` switched resending off."""
 
 
 class AddressError(Error, ValueError):
-    """A URL that cannot be meant; the message shows it and what was expected."""
+    """The URL makes no sense or does not fit the call.  The text shows it and says what was expected."""
 
 
 class TLSConfigError(Error, ValueError):
-    """A TLS configuration that cannot work; the message names the file and the reason."""
+    """The TLS configuration cannot work.  The text names the file and the reason, and shows no key."""
 
 
 class DialError(Error):
-    """The first attempt of a dial failed; ``__cause__`` is the reason."""
+    """The first attempt of ``dial`` failed.  ``__cause__`` is the reason."""
 
 
 class PipeRefused(Error):
-    """This side turned a new pipe away: ``authorize`` said no, or the protocol has no room for it."""
+    """This side refused a new connection: ``authorize`` said no, or the protocol has no room for another peer."""
 
     def __init__(self, reason: str, response: RefusalResponse | None = None, *, kind: RefusalKind = RefusalKind.NOT_AUTHORIZED) -> None:
         super().__init__(reason)
@@ -62,34 +62,38 @@ class PipeRefused(Error):
 
 
 class PeerError(Error):
-    """What the other side did.  It ends one pipe and never comes out of ``send`` or ``receive``."""
+    """The peer did something wrong, or left.
+
+    Such an error ends one pipe.  ``send`` and ``receive`` never raise it: ``pipe.error``, events and
+    DialError show it.
+    """
 
 
 class PeerClosed(PeerError):
-    """The peer ended the connection: the normal end of a pipe."""
+    """The peer closed the connection: the normal end of a pipe."""
 
     def __init__(self, reason: str, *, silent: bool = False) -> None:
         super().__init__(reason)
         self.silent = silent
-        """Whether it left without a word on why.
+        """Whether it gave no reason.
 
-        Before its greeting: without a byte, as balancers do to see whether somebody listens.
+        Before the handshake: whether it sent no byte at all, as load balancers do to see whether somebody listens.
         """
 
 
 class GreetingError(PeerError):
-    """The peer does not speak SP, not our version of it, or did not greet in time."""
+    """The peer does not speak SP, speaks another version of it, or did not complete the handshake in time."""
 
 
 _SAME_AGAIN = frozenset((400, 401, 403, 405, 407, 410, 426, 501, 505))
-"""Statuses of HTTP that find fault with the request itself.
+"""HTTP statuses that find a fault in the request itself, so the next one would get the same.
 
-Not 404, 502, 503, 504: proxies say so while they are set up anew.
+404, 502, 503 and 504 are not among them: proxies answer that while a service restarts.
 """
 
 
 class UpgradeRefused(GreetingError):
-    """An HTTP server, or a proxy on the way to it, answered with something else than a WebSocket."""
+    """The HTTP server, or a proxy on the way to it, did not agree to the WebSocket handshake."""
 
     def __init__(self, reason: str, response: HTTPResponse) -> None:
         super().__init__(reason)
@@ -97,36 +101,35 @@ class UpgradeRefused(GreetingError):
         """The answer: ``status``, ``headers`` and the beginning of ``body``."""
         self.permanent = response.status in _SAME_AGAIN
         self.retry_after = 0.0
-        """Seconds for which a busy server (429, 503) wants to be left alone; 0: it has not said.
+        """Seconds until a busy server (429, 503) wants to be asked again.  0: it has not said.
 
-        0 as well where TLS was asked for and the server that answered is not verified.
+        With TLS it is 0 as well unless the server is verified.
         """
 
     def __reduce__(self) -> tuple[type[UpgradeRefused], tuple[str, HTTPResponse], dict[str, object]]:
-        """Let another process have it: an error that cannot be unpickled breaks a pool of processes."""
+        """Support pickling: an error that cannot be unpickled breaks a pool of processes."""
         return type(self), (str(self), self.response), self.__dict__
 
 
 class PeerSilent(PeerError):
-    """The peer, or the way to it, is gone.
+    """The peer, or the network on the way to it, is gone.
 
-    It left a ping unanswered and said nothing else, or it acknowledged nothing of what was sent.
+    A ping got no answer and nothing else came (WebSocket), or nothing that was sent was acknowledged (tcp).
     """
 
 
 class PeerStalled(PeerError):
-    """The peer has asked for more replies than may wait for it, and has read none for a minute."""
+    """More replies wait for the peer than ``reply_limit`` or ``reply_bytes`` allows, and it has read none for a minute."""
 
 
 class TLSError(PeerError):
-    """TLS with the peer failed: it does not speak it, nothing in common was found, or what it sent was not genuine."""
+    """TLS with the peer failed: it does not speak TLS, has no version or cipher in common, or sent data that is not genuine."""
 
 
 class AuthenticationError(TLSError):
-    """A certificate was refused, the peer's by us or ours by the peer.
+    """A certificate was refused: the peer's by us, or ours by the peer.
 
-    It is permanent only where a verified server refuses ours: anybody on the way can show a wrong
-    certificate.
+    It is permanent only if a verified server refuses ours.  Anybody on the way can show a wrong certificate.
     """
 
     def __init__(self, reason: str, *, permanent: bool = False) -> None:
@@ -135,27 +138,27 @@ class AuthenticationError(TLSError):
 
 
 class WrongProtocol(PeerError):
-    """The peer speaks SP, but is not the counterpart of our protocol."""
+    """The peer speaks SP, but a protocol that ours cannot talk to."""
 
     permanent = True
 
 
 class MessageTooLarge(PeerError):
-    """The peer announced a message beyond ``max_message_size``."""
+    """The peer sent, or announced, a message larger than ``max_message_size``."""
 
 
 class MalformedMessage(PeerError):
-    """A broken frame or backtrace."""
+    """The peer sent a broken frame or header."""
 
 
 _MOST: Final = 500
-"""The most characters of a peer's that an error shows."""
+"""Characters of a text from a peer that an error shows."""
 
 
 def printable(text: str) -> str:
-    """Return the beginning of a peer's *text* for an error.
+    """Return the beginning of *text*, which comes from a peer, for an error.
 
-    What would move a terminal's cursor or begin a line of its own in a log is escaped.
+    Characters that would move the cursor of a terminal or begin a new line in a log are escaped.
     """
     shown = text if len(text) <= _MOST else f"{text[:_MOST]}..."
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)

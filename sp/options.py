@@ -1,4 +1,4 @@
-"""What can be set on a socket: keyword arguments that become one frozen object."""
+"""The options of a socket: keyword arguments that become one frozen object."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 
 import attrs
 
-from sp.checks import count, flag, optional, plain_function, seconds
+from sp.checks import count, flag, function, optional, plain_function, seconds
 
 if TYPE_CHECKING:
     from sp.http.config import WSClientConfig, WSServerConfig
@@ -36,7 +36,7 @@ def _ws(_: object, __: _Attribute, value: object) -> None:
 
 
 class SocketKeywords(TypedDict, total=False):
-    """The keyword arguments that every socket takes; :class:`SocketOptions` says what each one means."""
+    """The keyword arguments that every socket takes.  :class:`SocketOptions` describes them."""
 
     dial: str | Sequence[str]
     listen: str | Sequence[str]
@@ -70,59 +70,66 @@ def _urls(value: str | Sequence[str]) -> tuple[str, ...]:
 
 @attrs.frozen(kw_only=True)
 class SocketOptions:
-    """What every socket can be told.  Nothing can be changed once the socket exists.
+    """The options that every socket has.  They cannot be changed once the socket exists.
 
-    Every queue takes a message whenever it is empty, so that no byte bound keeps a legal message out.
+    An empty queue takes any message, so a bound in bytes never keeps out a message that
+    ``max_message_size`` allows.
     """
 
     dial: tuple[str, ...] = attrs.field(default=(), converter=_urls)
-    """One URL or several, dialed in the background once the socket is entered."""
+    """One URL (str) or several.  The socket begins to dial them when its block is entered, as by ``dial(url, wait=False)``."""
     listen: tuple[str, ...] = attrs.field(default=(), converter=_urls)
-    """One URL or several, listened on once the socket is entered."""
+    """One URL (str) or several.  The socket listens on them when its block is entered."""
     tls: TLSServerConfig | TLSClientConfig | None = attrs.field(default=None, validator=_tls)
-    """The configuration for URLs with TLS, a listener's or a dialer's; ``listen`` and ``dial`` take one of their own as well."""
+    """The configuration for ``tls+tcp`` and ``wss`` URLs.  That of ``dial`` or ``listen`` counts first.
+
+    None: dialers trust the system's CAs, and listeners need one of their own."""
     ws: WSServerConfig | WSClientConfig | None = attrs.field(default=None, validator=_ws)
-    """For URLs that begin as HTTP (``ws``, ``wss``, ``ws+unix``), a listener's or a dialer's; ``listen`` and ``dial`` take their own."""
+    """The configuration for ``ws``, ``wss`` and ``ws+unix`` URLs.  That of ``dial`` or ``listen`` counts first.  None: the defaults."""
     proxy_protocol: bool = attrs.field(default=False, validator=flag)
-    """Whether every connection to a listener begins with a PROXY protocol header.  ``listen`` takes one of its own."""
-    authorize: Authorize | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.is_callable()))
-    """Sees each pipe after the greeting and before any message; anything but True, or an exception, ends the pipe.  May be async.
+    """Whether each connection to a listener begins with a PROXY protocol header.  That of ``listen`` counts first."""
+    authorize: Authorize | None = attrs.field(default=None, validator=optional(function))
+    """A function, plain or async, that is called with each new ``Pipe`` before any message: True accepts the peer.
 
-    Who has come by HTTP has not had its answer then: an ``HTTPResponse`` refuses it with that, anything else but True with a 403."""
+    Anything else, or an exception, ends the pipe.  A peer over WebSocket then gets a 403, or the
+    ``HTTPResponse`` that was returned.  None: every peer is accepted."""
     should_redial: ShouldRedial | None = attrs.field(default=None, validator=optional(plain_function))
-    """Asked with the reason after each failed attempt or lost pipe; false ends the dialer.  None: always redial."""
-    max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
-    """Largest message accepted, in bytes of header and body; exactly this size is accepted.  None: no limit."""
-    inbox_limit: int = attrs.field(default=128, validator=count(1))
-    """Messages that may wait for ``receive``, per context."""
-    inbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
-    """Bytes of bodies that may wait for ``receive``, per context."""
-    outbox_limit: int = attrs.field(default=128, validator=count(1))
-    """Messages that may wait to be written, per pipe."""
-    outbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
-    """Bytes that may wait to be written, per pipe."""
-    reply_limit: int = attrs.field(default=1024, validator=count(1))
-    """Replies of REP and RESPONDENT that may wait for one peer, beyond its outbox.
+    """A plain function that is called with the exception after each failed attempt or lost pipe; a false answer ends the dialer.
 
-    A peer with more of them is not read until half has gone.  Requests that the application has
-    already received can still be answered.  A peer that takes nothing for 60 s meanwhile is ended
-    (PeerStalled)."""
+    None: dialers always try again."""
+    max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
+    """Largest message to accept, in bytes of header and body.  A larger one ends its pipe.  None: no limit."""
+    inbox_limit: int = attrs.field(default=128, validator=count(1))
+    """How many messages may wait for ``receive``, for each context."""
+    inbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
+    """How many bytes of bodies may wait for ``receive``, for each context."""
+    outbox_limit: int = attrs.field(default=128, validator=count(1))
+    """How many messages may wait to be written, for each pipe."""
+    outbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
+    """How many bytes may wait to be written, for each pipe."""
+    reply_limit: int = attrs.field(default=1024, validator=count(1))
+    """How many replies of REP or RESPONDENT may wait for one peer, beside its outbox.
+
+    While more wait, the peer is not read, until half of them have gone.  Requests that were received
+    can still be answered.  If the peer reads nothing for 60 s, its pipe ends with PeerStalled."""
     reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
-    """The same in bytes of headers and bodies."""
+    """The same limit in bytes of headers and bodies."""
     handshake_timeout: float = attrs.field(default=10.0, validator=seconds(zero=False))
-    """Seconds a new connection has until its pipe is attached, ``authorize`` included; a dial has as long to connect."""
+    """Seconds that a new connection may take until its pipe is attached, including TLS, HTTP and ``authorize``.
+
+    A dialer may take as long again to connect."""
     max_handshakes: int = attrs.field(default=1024, validator=count(1))
-    """Newcomers that may be greeting at once, per listener; one more ends the oldest."""
+    """How many handshakes may be under way at once, for each listener.  One more ends the oldest."""
     redial_min: float = attrs.field(default=0.1, validator=seconds(zero=False))
-    """Shortest wait in seconds before a redial; equal to ``redial_max`` it makes the wait constant."""
+    """The shortest wait before a redial, in seconds.  If it equals ``redial_max``, all waits are the same."""
     redial_max: float = attrs.field(default=60.0, validator=seconds(zero=False))
-    """Longest wait in seconds before a redial."""
+    """The longest wait before a redial, in seconds."""
     tcp_keepalive: float | None = attrs.field(default=60.0, validator=optional(seconds(zero=False, maximum=86_400)))
-    """Seconds after which a tcp peer that vanished without a word is given up.  None: when the kernel does."""
+    """Seconds after which a tcp peer that vanished is given up; at most a day.  None: the kernel decides."""
     linger: float = attrs.field(default=1.0, validator=seconds(zero=True))
-    """Seconds that ``aclose`` may take to deliver what was accepted.  0: it drops that at once."""
+    """Seconds that ``aclose`` may take to deliver the messages that were accepted.  0: they are dropped at once."""
     ipc_mode: int | None = attrs.field(default=None, validator=optional(count(0, 0o777)))
-    """Permission bits of a listener's socket file.  None: what the umask leaves."""
+    """Permission bits of the socket file of an ``ipc`` or ``ws+unix`` listener, such as ``0o600``.  None: as the umask has it."""
 
     def __attrs_post_init__(self) -> None:
         if self.redial_max < self.redial_min:

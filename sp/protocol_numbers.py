@@ -1,6 +1,6 @@
 """The 16-bit protocol numbers of the SP greeting, and their names.
 
-``family << 4 | role``, as nanomsg, nng and mangos use them.  (The request/reply draft says 16 and 17; nobody does that.)
+They are ``family << 4 | role``, as in nanomsg, nng and mangos.  (The request/reply draft has 16 and 17, which nobody uses.)
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ COUNTERPARTS: Final = {
     for pair in ((PAIR0, PAIR0), (PAIR1, PAIR1), (PUB, SUB), (REQ, REP), (PUSH, PULL), (SURVEYOR, RESPONDENT), (BUS, BUS))
     for one, other in (pair, pair[::-1])
 }
-"""Who talks to whom."""
+"""By number, the number of the protocol that it talks to."""
 
 
 def protocol_name(number: int) -> str:
-    """Return the name of a protocol number, with the number when it has none: ``REQ``, ``protocol 0x0999``."""
+    """Return the name of a protocol: ``REQ``, or ``protocol 0x0999`` for a number without a name."""
     return _NAMES.get(number) or f"protocol 0x{number:04x}"

@@ -45,7 +45,7 @@ class DropReason(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class PipeStatistics:
-    """What one pipe has moved.  Bytes are those of headers and bodies, without framing."""
+    """What one pipe has sent and received.  Bytes are those of headers and bodies, without framing."""
 
     id: int
     url: str
@@ -60,7 +60,7 @@ class PipeStatistics:
 
 @attrs.frozen(kw_only=True)
 class DialerStatistics:
-    """What one dialer has been through."""
+    """What happened to one dialer."""
 
     url: str
     attempts: int
@@ -73,22 +73,22 @@ class DialerStatistics:
 
 @attrs.frozen(kw_only=True)
 class ListenerStatistics:
-    """What one listener has been through."""
+    """What happened to one listener."""
 
     url: str
     accepted: int
     attached: int
     greeting: int
-    """Newcomers whose greeting is under way."""
+    """Connections whose handshake is under way."""
     failures: Mapping[str, int]
-    """Newcomers that never became a pipe, by the name of the error's class."""
+    """Connections that never became a pipe, by the name of the error's class."""
     handshakes: Mapping[str, int]
     """TLS handshakes of pipes that were attached: ``full`` and ``resumed``."""
 
 
 @attrs.frozen(kw_only=True)
 class SocketStatistics:
-    """A snapshot of a socket: totals over all pipes that it ever had, and what it has now."""
+    """A snapshot of a socket: the totals of all pipes that it ever had, and what it has now."""
 
     protocol: str
     messages_sent: int

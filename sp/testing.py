@@ -1,4 +1,4 @@
-"""Helpers for tests, ours and yours: an engine's pipe without a network."""
+"""For tests of engines: a pipe without a network."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _ids = itertools.count(1)
 
 
 class FakePipe:
-    """A pipe for an engine: it keeps what it is offered, as many messages as it has *room* for."""
+    """A pipe that keeps the messages that an engine offers, as long as it has *room*."""
 
     def __init__(self, room: int | None = None, priority: int = 8) -> None:
         self.id = next(_ids)
         self.priority = priority
         self.room = room
-        """Messages that it still takes; None: any number."""
+        """How many messages it still takes.  None: any number."""
         self.taken: list[Message] = []
         self.resumed = 0
         self.broken = False
         self.progress = 0
         self.error: PeerError | None = None
-        """Why the engine hung up."""
+        """The error with which the engine ended the pipe."""
 
     @property
     def handle(self) -> object:
@@ -31,7 +31,7 @@ class FakePipe:
         return self
 
     def offer(self, message: Message) -> bool:
-        """Keep *message*; False: no room."""
+        """Keep *message*.  False: no room."""
         if self.room == 0:
             return False
         if self.room is not None:
@@ -40,14 +40,14 @@ class FakePipe:
         return True
 
     def offer_many(self, messages: list[Message]) -> int:
-        """Keep the first of *messages*; return how many there was room for."""
+        """Keep as many of *messages* as there is room for; return how many."""
         for taken, message in enumerate(messages):
             if not self.offer(message):
                 return taken
         return len(messages)
 
     def discard_oldest(self) -> bool:
-        """Forget the oldest message, which makes room for one; False: there is none."""
+        """Drop the oldest message, which makes room for another.  False: there is none."""
         if not self.taken:
             return False
         del self.taken[0]
@@ -56,16 +56,16 @@ class FakePipe:
         return True
 
     def resume(self) -> None:
-        """Count that the engine asked for more."""
+        """Count the calls: each one asks for more messages."""
         self.resumed += 1
 
     def hang_up(self, error: PeerError) -> None:
-        """Keep why."""
+        """Keep *error*."""
         self.error = error
 
     @property
     def bodies(self) -> list[bytes]:
-        """The bodies of what was taken."""
+        """The bodies of the messages that were taken."""
         return [message.body for message in self.taken]
 
     def __repr__(self) -> str:

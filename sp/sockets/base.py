@@ -1,4 +1,4 @@
-"""Socket: what all sockets have in common, whatever their protocol."""
+"""What all sockets, and all contexts, have in common."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ from sp.transports import transport_for
 class Socket(Verbs, trio.abc.AsyncResource):
     """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
 
-    A socket lives in an ``async with`` block of one task; any task may use it meanwhile.  Left normally, the block closes the socket as
-    ``aclose`` does, and loops over it in other tasks end; left by an exception or a cancellation,
-    it closes it at once, and they get ClosedResourceError.
+    A socket is open inside its ``async with`` block, and any task of the trio run may use it there.
+    At the end of the block it is closed as by ``aclose``, and loops over it in other tasks end.  If an
+    exception or a cancellation leaves the block, the socket is closed at once as by ``close``, and
+    those loops raise ClosedResourceError.
     """
 
     _module = ""  # before the class's name in ``repr``
@@ -52,7 +53,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self._manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Open the socket, listen on ``listen=`` and start to dial ``dial=``."""
+        """Open the socket, listen on the URLs of ``listen=`` and begin to dial those of ``dial=``."""
         self._core.enter()
         manager = trio.open_nursery()
         nursery = await manager.__aenter__()
@@ -71,7 +72,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
     async def __aexit__(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # trio types its own as None
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        """Close the socket: in order, or at once when there is an exception."""
+        """Close the socket: as by ``aclose``, or at once if there is an exception."""
         # With GeneratorExit it may be the garbage collector that ends the block, from no task.
         if not isinstance(error, GeneratorExit) and not self._core.may_close():
             end_child(error)
@@ -92,7 +93,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """Close now and end the nursery.  True: *error* was the nursery's own cancellation."""
         try:
             self._core.close()
-        finally:  # also when a handler of the log has raised: a nursery that is left behind is the end of trio
+        finally:  # also if a handler of the log has raised: a nursery that is left open ends in a TrioInternalError
             swallowed = await self._end_nursery(error)
         return swallowed
 
@@ -111,17 +112,17 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return bool(swallowed) and seen is not None
 
     async def aclose(self) -> None:
-        """Close the socket: stop dialing and listening, deliver what was accepted within ``linger`` seconds, end the pipes.
+        """Close the socket in order: stop dialing and listening, deliver messages for up to ``linger`` seconds, end the pipes.
 
-        What could not be delivered is dropped: ``statistics().dropped["socket closed"]`` and a warning in the log say how much.
-        Cancelled, it still closes, at once.  A second time does nothing.
-        Called in ``authorize`` or ``health``, it returns while the socket is still delivering:
-        those run in tasks of the socket, which have to end first.
+        Messages that could not be delivered are dropped; ``statistics().dropped[DropReason.SOCKET_CLOSED]`` and a warning in
+        the log count them.  If the call is cancelled, the socket is closed at once.  Does nothing the second time.
+        Inside ``authorize`` or ``health`` it returns while the socket is still delivering: those run in tasks of the socket,
+        which have to end first.
         """
         await self._core.aclose()
 
     def close(self) -> None:
-        """Close the socket at once; what was accepted but not written is dropped and counted."""
+        """Close the socket at once.  Messages that were accepted and not yet written are dropped and counted."""
         if self._core.may_close():
             self._core.close()
 
@@ -134,16 +135,18 @@ class Socket(Verbs, trio.abc.AsyncResource):
         tls: TLSClientConfig | None = None,
         ws: WSClientConfig | None = None,
     ) -> Dialer:
-        """Connect to *url*, and again whenever the connection is lost.
+        """Connect to *url*, and connect again whenever the connection is lost.
 
-        With *wait*, returns once a pipe is attached; when the first attempt fails, raises DialError with the reason as its cause,
-        and nothing goes on.  Without it, keeps trying in the background; events and ``dialer.error`` tell how it goes.
-        *priority*, for PUSH and REQ, is that of the peer: 1 (the best) to 16, None: 8.  A peer gets messages only while nobody with a
-        better priority has room for them.
-        *tls* is for URLs with TLS; None: that of the socket, or else one that trusts whom the system trusts.  *http* is for ``ws`` and
-        ``wss``; None: that of the socket, or else the defaults.
-        Cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError for one that *tls*
-        does not fit.
+        *wait* (default True): return once a pipe is attached; if the first attempt fails, raise DialError, whose ``__cause__``
+        says why, and do not try again.  False: return at once and keep trying in the background; events and ``dialer.error``
+        say what happens.
+        *priority* (PUSH and REQ; 1, the best, to 16; None: 8): the peer gets messages only while no peer with a better priority
+        has room.
+        *tls* (for ``tls+tcp`` and ``wss``; None: that of the socket, or else the system's CAs).
+        *ws* (for ``ws``, ``wss`` and ``ws+unix``; None: that of the socket, or else the defaults).
+
+        If the call is cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError if
+        *tls* does not fit the URL, ClosedResourceError when the socket is closed.
         """
         address = Address.parse(url).settled()
         address.check_dialable()
@@ -175,16 +178,20 @@ class Socket(Verbs, trio.abc.AsyncResource):
         ws: WSServerConfig | None = None,
         proxy_protocol: bool | None = None,
     ) -> Listener:
-        """Bind *url* and accept whoever comes.
+        """Listen on *url* and accept connections.
 
-        ``listener.url`` has the port, or the abstract name, that was really bound.
+        ``listener.url`` has the port, or the abstract name, that was bound.  Several sockets of a trio run may share a host and
+        port of ``ws`` or ``wss``, each with a path of its own.
 
-        *priority* is that of all who come this way, as with ``dial``.
-        *tls* is for URLs with TLS, *http* for ``ws`` and ``wss``; *proxy_protocol* says whether connections begin with a PROXY protocol
-        header, at any URL but ``ipc``, ``abstract`` and ``inproc``.  None: as the socket has it.
-        Several sockets of a trio run may share a host and port by different paths of ``ws`` or ``wss``.
-        Cancelled, nothing is bound.  Raises AddressError for a URL that cannot be listened on, TLSConfigError for one that *tls*
-        does not fit, and OSError when the system refuses, for example because the address is in use.
+        *priority* (PUSH and REQ; 1, the best, to 16; None: 8): that of all peers that connect here, as with ``dial``.
+        *tls* (for ``tls+tcp`` and ``wss``, where a certificate is needed; None: that of the socket).
+        *ws* (for ``ws``, ``wss`` and ``ws+unix``; None: that of the socket, or else the defaults).
+        *proxy_protocol* (not for ``ipc``, ``abstract`` and ``inproc``; None: as the socket has it): whether each connection
+        begins with a PROXY protocol header.
+
+        If the call is cancelled, nothing stays bound.  Raises AddressError for a URL that cannot be listened on, TLSConfigError
+        if *tls* does not fit the URL, OSError if the system refuses, for example because the address is in use, and
+        ClosedResourceError when the socket is closed.
         """
         address = Address.parse(url).settled()
         address.check_listenable()
@@ -210,7 +217,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return check_int("priority", priority, 1, 16)
 
     async def wait_for_peers(self, n: int = 1) -> None:
-        """Wait until at least *n* pipes are attached.  A PUB's next message then reaches that many subscribers."""
+        """Wait until the socket has at least *n* pipes.  A PUB's next message then goes to that many subscribers."""
         check_int("n", n, 0)
         self._core.check_open()
         await trio.lowlevel.checkpoint()
@@ -221,7 +228,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
     @property
     def pipes(self) -> Sequence[Pipe]:
-        """The pipes that are attached now."""
+        """The connections that the socket has now."""
         return tuple(pipe.handle for pipe in self._core.pipes.values())
 
     @property
@@ -246,15 +253,15 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return listeners[0].url
 
     def events(self) -> EventStream:
-        """Return an async iterator over what happens to pipes, dialers and listeners from now on."""
+        """Return an async iterator over the events of pipes, dialers and listeners from now on."""
         return self._core.events()
 
     def statistics(self) -> SocketStatistics:
-        """Return a snapshot of the counters, also after the socket is closed."""
+        """Return a snapshot of the counters.  It can also be taken after the socket is closed, and in any thread."""
         return self._core.statistics()
 
     def __reduce__(self) -> NoReturn:
-        """Raise TypeError: neither another process nor a copy can have the connections."""
+        """Raise TypeError: another process, or a copy, could not have the connections."""
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: pass on its URL, and make a socket with that")
 
     def __repr__(self) -> str:
@@ -317,7 +324,7 @@ def _context_closed() -> Exception:
 
 
 def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
-    """Turn a socket's keyword arguments into its options.  An unknown one is a TypeError that lists the known ones, *own* among them."""
+    """Turn the keyword arguments of a socket into its options.  TypeError for an unknown one lists the known ones, with *own*."""
     unknown = keywords.keys() - SocketKeywords.__annotations__.keys()
     if unknown:
         known = ", ".join(sorted([*own, *SocketKeywords.__annotations__]))
@@ -326,7 +333,7 @@ def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
 
 
 def plain(error: BaseException) -> BaseException | None:
-    """Return what *error* is about, without trio.Cancelled and without groups of one; None: nothing but Cancelled."""
+    """Return *error* without trio.Cancelled and without groups of one.  None: it was nothing but Cancelled."""
     if isinstance(error, trio.Cancelled):
         return None
     if not isinstance(error, BaseExceptionGroup):

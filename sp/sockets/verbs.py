@@ -1,7 +1,8 @@
-"""The verbs: what sockets and contexts can be told to do with messages.
+"""The methods of sockets and contexts that send and receive messages.
 
-Every call here is a cancel point, and cancelled it did not happen.  It is a schedule point when it blocks, and every 16th time when it
-does not (``sp.core.budget``).  Any number of tasks may call at once, except for REQ's ``receive``; each gets messages of its own.
+Each async call is a cancel point.  If it is cancelled, nothing was sent or received.  It is a schedule point when it blocks, and
+every 16th time when it does not (``sp.core.budget``).  Any number of tasks may call at once, except for REQ's ``receive``; each
+message goes to one of them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from sp.pipe import Pipe
 from sp.protocols.engine import BatchReceiver, BatchSender, Receiver, Sender
 
 _MANY: Final = 64
-"""Messages of one ``send_many`` after which other tasks get their turn."""
+"""Messages of one ``send_many`` after which other tasks run."""
 
 
 @uninterrupted
 class Verbs:
-    """What the verbs work on."""
+    """What the methods of all sockets and contexts work with."""
 
     _core: Core
     _budget: CheckpointBudget
@@ -41,9 +42,9 @@ class Verbs:
         self._core.check_open()
 
     async def _begin(self) -> None:
-        """Be a cancel point, and raise unless the call is accepted.
+        """Be a cancel point, and raise unless calls are accepted.
 
-        ``send`` and ``receive`` have it written out, which saves a call for every message.
+        ``send`` and ``receive`` have this code in line, which saves a call for each message.
         """
         core = self._core
         try:
@@ -56,26 +57,26 @@ class Verbs:
 
     @property
     def _is_over(self) -> bool:
-        """Whether loops end: the application has closed this, or the socket in order."""
+        """Whether loops end without an error: the context was closed, or the socket was closed in order."""
         return self._closed or self._core.closed_in_order
 
 
 @uninterrupted
 class SendMessageVerbs(Verbs):
-    """Sending messages that may have a header or a pipe: all that some raw sockets can do."""
+    """Sending messages that have a header or name a pipe.  Some raw sockets can send nothing else."""
 
     _sender: Sender
 
     async def send_message(self, message: Message) -> None:
-        """Send the body of *message*, as ``send`` does: on a raw socket with its header, with PAIR1's *poly* to its pipe.
+        """Send *message*: a raw socket sends its header as well, and PAIR1 with *poly* sends it to its ``pipe``.
 
-        Other sockets make their headers and choose pipes themselves, so that a message which was received can be sent on.
-        Raises ValueError for a header that the protocol cannot have, and with *poly* for a pipe of another socket; what is meant for a
-        pipe that has ended is dropped and counted (``peer gone``).  Otherwise as ``send``.
+        Other sockets send the body only, as by ``send``, so a message that was received can be sent on.  With *poly*, a message
+        for a pipe that has ended is dropped and counted (``peer gone``).  Waits, and can be cancelled, like ``send``.
+        Raises ValueError for a header that the protocol cannot have and for a pipe of another socket; otherwise as ``send``.
         """
         await self._begin()
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"send_message takes an sp.Message, not {type(message).__name__}: send takes a body")
+            raise TypeError(f"send_message takes an sp.Message, not {type(message).__name__}: use send(body), or sp.Message(body)")
         core = self._core
         header = to_body(message.header, "a message header")
         if message.pipe is not None and not isinstance(message.pipe, Pipe):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -97,13 +98,14 @@ class SendMessageVerbs(Verbs):
 
 @uninterrupted
 class SendVerbs(SendMessageVerbs, trio.abc.SendChannel[bytes]):
-    """Sending bodies, one a call."""
+    """Sending one body at a time."""
 
     async def send(self, value: BytesLike) -> None:
-        """Send *value*, a body of bytes, bytearray or memoryview; wait while the protocol has no place for it.
+        """Send *value* (bytes, bytearray or memoryview) as one message; wait while there is no room for it.
 
-        Returns when the message is queued or written.  Cancelled, it was not sent and never will be.
-        Raises TypeError for anything but bytes, ClosedResourceError, and StateError where the protocol's order forbids sending now.
+        Returns when the message is queued or written.  If the call is cancelled, the message was not sent.
+        Raises TypeError for other types, ClosedResourceError when the socket or context is closed, and StateError if the
+        protocol does not allow sending now, for example a REP without a request.
         """
         core = self._core
         try:
@@ -127,7 +129,7 @@ class SendVerbs(SendMessageVerbs, trio.abc.SendChannel[bytes]):
             await cancel_shielded_checkpoint()
 
     def send_nowait(self, value: BytesLike) -> None:
-        """Send *value* like ``send``, or raise trio.WouldBlock where that would wait."""
+        """Send *value* like ``send``, or raise trio.WouldBlock if that would wait."""
         core, sender = self._core, self._sender
         senders = core.senders
         if core.open_in != get_ident() or self._closed:
@@ -145,24 +147,24 @@ class SendVerbs(SendMessageVerbs, trio.abc.SendChannel[bytes]):
 
 @uninterrupted
 class SendManyVerbs(SendVerbs):
-    """Sending in batches, for protocols without an order of turns."""
+    """Sending in batches, for protocols in which sending and receiving do not alternate."""
 
     _batch_sender: BatchSender
 
     async def send_many(self, values: Iterable[BytesLike]) -> None:
         """Send each of *values* in order, as ``send`` does, at a fraction of its cost.
 
-        Cancelled or failed, the messages before some point were sent and those after it were not; of an iterator, the last one that was
-        taken out of it was not sent.
+        If the call is cancelled or fails, the messages before some point were sent and the others were not.  Of an iterator, the
+        last one that was taken out was not sent.  Raises as ``send`` does.
         """
         await self._begin()
         if isinstance(values, bytes | bytearray | memoryview | str):
-            raise TypeError("send_many takes bodies, not one body: use send, or put it into a list")
+            raise TypeError("send_many takes several bodies, not one: use send, or put it into a list")
         sender, senders = self._batch_sender, self._core.senders
         is_list = isinstance(values, list | tuple)
         rest = iter(values)
         count = 0
-        # What is taken out of an iterator and not sent would be lost: so one at a time.
+        # A body that was taken out of an iterator and not sent would be lost, so take one at a time.
         while messages := [Message(value if type(value) is bytes else to_body(value)) for value in islice(rest, _MANY if is_list else 1)]:
             if count and count % _MANY == 0:
                 await checkpoint()
@@ -181,18 +183,19 @@ class SendManyVerbs(SendVerbs):
 
 @uninterrupted
 class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
-    """Receiving, one message a call."""
+    """Receiving one message at a time."""
 
     _receiver: Receiver
     _receivers: Receivers
 
     async def receive(self) -> bytes:
-        """Return the body of the next message; wait for one.
+        """Wait for the next message and return its body.
 
-        Cancelled, no message is lost: the next call gets it.
-        Raises ClosedResourceError, and StateError where the protocol's order forbids receiving now.
+        If the call is cancelled, no message is lost: the next call gets it.
+        Raises ClosedResourceError when the socket or context is closed, and StateError if the protocol does not allow receiving
+        now, for example a REQ without a request.
         """
-        # The same as receive_message, written out: three calls less on the way of every message.
+        # This is receive_message in line, which saves three calls for each message.
         core = self._core
         try:
             await checkpoint_if_cancelled()
@@ -215,9 +218,8 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
     async def __anext__(self) -> bytes:
         """Do as ``receive``.
 
-        The iteration ends where the socket is closed in order, by ``aclose`` or at the end of its
-        block.  It raises ClosedResourceError where the socket is closed at once, since then
-        something may be missing.
+        The iteration ends when the socket is closed in order, by ``aclose`` or at the end of its block.  It raises
+        ClosedResourceError when the socket is closed at once, since messages may then be missing.
         """
         try:
             return await self.receive()
@@ -229,7 +231,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
             raise StopAsyncIteration from None
 
     async def receive_message(self) -> Message:
-        """Return the next message with the pipe that it came by; otherwise as ``receive``."""
+        """Return the next message as a ``Message``, which has the pipe that it came by; otherwise as ``receive``."""
         await self._begin()
         message = self._receiver.receive()
         if message is None:
@@ -239,7 +241,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         return message
 
     def receive_nowait(self) -> bytes:
-        """Return the body of a message that is here already, or raise trio.WouldBlock."""
+        """Return the body of a message that has arrived already, or raise trio.WouldBlock."""
         if self._core.open_in != get_ident() or self._closed:
             self._check_open()
         try:
@@ -254,14 +256,14 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
 
 @uninterrupted
 class ReceiveManyVerbs(ReceiveVerbs):
-    """Receiving in batches, for protocols without an order of turns."""
+    """Receiving in batches, for protocols in which sending and receiving do not alternate."""
 
     _batches: BatchReceiver
 
     async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
-        """Return the bodies of all messages that are here, at least one and at most *max_messages* (None: no limit).
+        """Wait for a message; return its body and those of all others that have arrived, at most *max_messages* (None: no limit).
 
-        Waits for the first; otherwise as ``receive``.
+        Otherwise as ``receive``.
         """
         if max_messages is not None:
             check_int("max_messages", max_messages, 1)

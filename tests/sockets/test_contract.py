@@ -383,7 +383,7 @@ async def test_receive_many_wants_a_whole_number(wrong: Any, error: type[Excepti
 
 async def test_send_many_refuses_a_single_body(name: str) -> None:
     async with sp.Bus0(listen=name) as bus:
-        with pytest.raises(TypeError, match="bodies, not one body"):
+        with pytest.raises(TypeError, match="bodies, not one"):
             await bus.send_many(b"abc")  # type: ignore[arg-type]
 
 
