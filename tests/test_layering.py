@@ -131,3 +131,8 @@ def test_five_modules_alone_import_openssl() -> None:
 def test_importing_the_package_does_not_import_openssl() -> None:
     code = "import sys, sp; assert not {'OpenSSL', 'cryptography', 'service_identity'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(("core.", "protocols."))])
+def test_core_and_engines_know_no_http(name: str) -> None:
+    assert not {imported for imported in ours(name, for_types=False) if imported.startswith("http.")}

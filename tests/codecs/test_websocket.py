@@ -1,4 +1,4 @@
-"""WebSocket without a network: frames, whatever they are cut into, and the two sides of a handshake."""
+"""WebSocket without a network: frames in pieces of any size, and the two sides of a handshake."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def masked(data: bytes, key: bytes = MASK) -> bytes:
 
 
 def frame(data: bytes = b"", opcode: int = BINARY, *, fin: bool = True, mask: bool = True, rsv: int = 0, size: int | None = None) -> bytes:
-    """Return a frame by hand; *size* is what it announces instead of the truth."""
+    """Return a frame, made by hand; *size* is a false length that it announces."""
     size = len(data) if size is None else size
     head = bytes([fin << 7 | rsv << 4 | opcode])
     bit = mask << 7
@@ -71,7 +71,7 @@ def frame(data: bytes = b"", opcode: int = BINARY, *, fin: bool = True, mask: bo
 
 
 def frames_in(data: bytes, *, mask: bool) -> list[Said]:
-    """Take frames apart by hand, and look that each is as short as it can be, and masked as it should."""
+    """Decode frames by hand, and check that each head is as short as possible and masked as it should be."""
     found: list[Said] = []
     while data:
         first, second = data[:2]
@@ -138,7 +138,7 @@ def asked() -> ServerHandshake:
 
 
 def opened(handshake: ServerHandshake | ClientHandshake, find_body: FindBody | None, limit: int | None) -> WebSocket:
-    """Return the WebSocket that a handshake has led to, with what came behind it."""
+    """Return the WebSocket after a handshake, with the bytes that came after that."""
     websocket = WebSocket(handshake.protocol.side, find_body, limit)
     websocket.add(handshake.rest)
     return websocket
@@ -159,7 +159,7 @@ def client(find_body: FindBody | None = None, limit: int | None = MIB) -> WebSoc
 
 
 class Side:
-    """One end, and what frames look like that its peer sends."""
+    """One end, and how its peer makes frames."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -186,7 +186,7 @@ def traced() -> Iterator[None]:
 
 
 class Decoded:
-    """What came of a stream: messages, the error's class, the words of the peer's Close, and the frames that were said."""
+    """The result of a stream: messages, the error's class, the words for the peer's Close, and our frames."""
 
     def __init__(self, side: Side, chunks: Sequence[bytes], find_body: FindBody | None, limit: int | None) -> None:
         websocket = side.make(find_body, limit)
@@ -210,7 +210,7 @@ class Decoded:
 
     @property
     def code(self) -> int | None:
-        """The code of the Close that was said last."""
+        """The code of our last Close."""
         closes = [data for opcode, _, data in self.said if opcode == CLOSE]
         assert len(closes) <= 1
         assert not closes or self.said[-1][0] == CLOSE
@@ -222,7 +222,10 @@ class Decoded:
 
 
 def decode(side: Side, data: bytes, *, find_body: FindBody | None = None, limit: int | None = MIB) -> Decoded:
-    """Return what comes of *data*: the same for the whole, byte by byte, in pieces, and with the start of another frame."""
+    """Return the result of *data*.
+
+    It must be the same for the whole, byte by byte, in pieces, and with the start of another frame.
+    """
     whole = Decoded(side, [data], find_body, limit)
     byte_by_byte = [data[i : i + 1] for i in range(len(data))] if len(data) < 6_000 else [data]
     pieces = [data[i : i + 5000] for i in range(0, len(data), 5000)]
@@ -300,7 +303,7 @@ def test_a_message_of_any_size_comes_out_as_it_went_in(side: Side, size: int) ->
 
 
 def test_a_length_may_be_longer_than_it_has_to(side: Side) -> None:
-    # RFC 6455 forbids it to who writes, but libraries read it, and nothing is ambiguous.
+    # RFC 6455 forbids to write it, but libraries read it, and nothing is ambiguous.
     rest = MASK + masked(b"abc") if side.mask else b"abc"
     for length in (struct.pack(">BH", side.mask << 7 | 126, 3), struct.pack(">BQ", side.mask << 7 | 127, 3)):
         found = decode(side, b"\x82" + length + rest)
@@ -400,7 +403,7 @@ def test_text_that_is_not_utf_8_is_refused_with_1007(side: Side, data: bytes) ->
         assert "UTF-8" in str(found.error)
 
 
-def test_what_is_binary_need_not_be_utf_8_also_after_text(side: Side) -> None:
+def test_a_binary_message_need_not_be_utf_8_even_after_a_text(side: Side) -> None:
     assert decode(side, side.frame(b"a", TEXT) + side.frame(b"\xff")).bodies == [b"a", b"\xff"]
     data = side.frame(b"a", TEXT) + side.frame(b"\xff", fin=False) + side.frame(b"\xfe", CONT)
     assert decode(side, data).bodies == [b"a", b"\xff\xfe"]
@@ -415,7 +418,7 @@ def test_a_ping_is_answered_with_its_own_bytes(side: Side, data: bytes) -> None:
     assert (found.bodies, found.said) == ([b"message"], [(PONG, True, data)])
 
 
-def test_a_pong_is_nobodys_business(side: Side) -> None:
+def test_a_pong_changes_nothing(side: Side) -> None:
     found = decode(side, side.frame(b"unasked", PONG) + side.frame(b"message") + side.frame(b"", PONG))
     assert (found.bodies, found.said, found.kind) == ([b"message"], [], None)
 
@@ -498,7 +501,7 @@ def test_a_close_that_answers_ours_is_not_answered(side: Side) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535])
-def test_a_close_with_a_code_that_nobody_may_send_is_a_mistake(side: Side, code: int) -> None:
+def test_a_close_with_a_forbidden_code_is_a_mistake(side: Side, code: int) -> None:
     found = decode(side, side.frame(struct.pack(">H", code), CLOSE))
     assert (found.kind, found.code, found.ended) == (MalformedMessage, 1002, "")
 
@@ -533,7 +536,7 @@ def test_a_frame_that_is_wrong_ends_it_and_what_came_before_is_kept(side: Side, 
     assert str(found.error).startswith("WebSocket: ")
 
 
-def test_a_frame_must_be_masked_by_a_client_and_by_nobody_else(side: Side) -> None:
+def test_a_client_must_mask_its_frames_and_a_server_must_not(side: Side) -> None:
     found = decode(side, side.frame(b"before") + side.frame(b"message", mask=not side.mask))
     assert (found.bodies, found.kind, found.code) == ([b"before"], MalformedMessage, 1002)
     assert "mask" in str(found.error)
@@ -547,7 +550,7 @@ def test_a_message_cannot_begin_within_another(side: Side, opcode: int) -> None:
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n\r\n", b"\x83", b"\xc2", b"\x09", b"\x00"], ids=repr)
 def test_what_cannot_be_a_frame_is_not_waited_for(start: bytes) -> None:
-    # Else who has pipelined another request waits for its answer for ever.
+    # Otherwise a client that has pipelined another request waits for its answer for ever.
     websocket = server()
     websocket.receive_data(start + b"\x45")
     assert isinstance(websocket.error, MalformedMessage)
@@ -650,7 +653,7 @@ def test_a_million_tiny_fragments_cost_little_more_than_their_bytes() -> None:
     fragments = (side.frame(b"", CONT, fin=False) + side.frame(b"x", CONT, fin=False)) * 2500
     websocket.receive_data(side.frame(b"", fin=False))
     for number in range(200):
-        if number == 195:  # the last of them tell as much as all, and tracing is slow
+        if number == 195:  # the last messages are enough, and tracing is slow
             tracemalloc.start()
         assert websocket.receive_data(fragments) == []
         while websocket.has_more:
@@ -717,7 +720,7 @@ splits = st.sampled_from([None, backtrace_end])
 
 @st.composite
 def streams(draw: st.DrawFn, side: Side) -> bytes:
-    """Frames in a row, most of them good, with something else in between now and then."""
+    """A series of frames, most of them good, with other bytes in between now and then."""
     parts: list[bytes] = []
     for _ in range(draw(st.integers(0, 8))):
         if draw(st.integers(0, 9)) == 0:
@@ -769,7 +772,10 @@ def test_any_bytes_are_never_an_exception(chunks: list[bytes], side: Side) -> No
 
 
 def begun(data: bytes, number: int = REP) -> tuple[int, str, HTTPHeaders, str]:
-    """Return the status of the answer to *data*, our words on it, its headers and its text: the same whole and byte by byte."""
+    """Return status, error text, headers and body of the answer to *data*.
+
+    It must be the same for the whole and byte by byte.
+    """
     found = []
     for chunks in ([data], [data[i : i + 1] for i in range(len(data))], [data[i : i + 1000] for i in range(0, len(data), 1000)]):
         handshake = asked()
@@ -851,7 +857,7 @@ BROWSER_REQUEST = (
 
 
 def websockets_request() -> bytes:
-    """Return what the websockets package itself sends, as its ``connect`` does."""
+    """Return the request that ``connect`` of the websockets package sends."""
     protocol = ClientProtocol(parse_uri("ws://h/x"), subprotocols=[Subprotocol("rep.sp.nanomsg.org")])
     made = protocol.connect()
     made.headers["User-Agent"] = "Python/3.11 websockets/17"
@@ -873,7 +879,7 @@ def websockets_request() -> bytes:
         pytest.param(request(("Authorization", "Bearer x")), Pings.NONE, id="somebody with credentials"),
     ],
 )
-def test_who_may_be_libnanomsg_is_served_and_not_pinged(data: bytes, pings: Pings) -> None:
+def test_a_client_that_may_be_libnanomsg_is_served_and_not_pinged(data: bytes, pings: Pings) -> None:
     assert begun(data)[0] == 101
     assert pings_for_client(headers_in(data)) is pings
 
@@ -883,7 +889,7 @@ def test_a_browser_gets_no_extension() -> None:
 
 
 @pytest.mark.parametrize("target", ["/", "/a?b", "", "*", "http://h/a", "//", "/%zz", "x"])
-def test_any_target_is_a_matter_of_who_listens(target: str) -> None:
+def test_the_handshake_takes_any_target_since_the_listener_decides(target: str) -> None:
     assert begun(request(line=f"GET {target} HTTP/1.1"))[0] == 101
 
 
@@ -908,12 +914,12 @@ def test_what_the_standard_leaves_open_is_taken(headers: list[tuple[str, str]]) 
 
 
 def test_a_sub_protocol_is_agreed_on_as_the_client_has_spelled_it() -> None:
-    # RFC 6455, 4.1: a client compares what it gets with what it has asked for.
+    # RFC 6455, 4.1: a client compares the answer with its request.
     assert begun(request(("Sec-WebSocket-Protocol", "chat, REP.sp.nanomsg.org")))[2]["Sec-WebSocket-Protocol"] == "REP.sp.nanomsg.org"
 
 
 @pytest.mark.parametrize("number", [PUB, SUB, REQ, REP, BUS, PAIR1])
-def test_the_sub_protocol_is_that_of_who_listens(number: int) -> None:
+def test_the_sub_protocol_is_that_of_the_listener(number: int) -> None:
     assert begun(request(number=number), number)[0] == 101
 
 
@@ -1003,8 +1009,8 @@ def test_a_request_that_is_no_websockets_is_refused_with_the_right_status(data: 
 
 
 @pytest.mark.parametrize("version", ["8", "7", "0", "14", "13, 8", "x", ""])
-def test_another_version_is_refused_with_the_one_that_is_spoken(version: str) -> None:
-    # RFC 6455, 4.2.2 (4): the answer has a Sec-WebSocket-Version, so that the client can come again.
+def test_another_version_is_refused_with_ours(version: str) -> None:
+    # RFC 6455, 4.2.2 (4): the answer has a Sec-WebSocket-Version, so that the client can try again.
     status, reason, headers, _ = begun(request(("Sec-WebSocket-Version", version)))
     assert status in (400, 426)
     assert "Sec-WebSocket-Version" in reason
@@ -1071,7 +1077,7 @@ def test_what_two_parties_could_read_in_two_ways_is_refused(data: bytes) -> None
         (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "proxy_protocol=True"),
     ],
 )
-def test_who_speaks_something_else_is_told_what_it_may_be(data: bytes, words: str) -> None:
+def test_an_error_guesses_what_else_the_peer_speaks(data: bytes, words: str) -> None:
     handshake = asked()
     assert handshake.receive_data(data)
     assert handshake.problem is not None
@@ -1136,7 +1142,7 @@ def test_what_a_log_gets_to_see_of_a_request_is_short_and_harmless(data: bytes) 
         pytest.param(request(("Cookie", "a=1\r\n secret"), line="GET /?token=secret HTTP/1.1"), id="a folded header"),
     ],
 )
-def test_what_may_be_a_credential_in_a_request_is_shown_to_nobody(data: bytes) -> None:
+def test_no_error_shows_a_possible_credential_of_a_request(data: bytes) -> None:
     _, reason, _, text = begun(data)
     assert "secret" not in reason + text
 
@@ -1197,7 +1203,7 @@ def test_any_bytes_are_a_request_or_a_refusal_and_never_an_exception(chunks: lis
 # An answer.
 
 
-def test_a_request_is_what_was_asked_for_and_who_we_are() -> None:
+def test_a_request_has_the_given_target_and_our_name() -> None:
     handshake = dialing(target="/a?b=c", host="sp.example:81")
     lines = handshake.request.decode().split("\r\n")
     assert lines[:2] == ["GET /a?b=c HTTP/1.1", "Host: sp.example:81"]
@@ -1230,7 +1236,7 @@ LIBNANOMSG_ANSWER = ["Upgrade", "Connection", "Sec-WebSocket-Accept", "Sec-WebSo
 
 
 def answer_of(handshake: ClientHandshake, names: Sequence[str], more: Sequence[tuple[str, str]] = ()) -> bytes:
-    """Return a good answer with its headers in the order, and the spelling, of *names*."""
+    """Return a good answer with its headers in the order and spelling of *names*."""
     values = {
         "connection": "Upgrade",
         "upgrade": "websocket",
@@ -1631,7 +1637,7 @@ def test_any_answer_is_an_agreement_or_a_peer_error(chunks: list[bytes]) -> None
 
 
 def test_the_header_class_of_the_package_keeps_order_and_spelling() -> None:
-    # What pings_for_server counts on.
+    # ``pings_for_server`` relies on this.
     headers = Headers()
     for name in LIBNNG_ANSWER:
         headers[name] = "x"

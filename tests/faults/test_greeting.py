@@ -49,7 +49,7 @@ async def check(rep: sp.Rep0, url: str) -> None:
 
 
 @pytest.mark.slow
-async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(url: str, mock_clock: MockClock) -> None:
+async def test_two_hundred_silent_connections_delay_no_peer_and_end_at_the_deadline(url: str, mock_clock: MockClock) -> None:
     with at_most(20):
         async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=10) as rep:
             (listener,) = rep.listeners

@@ -1,4 +1,4 @@
-"""PAIR and its one place: nobody keeps it who does not use it."""
+"""PAIR and its one slot: a peer that does not use it does not keep it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ stream_only = pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc", "abstr
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ipc", "abstract", "ws", "wss"])
-async def test_who_says_nothing_does_not_keep_the_place_from_who_does(
+async def test_a_silent_peer_does_not_keep_the_slot_from_others(
     scheme: str, new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sp.core.admission._SLOT_RESERVED", 0.05)
@@ -51,7 +51,7 @@ async def test_who_says_nothing_does_not_keep_the_place_from_who_does(
 
 
 @stream_only
-async def test_who_greets_as_something_else_does_not_keep_the_place(new_url: Callable[[], str]) -> None:
+async def test_a_peer_of_another_protocol_does_not_keep_the_slot(new_url: Callable[[], str]) -> None:
     async with sp.Pair0() as pair, sp.Pair0() as good:
         url = (await listen(pair, new_url())).url
         told = pair.events()
@@ -66,7 +66,7 @@ async def test_who_greets_as_something_else_does_not_keep_the_place(new_url: Cal
 
 @pytest.mark.slow
 async def test_a_server_that_says_nothing_keeps_the_place_no_longer_than_its_greeting_time(new_url: Callable[[], str]) -> None:
-    # Whom we have greeted may have attached us, so that nobody else can have the place until that is decided.
+    # A peer that has our greeting may have attached us, so the slot is taken until that is decided.
     (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with silent, sp.Pair0(handshake_timeout=0.1, redial_min=0.02, redial_max=0.02) as pair, sp.Pair0() as good:
         heard = pair.events()

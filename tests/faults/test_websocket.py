@@ -1,4 +1,7 @@
-"""WebSocket peers that break the rules, HTTP clients that want something else, and proxies: each costs its own connection."""
+"""WebSocket peers that break the rules, HTTP clients that want something else, and proxies.
+
+A fault of a peer costs that peer's connection and no other.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def masked(data: bytes) -> bytes:
 
 
 def frame(data: bytes = b"", opcode: int = BINARY, *, fin: bool = True, mask: bool = True, rsv: int = 0, size: int | None = None) -> bytes:
-    """Return a client's frame; *size* is what it announces instead of the truth."""
+    """Return a client's frame; *size* is a false length that it announces."""
     size = len(data) if size is None else size
     head = bytes([fin << 7 | rsv << 4 | opcode])
     bit = mask << 7
@@ -70,7 +73,7 @@ def request(*headers: tuple[str, str], line: str = "GET / HTTP/1.1", without: Se
     """Return a good request, with some headers replaced, added, or left out."""
     items = [
         ("Host", "localhost"),
-        ("User-Agent", "a test"),  # so that it cannot be libnanomsg, which is not told that we leave
+        ("User-Agent", "a test"),  # so that it cannot be libnanomsg, which gets no Close
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
         ("Sec-WebSocket-Key", KEY),
@@ -83,18 +86,18 @@ def request(*headers: tuple[str, str], line: str = "GET / HTTP/1.1", without: Se
 
 
 def below(url: str) -> str:
-    """Return the URL of what is below HTTP at *url*."""
+    """Return the URL of the layer below HTTP at *url*."""
     scheme, _, rest = url.partition("://")
     return f"{scheme.replace('wss', 'tls+tcp').replace('ws', 'tcp')}://{rest.partition('/')[0]}"
 
 
 def tcp(url: str) -> str:
-    """Return the URL of what is below TLS and HTTP at *url*."""
+    """Return the URL of the layer below TLS and HTTP at *url*."""
     return below(url).removeprefix("tls+")
 
 
 async def web(url: str) -> Stream:
-    """Connect to a ws or wss URL, with the TLS handshake if there is one, and say nothing."""
+    """Connect to a ws or wss URL, do the TLS handshake if there is one, and send nothing."""
     return await connect(below(url))
 
 
@@ -106,7 +109,7 @@ async def receive_head(stream: Stream) -> bytes:
 
 
 async def upgrade(stream: Stream, *headers: tuple[str, str], line: str = "GET / HTTP/1.1", name: str = "rep", behind: bytes = b"") -> None:
-    """Become a WebSocket, with something behind the request."""
+    """Become a WebSocket; send *behind* together with the request."""
     await stream.send_all(request(*headers, line=line, name=name) + behind)
     assert (await receive_head(stream)).startswith(b"HTTP/1.1 101 ")
 
@@ -132,7 +135,7 @@ async def receive_frame(stream: Stream) -> tuple[int, bytes]:
 
 
 async def receive_close(stream: Stream) -> tuple[int, str]:
-    """Return code and reason of the Close that comes next, behind which nothing comes."""
+    """Return code and reason of the next frame, a Close after which nothing comes."""
     opcode, data = await receive_frame(stream)
     assert opcode == CLOSE, (opcode, data)
     assert await receive_end(stream) == b""
@@ -140,7 +143,7 @@ async def receive_close(stream: Stream) -> tuple[int, str]:
 
 
 class Answer:
-    """An answer of HTTP, which has to be whole, and nothing may stand behind it."""
+    """An HTTP response, which must be complete and must end the connection."""
 
     def __init__(self, data: bytes, method: str = "GET") -> None:
         self._file = io.BytesIO(data)
@@ -163,14 +166,14 @@ class Answer:
 
 
 async def ask(url: str, data: bytes, *, method: str = "GET") -> Answer:
-    """Return what is answered to *data*."""
+    """Return the response to *data*."""
     async with await web(url) as stream:
         await stream.send_all(data)
         return Answer(await receive_end(stream), method)
 
 
 async def check(rep: sp.Rep0, url: str) -> None:
-    """A good client is served."""
+    """Check that a good client is served."""
     async with sp.Req0() as req:
         await dial(req, url)
         await req.send(b"hello")
@@ -289,7 +292,7 @@ async def test_a_close_within_a_message_is_answered_with_the_same_and_told(url: 
 
 
 async def check_first(rep: sp.Rep0, body: bytes) -> None:
-    """*body* waits, and nothing else."""
+    """Check that *body* is the only message that waits."""
     try:
         assert await rep.receive() == body
     finally:
@@ -324,7 +327,7 @@ async def test_a_server_that_leaves_says_that_it_goes_away(url: str, how: str) -
 
 
 @both
-async def test_who_ends_the_stream_without_a_close_is_gone_like_any_other(url: str) -> None:
+async def test_a_peer_that_ends_the_stream_without_a_close_is_gone_like_any_other(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(10):
@@ -451,7 +454,7 @@ async def test_a_peer_that_pings_and_never_reads_costs_a_bounded_place() -> None
                 finally:
                     tracemalloc.stop()
                 assert peak < 2 << 20
-                # It is still heard, and once it reads, its last ping is answered.
+                # Its messages still arrive, and once it reads, its last ping is answered.
                 await stream.send_all(frame(ID + b"hello") + frame(b"last", PING))
                 assert await rep.receive() == b"hello"
                 answered = 0
@@ -586,7 +589,7 @@ HEALTHY = sp.WSServerConfig(health_path="/healthz", origins="https://app.example
         pytest.param(request(("Origin", "https://app.example.evil")), 403, "HTTP 403: origin", id="403 for a longer origin"),
     ],
 )
-async def test_who_cannot_be_a_pipe_gets_a_whole_answer_and_the_event_says_why(url: str, data: bytes, status: int, words: str) -> None:
+async def test_a_client_that_is_rejected_gets_a_whole_answer_and_the_event_says_why(url: str, data: bytes, status: int, words: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), ws=HEALTHY) as rep:
         url = rep.url
         events = rep.events()
@@ -618,7 +621,7 @@ async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> Non
 
 
 @pytest.mark.parametrize("origin", ["https://app.example", "HTTPS://APP.example", None])
-async def test_a_page_that_may_connect_and_who_is_no_browser_do(origin: str | None) -> None:
+async def test_an_allowed_page_and_a_client_that_is_no_browser_connect(origin: str | None) -> None:
     async with sp.Rep0(listen=WS, ws=HEALTHY) as rep:
         with trio.fail_after(10):
             async with await web(rep.url) as stream:
@@ -737,7 +740,7 @@ async def test_a_client_that_ends_within_its_request_is_refused_with_the_reason(
 
 
 @pytest.mark.slow
-async def test_two_hundred_silent_connections_hold_up_nobody_and_are_ended_at_the_deadline(mock_clock: MockClock) -> None:
+async def test_two_hundred_silent_connections_delay_no_peer_and_end_at_the_deadline(mock_clock: MockClock) -> None:
     with at_most(20):
         async with sp.Rep0(listen=WS, handshake_timeout=10) as rep:
             (listener,) = rep.listeners
@@ -972,7 +975,7 @@ async def test_the_answer_to_head_has_no_body_while_draining_either() -> None:
 @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "proxied"])
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("scheme", ["ws", "wss", "tcp", "tls+tcp"])
-async def test_who_connects_and_leaves_without_a_word_is_no_news(
+async def test_a_client_that_connects_and_leaves_silently_makes_no_log_line(
     scheme: str, how: str, proxied: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"{scheme}://127.0.0.1:0"
@@ -1108,7 +1111,7 @@ async def test_a_dial_that_is_refused_says_so_whatever_stands_in_the_answer(body
 
 
 async def served_at(url: str, name: str, sock: sp.Rep0 | sp.Bus0) -> None:
-    """Who asks for the path of *url* reaches *sock*."""
+    """Check that a client of *url* reaches *sock*."""
     body = f"to {name}".encode()
     async with await upgraded(url, name=name, behind=frame(ID + body if name == "rep" else body)) as stream:
         assert await sock.receive() == body
@@ -1143,7 +1146,7 @@ async def test_sockets_share_a_port_by_path_and_leave_in_any_order(url: str, fir
                 for listener in stays:
                     sock = rep if listener is at_rep else bus if listener is at_bus else other
                     await served_at(listener.url, "rep" if listener is at_rep else "bus", sock)
-            # One that has left may come back.
+            # A listener that has left may come back.
             back = await listen(rep, at_rep.url)
             await served_at(at_rep.url, "rep", rep)
             at_other.close()
@@ -1155,7 +1158,7 @@ async def test_sockets_share_a_port_by_path_and_leave_in_any_order(url: str, fir
             await served_at(at_bus.url, "bus", bus)
 
 
-async def test_newcomers_on_their_way_survive_the_one_who_accepts_for_all() -> None:
+async def test_newcomers_on_their_way_survive_the_listener_that_accepts_for_all() -> None:
     with trio.fail_after(10):
         async with sp.Rep0() as rep, sp.Bus0() as bus:
             at_rep = await listen(rep, f"{WS}/rep")
@@ -1167,7 +1170,7 @@ async def test_newcomers_on_their_way_survive_the_one_who_accepts_for_all() -> N
                 await half.send_all(b"GET /bus HT")
             await until(lambda: at_rep.statistics().greeting == 5)
             at_rep.close()
-            for half in halves:  # they have not said yet for whom they come
+            for half in halves:  # their paths are not known yet
                 data = await receive_end(half)
                 assert not data or Answer(data).status == 503
                 await half.aclose()
@@ -1272,14 +1275,14 @@ async def secured(stream: trio.SocketStream, scheme: str) -> Stream:
 
 
 def first_words(scheme: str) -> bytes:
-    """Return what a REQ says first, with a request behind it."""
+    """Return the beginning of a REQ's stream, with a request after it."""
     if scheme.startswith("ws"):
         return request() + frame(ID + b"hello")
     return greeting(REQ) + tcp_frame(ID + b"hello")
 
 
 async def through_proxy(url: str, header: bytes, *, slowly: bool = False) -> tuple[Stream, str]:
-    """Come by a proxy that says *header*, and send a request; return the proxy's own address as well."""
+    """Connect like a proxy that sends *header*, and send a request; return the proxy's own address too."""
     scheme = url.partition("://")[0]
     stream = await connect(tcp(url))
     assert isinstance(stream, trio.SocketStream)
@@ -1306,7 +1309,7 @@ async def through_proxy(url: str, header: bytes, *, slowly: bool = False) -> tup
         ),
     ],
 )
-async def test_a_pipe_shows_who_is_behind_the_proxy(scheme: str, header: bytes, source: str, destination: str, slowly: bool) -> None:
+async def test_a_pipe_shows_the_client_behind_the_proxy(scheme: str, header: bytes, source: str, destination: str, slowly: bool) -> None:
     url = f"{scheme}://127.0.0.1:0"
     seen: list[str] = []
 
@@ -1371,7 +1374,7 @@ async def test_the_header_and_all_that_follows_may_come_in_one_segment(scheme: s
             assert rep.pipes[0].remote_address == "203.0.113.7:4711"
 
 
-async def test_who_never_sent_a_header_has_no_proxy() -> None:
+async def test_a_client_that_sends_no_header_has_no_proxy() -> None:
     with trio.fail_after(10):
         async with sp.Rep0(listen=WS) as rep, await upgraded(rep.url) as stream:
             await rep.wait_for_peers()
@@ -1416,7 +1419,7 @@ async def test_behind_both_kinds_of_proxies_the_client_is_the_one_behind_all() -
         pytest.param(SIGNATURE[:-1] + b"X" + v2()[12:], "no PROXY protocol header", id="a broken signature"),
     ],
 )
-async def test_where_a_header_is_required_nobody_comes_in_without_a_good_one(scheme: str, said: bytes | None, words: str) -> None:
+async def test_where_a_header_is_required_no_client_connects_without_a_good_one(scheme: str, said: bytes | None, words: str) -> None:
     url = f"{scheme}://127.0.0.1:0"
     async with sp.Rep0(listen=url, tls=server_tls(url), proxy_protocol=True) as rep:
         events = rep.events()
@@ -1475,7 +1478,7 @@ async def test_a_header_counts_against_the_greeting_timeout(scheme: str, said: b
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, sp.GreetingError)
                 assert "was not complete within 3 s" in event.reason
-                assert await receive_end(stream) == b""  # nothing is said to who has not said who it is
+                assert await receive_end(stream) == b""  # a client that has not said who it is gets no answer
 
 
 @schemes

@@ -1,4 +1,4 @@
-"""Races and corners of ws and wss: ports that are shared while somebody leaves, full buffers, pauses, calls that come late."""
+"""Races of ws and wss: shared ports whose listeners leave, full buffers, pauses, late calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def port_of(listener: sp.Listener) -> str:
 
 
 @pytest.mark.parametrize("pause", range(4))
-async def test_who_joins_a_port_in_the_moment_in_which_its_last_user_leaves_has_a_port_of_its_own(pause: int) -> None:
+async def test_a_listener_that_joins_a_port_while_the_last_one_leaves_gets_a_new_port(pause: int) -> None:
     async with sp.Rep0(listen="ws://127.0.0.1:0/a") as first, sp.Rep0() as second, sp.Req0() as req:
         listener = first.listeners[0]
         joined: list[sp.Listener] = []
@@ -92,7 +92,7 @@ async def test_two_answers_at_one_health_path_are_refused_and_one_for_all_is_not
 
 
 @pytest.mark.slow
-async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is_closed() -> None:
+async def test_a_peer_that_pings_and_does_not_read_does_no_harm_when_its_pipe_is_closed() -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus, sp.Bus0() as good:
         with trio.fail_after(20):
             for _ in range(3):
@@ -121,7 +121,7 @@ async def test_a_peer_that_pings_and_does_not_read_harms_nobody_when_its_pipe_is
 
 
 def refuse_once(sock: sp.Bus0) -> None:
-    """Let the kernel of the only pipe be full for one moment."""
+    """Let the kernel buffer of the only pipe be full for a moment."""
     (pipe,) = sock.pipes
     connection: Any = sock._core.task_of(pipe).connection
     link = connection._link
@@ -157,7 +157,7 @@ async def test_a_ping_that_the_kernel_does_not_take_at_once_is_written_when_it_d
         await stream.aclose()
 
 
-async def test_a_pause_of_ours_ends_no_pipe_whose_answer_has_come_meanwhile(mock_clock: MockClock) -> None:
+async def test_after_a_pause_of_this_process_a_pipe_whose_answer_has_come_lives_on(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
         with trio.fail_after(1e6):
             stream = await upgrade(bus.url, BUS, *BROWSER)
@@ -167,7 +167,7 @@ async def test_a_pause_of_ours_ends_no_pipe_whose_answer_has_come_meanwhile(mock
             for _ in range(20):
                 assert await receive_ws_frame(stream) == (PING, b"")
                 await trio.testing.wait_all_tasks_blocked(0.005)
-                # The answer arrives, and before anybody looks, the time is over.
+                # The answer arrives, but the time is over before a task reads it.
                 inside: Any = socket_of(stream)
                 inside._sock.send(ws_frame(PONG))
                 mock_clock.jump(20)
@@ -197,7 +197,7 @@ async def test_draining_ends_when_the_socket_is_closed(mock_clock: MockClock) ->
             await stream.aclose()
 
 
-async def test_who_is_still_being_greeted_when_the_draining_begins_is_sent_away() -> None:
+async def test_a_newcomer_still_in_its_handshake_is_rejected_when_draining_begins() -> None:
     waiting = trio.Event()
 
     async def authorize(_: sp.Pipe) -> bool:
@@ -226,7 +226,7 @@ async def upgrade_later(url: str) -> Any:
     return stream
 
 
-# What authorize and health say.
+# What authorize and health return.
 
 
 @pytest.mark.parametrize("answer", [(401, "x"), "no", {"error": 1}, ValueError("no"), sp.HTTPResponse, 1, [False]], ids=repr)
@@ -250,7 +250,7 @@ async def test_a_refusal_that_authorize_raises_is_the_answer() -> None:
             await req.dial(rep.url)
 
 
-async def test_who_decides_too_slowly_is_named(autojump_clock: MockClock) -> None:
+async def test_the_error_names_the_callback_that_decides_too_slowly(autojump_clock: MockClock) -> None:
     async def ponder(_: object = None) -> bool:
         await trio.sleep_forever()
         return True
@@ -352,7 +352,7 @@ async def test_a_dialer_that_finds_no_http_names_what_it_finds(dialed: str, ther
         assert words in str(caught.value), str(caught.value)
 
 
-async def test_who_is_let_in_while_the_listener_drains_is_told_to_go_on() -> None:
+async def test_a_peer_that_is_accepted_while_the_listener_drains_is_told_to_go_elsewhere() -> None:
     decide, asked = trio.Event(), trio.Event()
 
     async def authorize(pipe: sp.Pipe) -> bool:
@@ -388,7 +388,7 @@ async def test_who_is_let_in_while_the_listener_drains_is_told_to_go_on() -> Non
     ],
     ids=["unknown", "local", "a unix socket with a name like an address"],
 )
-async def test_where_a_proxy_header_names_no_address_nobody_vouches_for_what_is_forwarded(header: bytes) -> None:
+async def test_where_a_proxy_header_names_no_address_forwarded_headers_are_not_believed(header: bytes) -> None:
     http = sp.WSServerConfig(trusted_proxies=("127.0.0.0/8", "unix"))
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=http, proxy_protocol=True) as bus:
         with trio.fail_after(5):
@@ -419,7 +419,7 @@ async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an
             await stream.aclose()
 
 
-async def test_who_comes_in_the_moment_in_which_the_leader_leaves_is_served_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_comes_while_the_oldest_listener_leaves_is_served_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other, sp.Req0() as req:
         leader = leads.listeners[0]
         listener = await other.listen(f"ws://{port_of(leader)}/other")

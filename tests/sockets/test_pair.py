@@ -49,7 +49,7 @@ async def test_two_peers_talk_both_ways_at_once(url: str) -> None:
 
 
 @every_pair
-async def test_nothing_is_dropped_whoever_is_slow(kind: Kind, name: str, autojump_clock: MockClock) -> None:
+async def test_nothing_is_dropped_whichever_side_is_slow(kind: Kind, name: str, autojump_clock: MockClock) -> None:
     async with talking(kind, name, inbox_limit=2, outbox_limit=2, peer={"inbox_limit": 2}) as talk, trio.open_nursery() as nursery:
 
         async def send() -> None:
@@ -103,7 +103,7 @@ async def test_a_second_peer_that_is_refused_before_its_greeting_has_left_is_tol
     listener.listen()
 
     class Meanwhile(logging.Handler):
-        """Who is dialed closes between two steps of the dialer, as another process may."""
+        """The listener closes between two steps of the dialer, as another process may."""
 
         def emit(self, record: logging.LogRecord) -> None:
             if "connected to" in record.getMessage():
@@ -172,7 +172,7 @@ async def test_of_two_that_come_at_the_same_moment_one_stays_and_the_other_is_to
                 await pair.wait_for_peers()
                 if failures:
                     (loser,) = failures
-                else:  # its greeting was answered before another one's had come
+                else:  # its greeting was answered before that of the other had come
                     await until(lambda: not one.pipes or not two.pipes)
                     loser = two if one.pipes else one
                     failures[loser] = (await expect(heard[loser], sp.EventKind.DETACHED)).reason
@@ -293,7 +293,7 @@ async def test_a_peer_that_ended_makes_place_for_the_next_and_nothing_goes_to_it
                 await waiting.done()
 
 
-async def test_who_authorize_sends_away_does_not_take_the_place(new_url: NewUrl) -> None:
+async def test_a_peer_that_authorize_refuses_does_not_take_the_slot(new_url: NewUrl) -> None:
     welcome = False
     async with sp.Pair0(authorize=lambda _: welcome) as pair, sp.Pair0() as one, sp.Pair0() as two:
         with trio.fail_after(10):
@@ -388,7 +388,7 @@ async def test_messages_with_more_hops_than_the_ttl_are_dropped_and_counted(
 ) -> None:
     async with kind(listen=name, ttl=ttl) as pair, sp.raw.Pair1() as other:
         await connect(pair, other)
-        if hops:  # what a raw socket sends has made one more than it says
+        if hops:  # a raw socket's message has made one hop more than its header says
             await other.send_message(sp.Message(b"body", bytes([0, 0, 0, hops - 1])))
         else:
             other._core.pipes[other.pipes[0].id].offer(sp.Message(b"body", bytes(4)))
@@ -479,7 +479,7 @@ async def test_without_a_pipe_a_message_goes_to_the_peer_that_has_been_there_for
             await until(lambda peer=peer: len(pair.pipes) == [three, two, one].index(peer))
 
 
-async def test_a_slow_peer_holds_up_only_what_is_meant_for_it(name: str, autojump_clock: MockClock) -> None:
+async def test_a_slow_peer_delays_only_its_own_messages(name: str, autojump_clock: MockClock) -> None:
     async with (
         sp.Pair1(poly=True, listen=name, outbox_limit=2) as pair,
         sp.Pair1(inbox_limit=1) as slow,
@@ -511,7 +511,7 @@ async def test_a_slow_peer_holds_up_only_what_is_meant_for_it(name: str, autojum
         assert pair.statistics().dropped == {}
 
 
-async def test_what_is_meant_for_a_peer_that_is_gone_is_dropped_and_counted_also_while_it_waits(name: str) -> None:
+async def test_a_message_for_a_peer_that_is_gone_is_dropped_and_counted_even_while_it_waits(name: str) -> None:
     async with sp.Pair1(poly=True, listen=name, outbox_limit=1) as pair, sp.Pair1() as other, trio.open_nursery() as nursery:
         async with sp.Pair1(inbox_limit=1) as leaving:
             await connect(pair, leaving)
@@ -533,7 +533,7 @@ async def test_what_is_meant_for_a_peer_that_is_gone_is_dropped_and_counted_also
         assert await other.receive() == b"x"
 
 
-async def test_what_is_meant_for_a_peer_that_is_gone_waits_behind_nobody(name: str) -> None:
+async def test_a_message_for_a_peer_that_is_gone_does_not_wait_for_other_peers(name: str) -> None:
     async with sp.Pair1(poly=True, listen=name) as pair, trio.open_nursery() as nursery:
         async with sp.Pair1() as leaving:
             await connect(pair, leaving)
@@ -642,7 +642,7 @@ async def test_a_close_that_says_why_is_not_explained_by_a_place(payload: bytes,
     assert (HINT in reason) is is_wordless, reason
 
 
-async def test_a_peer_that_leaves_after_a_while_is_not_taken_for_one_that_refused_us(name: str, autojump_clock: MockClock) -> None:
+async def test_a_peer_that_leaves_after_a_while_has_not_refused_us(name: str, autojump_clock: MockClock) -> None:
     async with sp.Pair0(listen=name) as pair, sp.Pair0() as peer:
         told = peer.events()
         await peer.dial(name)

@@ -1,4 +1,4 @@
-"""ws and wss beyond the contract: pings, what dialers and listeners say in HTTP, draining, how a WebSocket ends."""
+"""ws and wss beyond the contract: pings, HTTP of dialers and listeners, draining, the end of a WebSocket."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 async def jump(clock: MockClock, seconds: float) -> None:
-    """Let *seconds* pass, and everybody do what is due then."""
+    """Let *seconds* pass, and all tasks do what is due then."""
     await trio.testing.wait_all_tasks_blocked(0.005)
     clock.jump(seconds)
     await trio.testing.wait_all_tasks_blocked(0.005)
@@ -132,7 +132,7 @@ async def test_an_application_that_does_not_receive_for_long_loses_no_pipe(url: 
 
 
 @pytest.mark.parametrize("everyone", [False, True])
-async def test_who_may_be_libnanomsg_is_pinged_only_when_all_are_to_be(everyone: bool, mock_clock: MockClock) -> None:
+async def test_a_peer_that_may_be_libnanomsg_is_pinged_only_with_ping_everyone(everyone: bool, mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_everyone=everyone, ping_timeout=1000)) as bus:
         stream = await upgrade(bus.url, BUS)
         await bus.wait_for_peers()
@@ -161,7 +161,7 @@ async def test_no_ping_that_was_not_sent_is_missed(mock_clock: MockClock) -> Non
 
 @pytest.mark.parametrize("agent", ["Go-http-client/1.1", "Mozilla/5.0"])
 async def test_a_silent_mangos_is_pinged_and_not_given_up(agent: str, mock_clock: MockClock) -> None:
-    # It does not read while its application does not.
+    # It does not read while its application does not receive.
     async with sp.Bus0(listen="ws://127.0.0.1:0") as bus:
         stream = await upgrade(bus.url, BUS, f"User-Agent: {agent}")
         await bus.wait_for_peers()
@@ -215,10 +215,10 @@ async def test_a_dialer_pings_as_well(mock_clock: MockClock) -> None:
         link.send = send
         await jump(mock_clock, 20)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert pinged == [bytes((0x80 | PONG, 0))]  # what a ping is answered with
+        assert pinged == [bytes((0x80 | PONG, 0))]  # the answer to a ping
 
 
-async def test_without_an_interval_nobody_is_pinged(mock_clock: MockClock) -> None:
+async def test_without_an_interval_no_peer_is_pinged(mock_clock: MockClock) -> None:
     async with sp.Bus0(listen="ws://127.0.0.1:0", ws=sp.WSServerConfig(ping_interval=None)) as bus:
         stream = await upgrade(bus.url, BUS, *BROWSER)
         await bus.wait_for_peers()
@@ -230,7 +230,7 @@ async def test_without_an_interval_nobody_is_pinged(mock_clock: MockClock) -> No
 
 
 @pytest.mark.slow
-async def test_pings_that_are_due_while_closing_harm_nobody(url: str) -> None:
+async def test_pings_that_are_due_while_closing_do_no_harm(url: str) -> None:
     often = 0.0005
     with trio.fail_after(20):
         for _ in range(30):
@@ -265,7 +265,7 @@ async def test_the_answer_to_a_ping_breaks_no_frame_while_much_waits_to_be_writt
             await stream.aclose()
 
 
-# What is said in HTTP.
+# HTTP.
 
 
 async def test_both_sides_see_the_handshake(url: str) -> None:
@@ -343,7 +343,7 @@ async def test_no_message_is_delivered_before_authorize_has_decided() -> None:
 
 @asynccontextmanager
 async def answering(answer: bytes | Callable[[trio.SocketStream, bytes], Awaitable[None]]) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that says *answer* to whatever head comes, and ``host:port`` of it, and the heads."""
+    """A server that sends *answer* to any head; its ``host:port``, and the heads that have come."""
     heads: list[bytes] = []
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -362,7 +362,7 @@ async def answering(answer: bytes | Callable[[trio.SocketStream, bytes], Awaitab
                 await stream.send_eof()
                 await receive_end(stream)
         except trio.BrokenResourceError:
-            pass  # who asked has heard enough
+            pass  # the client has read enough
         finally:
             await stream.aclose()
 
@@ -444,7 +444,7 @@ async def _and_trickle(stream: trio.SocketStream) -> None:
 
 
 async def _and_reset(stream: trio.SocketStream) -> None:
-    await trio.testing.wait_all_tasks_blocked(0.01)  # the client reads what was said before
+    await trio.testing.wait_all_tasks_blocked(0.01)  # the client reads what was sent before
     reset(stream)
 
 
@@ -484,7 +484,7 @@ async def test_a_refusal_is_told_soon_whatever_its_body_does(
         assert error.response.body.startswith(b"nope\n")
         assert "has answered 401 No: 'nope'" in str(error)
         assert (place in str(error)) is by_proxy
-        # The user has to change something, and gets the time for it.
+        # The user has to change something, so the next attempt waits long.
         await jump(mock_clock, 18)
         assert dialer.statistics().attempts == 1
         await jump(mock_clock, 2)
@@ -502,7 +502,7 @@ async def test_a_refusal_over_tls_is_told_however_the_stream_ends(farewell: str,
         elif farewell == "FIN":
             await stream.transport_stream.aclose()
         else:
-            await trio.testing.wait_all_tasks_blocked(0.01)  # the client reads what was said before
+            await trio.testing.wait_all_tasks_blocked(0.01)  # the client reads what was sent before
             reset(stream)
 
     (tmp_path / "server.pem").write_bytes(authority().issue("127.0.0.1"))
@@ -520,7 +520,7 @@ async def test_a_refusal_over_tls_is_told_however_the_stream_ends(farewell: str,
         nursery.cancel_scope.cancel()
 
 
-async def test_a_refusal_is_told_to_who_is_not_done_with_asking() -> None:
+async def test_a_client_that_is_still_sending_its_request_gets_the_refusal() -> None:
     async def refuse(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
         await stream.send_all(b"HTTP/1.1 431 Too Large\r\nContent-Length: 5\r\n\r\nless\n")
@@ -755,7 +755,7 @@ async def test_the_environment_names_a_proxy_unless_it_excepts_the_host(
             await req.dial(far)
             assert len(heads) == 1
             assert (req.pipes[0].remote_address, req.pipes[0].proxy_address) == (far.split("/")[2], place)
-            await req.dial(here)  # what is on this machine no proxy could reach
+            await req.dial(here)  # no proxy could reach this machine for us
             assert len(heads) == 1
             with pytest.raises(sp.DialError):
                 await req.dial(far, ws=sp.WSClientConfig(proxy=None))
@@ -833,7 +833,7 @@ async def test_a_drained_backend_loses_no_request(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["pipe", "listener", "drain", "socket"])
-async def test_who_may_be_libnanomsg_is_left_without_a_close_since_it_would_never_dial_again(how: str) -> None:
+async def test_a_peer_that_may_be_libnanomsg_gets_no_close_since_it_would_never_dial_again(how: str) -> None:
     async with sp.Rep0(listen="ws://127.0.0.1:0") as rep, trio.open_nursery() as nursery:
         stream = await upgrade(rep.url, REP)
         await rep.wait_for_peers()
@@ -872,7 +872,7 @@ async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -
                 await newcomer.send_all(head)
                 assert (await receive_answer(newcomer))[0] == expected
                 await newcomer.aclose()
-            # What it still sends is delivered.
+            # The messages that it still sends are delivered.
             await peer.send_all(ws_frame(BINARY, b"\x80\0\0\1late") + ws_frame(CLOSE, b"\x03\xe9"))
             assert await rep.receive() == b"late"
             await until(lambda: not rep.listeners)
@@ -971,7 +971,7 @@ async def test_a_close_of_the_peers_is_answered_and_told_after_what_came_before_
             await stream.aclose()
 
 
-async def test_a_peer_that_never_answers_a_close_holds_nobody_up_longer_than_the_linger_time(url: str, autojump_clock: MockClock) -> None:
+async def test_a_peer_that_never_answers_a_close_delays_nothing_longer_than_the_linger_time(url: str, autojump_clock: MockClock) -> None:
     async with sp.Bus0(linger=3) as bus:
         stream = await upgrade((await bus.listen(url, tls=server_tls(url))).url, BUS)
         await bus.wait_for_peers()
@@ -981,7 +981,7 @@ async def test_a_peer_that_never_answers_a_close_holds_nobody_up_longer_than_the
         await stream.aclose()
 
 
-async def test_a_peer_that_goes_on_sending_after_a_close_holds_nobody_up_either() -> None:
+async def test_a_peer_that_goes_on_sending_after_a_close_delays_nothing_either() -> None:
     async with sp.Bus0(linger=0.05) as bus:
         stream = await upgrade((await bus.listen("ws://127.0.0.1:0")).url, BUS)
         await bus.wait_for_peers()
@@ -1066,8 +1066,8 @@ async def test_tls_without_http_names_nothing_in_the_handshake() -> None:
         assert req.pipes[0].tls.alpn == ""
 
 
-async def test_a_server_with_one_configuration_agrees_with_who_offers_more(url: str) -> None:
-    """Browsers offer what they like; a server that shares its configuration with tls+tcp tells the two apart."""
+async def test_a_server_with_one_configuration_agrees_with_a_client_that_offers_more(url: str) -> None:
+    """Browsers offer several protocols; a server with one configuration for wss and tls+tcp tells them apart."""
     import ssl
 
     config = server_tls("wss:")

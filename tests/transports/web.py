@@ -8,11 +8,11 @@ from tests.transports.wire import Stream, connect, receive_exactly
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 BROWSER = ("User-Agent: Mozilla/5.0",)
-"""What makes a peer one that surely answers pings."""
+"""Headers of a peer that surely answers pings."""
 
 
 def request(target: str, protocol: str | None, *headers: str, host: str = "test") -> bytes:
-    """The request of a WebSocket client, as libnanomsg and libnng write it, and *headers*."""
+    """The request of a WebSocket client as libnanomsg and libnng write it, with *headers* added."""
     own = [] if protocol is None else [f"Sec-WebSocket-Protocol: {protocol}"]
     lines = [
         f"GET {target} HTTP/1.1",
@@ -28,14 +28,14 @@ def request(target: str, protocol: str | None, *headers: str, host: str = "test"
 
 
 async def connect_plainly(url: str) -> Stream:
-    """Connect to where *url* leads, ws or wss, and say nothing."""
+    """Connect to *url*, ws or wss, and send nothing."""
     scheme, _, rest = url.partition("://")
     place = rest.partition("/")[0]
     return await connect(f"{'tls+tcp' if scheme == 'wss' else 'tcp'}://{place}")
 
 
 async def upgrade(url: str, protocol: str, *headers: str) -> Stream:
-    """Make a WebSocket to *url*."""
+    """Open a WebSocket to *url*."""
     stream = await connect_plainly(url)
     await stream.send_all(request("/" + url.partition("://")[2].partition("/")[2], protocol, *headers))
     head = await receive_head(stream)
@@ -79,7 +79,7 @@ def ws_frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: boo
 
 
 async def receive_ws_frame(stream: Stream) -> tuple[int, bytes]:
-    """Return opcode and payload of the next frame of a server, which is whole."""
+    """Return opcode and payload of the next frame of a server."""
     first, size = await receive_exactly(stream, 2)
     if size >= 126:
         size = int.from_bytes(await receive_exactly(stream, 2 if size == 126 else 8), "big")
@@ -87,7 +87,7 @@ async def receive_ws_frame(stream: Stream) -> tuple[int, bytes]:
 
 
 async def receive_close(stream: Stream) -> tuple[int, str]:
-    """Return code and reason of the Close that comes, whatever comes before it."""
+    """Return code and reason of the next Close, and skip what comes before it."""
     while True:
         opcode, payload = await receive_ws_frame(stream)
         if opcode == CLOSE:

@@ -1,4 +1,4 @@
-"""HTTP values: what the configurations take and refuse, what an answer looks like, and who stands behind a proxy."""
+"""HTTP values: the configurations, how a response is encoded, and the client behind a proxy."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_headers_are_given_as_a_mapping_or_as_pairs(config: Config, name: str) -
 
 @headers_of
 @pytest.mark.parametrize("value", ["X-One: 1", b"X-One: 1", 5, None, [1], ["X-One"], [("a", "b", "c")], ("Authorization", SECRET)])
-def test_what_is_neither_a_mapping_nor_pairs_is_refused_and_not_shown(config: Config, name: str, value: object) -> None:
+def test_headers_that_are_neither_a_mapping_nor_pairs_are_refused_and_not_shown(config: Config, name: str, value: object) -> None:
     with pytest.raises(TypeError, match="headers are a mapping, or pairs of name and value") as caught:
         config(**{name: value})
     assert SECRET not in str(caught.value)
@@ -140,7 +140,7 @@ def test_a_header_that_would_break_the_handshake_is_refused_and_its_value_not_sh
 
 
 @headers_of
-def test_what_is_added_to_a_handshake_is_not_shown(config: Config, name: str) -> None:
+def test_headers_added_to_a_handshake_are_not_shown(config: Config, name: str) -> None:
     assert SECRET not in repr(config(**{name: {"Authorization": f"Bearer {SECRET}"}}))
 
 
@@ -214,7 +214,7 @@ def test_an_origin_that_is_not_listed_is_not_allowed(sent: str) -> None:
         "NULL",
     ],
 )
-def test_what_is_no_origin_is_refused_with_what_was_expected(value: str) -> None:
+def test_the_error_for_a_bad_origin_says_what_was_expected(value: str) -> None:
     with pytest.raises(ValueError, match='expected SCHEME://HOST or SCHEME://HOST:PORT, "null", or "\\*" for all') as caught:
         WSServerConfig(origins=[value])
     assert repr(value) in str(caught.value)
@@ -238,7 +238,7 @@ def test_a_health_path_is_a_path(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "healthz", "/a b", "/ü", "/a?b", "/a#b", "/%2", "/a\n", "http://h/a"])
-def test_what_is_no_path_is_refused_with_what_was_expected(value: str) -> None:
+def test_the_error_for_a_bad_path_says_what_was_expected(value: str) -> None:
     with pytest.raises(ValueError, match="health_path must be a path like /healthz, not ") as caught:
         WSServerConfig(health_path=value)
     assert repr(value) in str(caught.value)
@@ -267,7 +267,7 @@ def test_a_proxy_is_trusted_by_network_address_or_unix(value: str | list[str]) -
 
 
 @pytest.mark.parametrize("value", ["", "proxy.example", "10.0.0.0/33", "10.0.0.1/8", "10.0.0", "UNIX", "10.0.0.1:80", "*"])
-def test_what_is_no_network_is_refused_with_what_was_expected(value: str) -> None:
+def test_the_error_for_a_bad_network_says_what_was_expected(value: str) -> None:
     with pytest.raises(ValueError, match='is no network like 10.0.0.0/8 or 2001:db8::7, nor "unix"') as caught:
         WSServerConfig(trusted_proxies=value)
     assert f"trusted_proxies: {value!r}" in str(caught.value)
@@ -341,7 +341,7 @@ def test_the_url_of_a_proxy_has_a_host_and_perhaps_a_port_and_credentials(
         f"http://user:{SECRET}@proxy:0",
     ],
 )
-def test_what_is_no_url_of_a_proxy_is_refused_and_not_shown(url: str) -> None:
+def test_a_bad_proxy_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ValueError, match="^proxy: ") as caught:
         ConnectProxy.parse(url)
     assert SECRET not in str(caught.value)
@@ -393,7 +393,7 @@ def test_what_a_pipe_shows_of_its_handshake_hides_query_and_headers() -> None:
     assert SECRET not in str(info)
 
 
-# Answers.
+# Responses.
 
 
 class _Wire:
@@ -405,7 +405,7 @@ class _Wire:
 
 
 def parsed(data: bytes, method: str = "GET") -> tuple[http.client.HTTPResponse, bytes, bytes]:
-    """Return the answer, its body, and what stands behind it, as the standard library reads them."""
+    """Return the response, its body, and the bytes after it, as the standard library reads them."""
     wire = _Wire(data)
     response = http.client.HTTPResponse(wire, method=method)  # type: ignore[arg-type]
     response.begin()
@@ -437,7 +437,7 @@ def test_the_answer_to_head_has_the_same_headers_and_no_body() -> None:
 
 @pytest.mark.parametrize("status", [204, 304])
 def test_an_answer_without_content_has_none(status: int) -> None:
-    # RFC 9112, 6.3: it ends with its head, so that anything more would be the next answer.
+    # RFC 9112, 6.3: it ends with its head, so anything more would be the next response.
     data = HTTPResponse(status, b"not to be sent").encode()
     assert data.endswith(b"\r\n\r\n")
     if status == 204:
@@ -516,7 +516,7 @@ def test_an_answer_of_somebody_else_is_taken_as_it_is() -> None:
     assert (response.status, response.body, response.headers["x-one"]) == (101, b"body", " odd\x01")
 
 
-# When a dialer may come again.
+# When a dialer may try again.
 
 NINETEEN_NINETY_FOUR = 784111777.0
 """The time of RFC 9110's examples."""
@@ -553,7 +553,7 @@ def test_a_busy_server_may_say_when_to_come_again(status: int, value: str, secon
     assert retry_after(answer, NINETEEN_NINETY_FOUR - 60) == seconds
 
 
-def test_a_point_of_time_counts_by_the_clock_of_who_names_it() -> None:
+def test_a_date_counts_by_the_clock_of_the_server() -> None:
     until = ("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT")
     for date, seconds in (
         ("Sun, 06 Nov 1994 08:49:07 GMT", 30),
@@ -565,11 +565,11 @@ def test_a_point_of_time_counts_by_the_clock_of_who_names_it() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 302, 404, 500, 502])
-def test_only_who_is_busy_says_when_to_come_again(status: int) -> None:
+def test_only_a_busy_server_says_when_to_try_again(status: int) -> None:
     assert retry_after(HTTPResponse.received(status, b"", [("Retry-After", "7")]), 0) == 0
 
 
-# Who stands behind a proxy.
+# The client behind a proxy.
 
 TRUSTED = ("10.0.0.0/8", "2001:db8::/32")
 
@@ -584,7 +584,7 @@ def behind(
     unix: bool = False,
     scheme: str = "http",
 ) -> Client:
-    """Return who is behind *peer* when that passes *header* on."""
+    """Return the client behind *peer*, which passes *header* on."""
     config = WSServerConfig(trusted_proxies=trusted, forwarded_header=header)  # type: ignore[arg-type]
     headers = HTTPHeaders([*(() if value is None else ((header, value),)), *more])
     return client_of(config, headers, peer, scheme, unix=unix)
@@ -602,7 +602,7 @@ def behind(
         ("2A00:0:0:0:0:0:0:7", "2a00::7"),
         ("::ffff:203.0.113.7", "203.0.113.7"),
         ("[::ffff:203.0.113.7]:81", "203.0.113.7:81"),
-        # What a client has sent itself stands further left, and is not to be believed.
+        # What a client has sent itself stands further left, and is not believed.
         ("198.51.100.1, 203.0.113.7", "203.0.113.7"),
         ("10.9.9.9, 203.0.113.7", "203.0.113.7"),
         ("unknown, 203.0.113.7", "203.0.113.7"),
@@ -611,7 +611,7 @@ def behind(
         ("203.0.113.7, 10.0.0.2", "203.0.113.7"),
         ("198.51.100.1, 203.0.113.7:81, 10.0.0.3:5, [2001:db8::5]:6,::ffff:10.0.0.2", "203.0.113.7:81"),
         ("10.0.0.3, 10.0.0.2", "10.0.0.3"),
-        # Who cannot be read is nobody, and least of all a proxy of ours.
+        # A name that cannot be read is no client, and no trusted proxy either.
         ("unknown, 10.0.0.2", "unknown"),
         ("203.0.113.7, unknown, 10.0.0.2", "unknown"),
         ("203.0.113.7, , 10.0.0.2", "unknown"),
@@ -678,12 +678,12 @@ def test_a_proxy_is_trusted_by_either_family_and_in_any_notation(peer: str) -> N
     assert behind("203.0.113.7", peer=peer) == Client("203.0.113.7", "http", via=True)
 
 
-def test_nobody_is_trusted_unless_it_is_said() -> None:
+def test_by_default_no_proxy_is_trusted() -> None:
     for unix in (False, True):
         assert behind("203.0.113.7", peer="127.0.0.1:1", trusted=(), unix=unix) == Client("127.0.0.1:1", "http", via=False)
 
 
-def test_who_comes_by_a_unix_socket_is_trusted_as_unix_and_by_no_network() -> None:
+def test_a_peer_at_a_unix_socket_is_trusted_as_unix_and_by_no_network() -> None:
     url = "ws+unix:///tmp/s"
     assert behind("203.0.113.7", peer=url, trusted="unix", unix=True) == Client("203.0.113.7", "http", via=True)
     assert behind("203.0.113.7, 10.0.0.2", peer=url, trusted=("unix", *TRUSTED), unix=True) == Client("203.0.113.7", "http", via=True)
@@ -710,7 +710,7 @@ def test_several_headers_of_the_name_are_one() -> None:
 def test_ten_thousand_entries_take_no_time(entry: str, address: str) -> None:
     began = time.process_time()
     assert behind(", ".join([entry] * 10_000)).address == address
-    assert behind(", ".join([f"for={entry}"] * 10_000), header="Forwarded").address == "unknown"  # nobody has that many proxies
+    assert behind(", ".join([f"for={entry}"] * 10_000), header="Forwarded").address == "unknown"  # no request passes that many proxies
     assert time.process_time() - began < 1
 
 
@@ -797,14 +797,14 @@ def test_forwarded_says_the_same_in_another_way(value: str, address: str) -> Non
         'for=203.0.113.7, ", for="[2a00::7]"',
     ],
 )
-def test_a_forwarded_header_that_says_nothing_leaves_nobody_to_believe(value: str) -> None:
+def test_an_empty_forwarded_header_names_no_client(value: str) -> None:
     assert behind(value, header="Forwarded").address == ("unknown" if value.strip() else "10.0.0.1:4711")
 
 
 @pytest.mark.parametrize(
     "broken", ['"', "for=", ";", "=", "for", 'x="', "\\", "for=198.51.100.1 for", "[", "a=b c", "for=198.51.100.1;;;;"]
 )
-def test_whatever_a_client_sends_first_it_is_never_who_it_says(broken: str) -> None:
+def test_a_client_cannot_choose_its_address_by_a_header_of_its_own(broken: str) -> None:
     for added in ("for=203.0.113.7", 'for="203.0.113.7"', 'for="203.0.113.7";proto=http;host="h"'):
         found = behind(broken, header="Forwarded", more=(("Forwarded", added),))
         assert found.address in ("203.0.113.7", "unknown")
