@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 class DialerWorker(Protocol):
-    """What a dialer needs of the task that dials.  The attributes mean what those of ``Dialer`` do."""
+    """What a dialer needs of the task that dials.
+
+    The attributes mean what those of ``Dialer`` do.
+    """
 
     @property
     def url(self) -> str: ...

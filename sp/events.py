@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from sp.pipe import Pipe
 
 EVENT_LIMIT: Final = 256
-"""The most events that wait in one stream.  A further event drops the oldest, which is counted in ``missed``."""
+"""The most events that wait in one stream.
+
+A further event drops the oldest, which is counted in ``missed``.
+"""
 
 
 class EventKind(enum.Enum):
@@ -42,7 +45,7 @@ class Event:
     pipe: Pipe | None = None
     """The pipe of ``ATTACHED`` and ``DETACHED``; None for other events."""
     reason: str = ""
-    """Why it happened, in the words of the log and of ``pipe.reason``; empty if there is nothing to explain."""
+    """Why it happened, in the words of the log and of ``pipe.reason``; may be empty."""
     error: BaseException | None = None
     """The exception that was the reason; None if there was none."""
 
@@ -63,9 +66,12 @@ class EventQueue(Protocol):
 
 
 class EventStream:
-    """An async iterator over the events from its creation until the socket is closed.  Made by ``socket.events``.
+    """An async iterator over the events from its creation until the socket is closed.
 
-    If several tasks iterate over one stream, each event goes to one of them.  If ``__anext__`` is cancelled, no event is lost.
+    Made by ``socket.events``.
+
+    If several tasks iterate over one stream, each event goes to one of them.  If ``__anext__`` is
+    cancelled, no event is lost.
     """
 
     __slots__ = ("__weakref__", "_queue")
@@ -75,7 +81,7 @@ class EventStream:
 
     @property
     def missed(self) -> int:
-        """The number of events that were dropped because they were not read in time (see ``EVENT_LIMIT``)."""
+        """The number of events that were dropped because more than ``EVENT_LIMIT`` waited."""
         return self._queue.missed
 
     def __aiter__(self) -> EventStream:

@@ -1,7 +1,9 @@
-"""Interrupts: Ctrl-C does not break into the library's code, since half a step could leave tasks that are never woken.
+"""Interrupts: Ctrl-C does not break into the library's code.
 
-KeyboardInterrupt waits for the main task's next cancel point instead.  Ctrl-C does interrupt the functions that an application passes
-to us (``authorize``, ``should_redial``, ``health``): our functions that call them are marked with trio's ``disable_ki_protection``.
+Half a step could leave tasks that are never woken.  KeyboardInterrupt waits for the main task's
+next cancel point instead.  Ctrl-C does interrupt the functions that an application passes to us
+(``authorize``, ``should_redial``, ``health``): our functions that call them are marked with trio's
+``disable_ki_protection``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def uninterrupted(cls: _Class) -> _Class:
-    """Make Ctrl-C wait while a method of *cls* runs, as a call or as a task.  This costs nothing until Ctrl-C is pressed."""
+    """Make Ctrl-C wait while a method of *cls* runs, as a call or as a task.
+
+    This costs nothing until Ctrl-C is pressed.
+    """
     for function in vars(cls).values():
         if isinstance(function, FunctionType):
             enable_ki_protection(function)

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 class ListenerWorker(Protocol):
-    """What a listener needs of the task that accepts.  The attributes mean what those of ``Listener`` do."""
+    """What a listener needs of the task that accepts.
+
+    The attributes mean what those of ``Listener`` do.
+    """
 
     @property
     def url(self) -> str: ...
@@ -37,23 +40,24 @@ class Listener:
     async def drain(self, timeout: float = 30.0) -> None:
         """Close the listener gently: peers move elsewhere and no request is lost.
 
-        From now on, new connections are refused: at ``ws`` and ``wss`` they, and health checks, get status 503; elsewhere the address
-        is freed.  Messages that wait for a peer are still written.  The peer is then told to go (on a WebSocket by code 1001, "going
-        away"), and what it sent before that is still delivered.  A REQ at the other end sends its request to another peer, even if
-        the application here is working on it; a reply to it is dropped.
+        From now on, new connections are refused: at ``ws`` and ``wss`` they, and health checks, get
+        status 503; elsewhere the address is freed.  Messages that wait for a peer are still
+        written.  The peer is then told to go (on a WebSocket by code 1001, "going away"), and what
+        it sent before that is still delivered.  A REQ at the other end sends its request to another
+        peer, even if the application here is working on it; a reply to it is dropped.
 
-        Returns when all pipes of the listener have ended, or after *timeout* seconds.  If it is cancelled, the listener closes at
-        once.  Raises StateError or ClosedResourceError if the socket is not open, TypeError or ValueError if *timeout* is not a
-        positive number.
+        Returns when all pipes of the listener have ended, or after *timeout* seconds.  If it is
+        cancelled, the listener closes at once.  Raises StateError or ClosedResourceError if the
+        socket is not open, TypeError or ValueError if *timeout* is not a positive number.
         """
         await self._worker.drain(timeout)
 
     def reload(self) -> None:
         """Read the certificate, the key and all other files of the TLS configuration again.
 
-        This changes all listeners that share the configuration.  New connections use the new files; existing pipes continue.
-        Raises TLSConfigError if something is wrong with a file: then the old contents stay in use.  Raises StateError if the
-        listener has no TLS.
+        This changes all listeners that share the configuration.  New connections use the new files;
+        existing pipes continue.  Raises TLSConfigError if something is wrong with a file: then the
+        old contents stay in use.  Raises StateError if the listener has no TLS.
         """
         self._worker.reload()
 

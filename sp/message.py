@@ -10,14 +10,17 @@ if TYPE_CHECKING:
 
 BytesLike = bytes | bytearray | memoryview
 FindBody = Callable[[bytes, int, int], int]
-"""``find_body(data, start, stop)`` returns where the body of the message in ``data[start:stop]`` begins; -1 if the header is broken."""
+"""Where the body begins in a message with a header: ``find_body(data, start, stop)``.
+
+The message is ``data[start:stop]``.  Returns -1 if its header is broken.
+"""
 
 
 class Message:
     """A body with its protocol header and its pipe.
 
-    On the wire, the body follows the header with nothing between them.  Do not change a message that was received: several SUB contexts
-    may share it.
+    On the wire, the body follows the header with nothing between them.  Do not change a message
+    that was received: several SUB contexts may share it.
 
     *body* is the payload.  *header* is the protocol header; only raw sockets use it.  *pipe* is the pipe that a received message came
     by, and with ``Pair1(poly=True)`` the pipe to send a message to; None lets the protocol choose.
@@ -41,7 +44,10 @@ class Message:
 
 
 def to_body(value: BytesLike | Any, what: str = "a message body") -> bytes:
-    """Return *value* as bytes, which cannot change while they wait in a queue.  Raises TypeError, naming *what*, for other types."""
+    """Return *value* as bytes, which cannot change while they wait in a queue.
+
+    Raises TypeError, naming *what*, for other types.
+    """
     if type(value) is bytes:
         return value
     if isinstance(value, str):

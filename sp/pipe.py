@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class PipeWorker(Protocol):
-    """What a pipe needs of the task that serves it.  The attributes mean what those of ``Pipe`` do."""
+    """What a pipe needs of the task that serves it.
+
+    The attributes mean what those of ``Pipe`` do.
+    """
 
     @property
     def id(self) -> int: ...
@@ -47,9 +50,10 @@ class PipeWorker(Protocol):
 class Pipe:
     """A connection to one peer, after the handshake.
 
-    Dialers and listeners make pipes.  An application gets them from ``message.pipe``, ``socket.pipes``, ``dialer.pipe``, events, and
-    as the argument of ``authorize``; each connection has exactly one ``Pipe`` object, so pipes can be compared with ``is`` and used
-    as keys.  All attributes stay readable after the pipe has ended.
+    Dialers and listeners make pipes.  An application gets them from ``message.pipe``,
+    ``socket.pipes``, ``dialer.pipe``, events, and as the argument of ``authorize``; each connection
+    has exactly one ``Pipe`` object, so pipes can be compared with ``is`` and used as keys.  All
+    attributes stay readable after the pipe has ended.
     """
 
     __slots__ = ("__weakref__", "_worker")
@@ -74,17 +78,20 @@ class Pipe:
 
     @property
     def priority(self) -> int:
-        """The priority of the dialer or listener that made the pipe, from 1 (the best) to 16.  PUSH and REQ use it."""
+        """The priority of the dialer or listener that made the pipe, from 1 (the best) to 16.
+
+        PUSH and REQ use it.
+        """
         return self._worker.priority
 
     @property
     def local_address(self) -> str:
-        """The address of this end: ``host:port`` for network transports, the URL for ipc and inproc."""
+        """The address of this end: ``host:port`` on a network, the URL for ipc and inproc."""
         return self._worker.local_address
 
     @property
     def remote_address(self) -> str:
-        """The address of the peer: ``host:port`` for network transports, the URL for ipc and inproc.
+        """The address of the peer: ``host:port`` on a network, the URL for ipc and inproc.
 
         Behind a trusted proxy, this is the address of the proxy's client, as the proxy reports it.  It has no ``:port`` if the proxy
         does not report one.
@@ -93,17 +100,20 @@ class Pipe:
 
     @property
     def proxy_address(self) -> str | None:
-        """The address of the proxy if ``remote_address`` is that of the proxy's client; None without a proxy."""
+        """The address of the proxy, if ``remote_address`` is that of its client.
+
+        None without a proxy.
+        """
         return self._worker.proxy_address
 
     @property
     def proxy(self) -> ProxyInfo | None:
-        """The contents of the PROXY protocol header on a listener with ``proxy_protocol=True``; None elsewhere."""
+        """The PROXY protocol header, on a listener with ``proxy_protocol=True``; None elsewhere."""
         return self._worker.proxy
 
     @property
     def http(self) -> HTTPInfo | None:
-        """The opening handshake of a ``ws`` or ``wss`` pipe: path, query and headers; None for other transports."""
+        """The opening handshake of a ``ws`` or ``wss`` pipe: path, query, headers; otherwise None."""
         return self._worker.http
 
     @property

@@ -1,4 +1,7 @@
-"""ListenerTask: accepts at a bound URL.  Each new connection has a task of its own, so that a silent peer delays no other."""
+"""ListenerTask: accepts at a bound URL.
+
+Each new connection has a task of its own, so that a silent peer delays no other.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sp")
 
 _ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try after accepting has failed, for example because no descriptor was free."""
+"""Seconds until the next try after accepting has failed, for example for lack of descriptors."""
 
 
 @uninterrupted
@@ -41,7 +44,8 @@ class ListenerTask:
         self._priority = priority
         self._tls_files = None if tls is None else TLSFiles(core, self.url, tls)
         self._acceptors = acceptors
-        self._greeting: dict[Newcomer, None] = {}  # connections in their handshake, the oldest first
+        # Connections in their handshake, the oldest first.
+        self._greeting: dict[Newcomer, None] = {}
         self._pipes: set[PipeTask] = set()
         self._stopped = False
         self._draining = False
@@ -73,9 +77,13 @@ class ListenerTask:
             self._core.emit(Event(kind=EventKind.STOPPED, url=self.url))
 
     async def drain(self, timeout: float) -> None:
-        """Refuse new connections, let the peers go elsewhere, then close.  See ``Listener.drain``."""
+        """Refuse new connections, let the peers go elsewhere, then close.
+
+        See ``Listener.drain``.
+        """
         self._core.check_open()
-        check_seconds("timeout", timeout)  # None is refused: one peer that never leaves would make it wait forever
+        # None is refused: one peer that never leaves would make it wait forever.
+        check_seconds("timeout", timeout)
         self._draining = True
         try:
             for acceptor in self._acceptors:
@@ -176,7 +184,10 @@ class ListenerTask:
             self._pipes.discard(pipe)
 
     async def _greet(self, newcomer: Newcomer) -> PipeTask | None:
-        """Make a pipe of *newcomer*.  Returns None if there is no pipe; the connection is closed or handed over then."""
+        """Make a pipe of *newcomer*.
+
+        Returns None if there is no pipe; the connection is closed or handed over then.
+        """
         reason: Exception | None = None
         try:
             try:

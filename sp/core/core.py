@@ -1,8 +1,10 @@
-"""Core: a socket below its public calls.  It holds the engine, the pipes, and the tasks that serve them.
+"""Core: a socket below its public calls.
 
-Each socket has one task that writes, so that a message to a hundred peers wakes one task, not a hundred.  Each pipe has a task that
-reads, and each dialer and listener a task that makes new pipes.  A task that waits for a full kernel buffer exists only while the
-buffer is full.
+It holds the engine, the pipes, and the tasks that serve them.
+
+Each socket has one task that writes, so that a message to a hundred peers wakes one task, not a
+hundred.  Each pipe has a task that reads, and each dialer and listener a task that makes new
+pipes.  A task that waits for a full kernel buffer exists only while the buffer is full.
 """
 
 from __future__ import annotations
@@ -69,6 +71,8 @@ class Core:
         self.dialers: list[DialerTask] = []
         self.listeners: list[ListenerTask] = []
         self.dropped: Counter[DropReason] = Counter()
+        self.waiting: dict[Receivers, None] = {}
+        """The queues in which tasks wait for a message: they hear when the socket is closed."""
         self.open = False
         """Whether the socket accepts calls."""
         self.open_in = 0
@@ -89,7 +93,6 @@ class Core:
         self._ended = trio.Event()
         self._changed = trio.Event()
         self._event_log = EventLog(self.name)
-        self._receivers: dict[Receivers, None] = {}  # those with tasks that wait
         self._timer_wanted = trio.Event()
         self._timer_until = math.inf
         self._past = Counter[str]()  # the counts of pipes that have ended
@@ -108,7 +111,8 @@ class Core:
     def check_caller(self) -> None:
         """Raise RuntimeError unless the caller is a task of the socket's trio run.
 
-        Before the socket is entered, and after it has ended, any caller is accepted.  In a forked child none is: StateError.
+        Before the socket is entered, and after it has ended, any caller is accepted.  In a forked
+        child none is: StateError.
         """
         if self._thread:
             check_caller(self._thread)
@@ -180,7 +184,7 @@ class Core:
         self._nursery.start_soon(function, *arguments)
 
     async def aclose(self) -> None:
-        """Close in order: stop dialing and listening, deliver the messages that were accepted, then close."""
+        """Stop dialing and listening, deliver the messages that were accepted, then close."""
         if not self.may_close():
             return
         ours = self._serves(trio.lowlevel.current_task())
@@ -199,14 +203,14 @@ class Core:
                 self.spawn(self._deliver)
             else:
                 await self._deliver()
-        if ours:  # the application calls this in ``authorize`` or ``health``, and we would wait for our own task
+        if ours:  # called in ``authorize`` or ``health``: we would wait for ourselves
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         await self._ended.wait()
         await trio.lowlevel.checkpoint()
 
     async def _deliver(self) -> None:
-        """Wait until all pipes have delivered their messages and ended, for the linger time at most; then close."""
+        """Wait for the pipes to deliver their messages, for the linger time at most; then close."""
         try:
             with trio.move_on_after(self.options.linger):
                 while self.pipes:
@@ -238,7 +242,7 @@ class Core:
             pipes = list(self.pipes.values())
             for pipe in pipes:
                 pipe.end(trio.ClosedResourceError("the socket was closed"))
-            for pipe in pipes:  # after all have ended, so that a REQ finds no pipe to resend its request by
+            for pipe in pipes:  # only now, so that a REQ finds no other pipe to resend by
                 self.detach(pipe)
         finally:  # even if a log handler raises
             if self._nursery is not None:
@@ -253,12 +257,12 @@ class Core:
         self.open = False
         self.open_in = 0
         self.senders.fail_all(lambda: trio.ClosedResourceError("the socket is closed"))
-        for receivers in list(self._receivers):
+        for receivers in list(self.waiting):
             receivers.fail(lambda: trio.ClosedResourceError("the socket is closed"))
         self.announce_change()
 
     def disown(self) -> None:
-        """Accept no calls any more, and touch nothing: this is a forked child, and the socket belongs to the parent."""
+        """Accept no calls and touch nothing: this is a forked child, the parent has the socket."""
         self._state = _State.FORKED
         self.open = False
         self.open_in = self._thread = 0
@@ -266,7 +270,10 @@ class Core:
     # Pipes.
 
     def attach(self, pipe: PipeTask, connection: Connection) -> None:
-        """Add *pipe*, over *connection*, to the socket's pipes.  Raises PipeRefused if the engine does not take it."""
+        """Add *pipe*, over *connection*, to the socket's pipes.
+
+        Raises PipeRefused if the engine does not take it.
+        """
         self.direct_read.revoke()  # from now on, messages may come from any pipe
         self.pipes[pipe.id] = pipe
         pipe.attach(connection)
@@ -294,7 +301,10 @@ class Core:
         self.senders.serve(pipe)
 
     def task_of(self, pipe: Pipe) -> PipeTask:
-        """Return the task that serves *pipe*, or served it.  Raises ValueError if *pipe* belongs to another socket."""
+        """Return the task that serves *pipe*, or served it.
+
+        Raises ValueError if *pipe* belongs to another socket.
+        """
         task = worker_of(pipe)
         if not isinstance(task, PipeTask) or not task.is_of(self):
             raise ValueError(f"{pipe!r} is a pipe of another socket")
@@ -321,7 +331,7 @@ class Core:
     # Events.
 
     def emit(self, event: Event) -> None:
-        """Give *event* to the event streams and the log, and wake the tasks that wait in ``changed``."""
+        """Give *event* to the event streams and the log, and wake the tasks in ``changed``."""
         self.announce_change()
         self._event_log.put(event)
 
@@ -333,33 +343,24 @@ class Core:
     # Calls that wait to receive.
 
     def receivers(self, mailbox: Mailbox, *, exclusive: bool = False) -> Receivers:
-        """Return the queue of tasks that wait for *mailbox*.  If it is *exclusive*, only one task may wait at a time."""
+        """Return the queue of tasks that wait for *mailbox*.
+
+        If it is *exclusive*, only one task may wait at a time.
+        """
         return Receivers(self, mailbox, exclusive=exclusive)
-
-    def receivers_wait(self, receivers: Receivers) -> None:
-        """Note that a task waits in *receivers*, which must hear when the socket is closed."""
-        self._receivers[receivers] = None
-
-    def receivers_rest(self, receivers: Receivers) -> None:
-        """Note that no task waits in *receivers* any more."""
-        self._receivers.pop(receivers, None)
-
-    @property
-    def has_waiting_tasks(self) -> bool:
-        """Whether a task waits for a message."""
-        return bool(self._receivers)
 
     # Time.
 
     def wake_timer(self) -> None:
-        """Wake the timer task if the engine has a deadline before the one that the task waits for."""
+        """Wake the timer task if the engine has an earlier deadline than the task waits for."""
         deadline = self.engine.next_deadline()
         if deadline is not None and deadline < self._timer_until:
             self.timer_idle = False
             self._timer_wanted.set()
 
     async def _time(self) -> None:
-        # If new deadlines are never earlier than known ones, a task that sleeps until the first deadline is never late.
+        # If new deadlines are never earlier than known ones, a task that sleeps until the first
+        # deadline is never late.
         engine = self.engine
         while True:
             deadline = engine.next_deadline()

@@ -36,7 +36,8 @@ _STABLE: Final = 1.0
 class BackOff:
     """The waits between attempts, in seconds.
 
-    Each wait is drawn evenly from *shortest* up to a ceiling, which doubles with each attempt until it reaches *longest*.
+    Each wait is drawn evenly from *shortest* up to a ceiling, which doubles with each attempt until
+    it reaches *longest*.
     """
 
     def __init__(self, shortest: float, longest: float, random: Random) -> None:
@@ -46,7 +47,9 @@ class BackOff:
         self._ceiling = shortest
 
     def next(self, *, permanent: bool = False, asked: float = 0.0) -> float:
-        """Return the next wait.  If the failure is *permanent*, this is the longest wait: trying again soon is pointless.
+        """Return the next wait.
+
+        If the failure is *permanent*, this is the longest wait: trying again soon is pointless.
 
         *asked* is the wait that the peer asks for.  It counts if it is longer than ours, up to the longest wait.
         """
@@ -126,7 +129,10 @@ class DialerTask:
         return f"<DialerTask {self.url} {self.state}>"
 
     async def decided(self) -> Exception | None:
-        """Wait until the first attempt is over.  Returns why it failed, or None if it made a pipe."""
+        """Wait until the first attempt is over.
+
+        Returns why it failed, or None if it made a pipe.
+        """
         await self._decided.wait()
         return None if self._attached else self.error
 
@@ -147,7 +153,7 @@ class DialerTask:
         while not self._stopped:
             try:
                 pipe = await self._connect()
-            except Exception as error:  # any error, for example that no thread can be started, ends this attempt only
+            except Exception as error:  # of any kind: it ends only this attempt
                 reason = error
                 self._failed(error)
                 self._emit(EventKind.DIAL_FAILED, error)
@@ -155,8 +161,8 @@ class DialerTask:
                 self._give_up = False
                 began = trio.current_time()
                 reason = await self._serve(pipe)
-                # Otherwise we would forever dial at full speed a listener that hangs up right after the handshake, or that sends
-                # a message that is too large each time.
+                # Otherwise we would forever dial at full speed a listener that hangs up right after
+                # the handshake, or that sends a message that is too large each time.
                 served = pipe.messages_received > 0 or trio.current_time() - began >= _STABLE
                 misbehaved = isinstance(reason, PeerError) and not isinstance(reason, PeerClosed)
                 if served and not misbehaved:
@@ -183,7 +189,8 @@ class DialerTask:
             raise TimeoutError(f"no connection within {self._core.options.handshake_timeout:g} s") from None
         except BaseException as error:
             if self._tls_files is not None and isinstance(error, Error) and not _is_known(newcomer):
-                # Anybody between the peer and us can cause such an error, and could so delay the next attempt.
+                # Anybody between the peer and us can cause such an error, and could so delay the
+                # next attempt.
                 error.permanent = False
                 if isinstance(error, UpgradeRefused):
                     error.retry_after = 0.0
@@ -212,7 +219,8 @@ class DialerTask:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._decided.set()
         try:
-            with trio.CancelScope(shield=is_late):  # a pipe would take the dialer's cancellation for that of the socket
+            # A pipe would take the dialer's cancellation for that of the socket.
+            with trio.CancelScope(shield=is_late):
                 await pipe.run()
         finally:
             self._pipe = None

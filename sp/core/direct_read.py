@@ -1,16 +1,17 @@
 """Direct reading: a task that waits for a message reads the socket's only pipe itself.
 
-Otherwise a message wakes two tasks: first the pipe's task, which reads it, and then the task that waits for it.  In a dialogue with
-the only peer of a socket, the pipe's task therefore grants reading to a task that waits, and a round trip wakes one task at each
-end instead of two.
+Otherwise a message wakes two tasks: first the pipe's task, which reads it, and then the task that
+waits for it.  In a dialogue with the only peer of a socket, the pipe's task therefore grants
+reading to a task that waits, and a round trip wakes one task at each end instead of two.
 
     NONE      The pipe's own task reads.
     OFFERED   The pipe's own task waits: the next task that waits for a message may read.
     READING   A waiting task reads.
     STOPPING  It still reads, but was interrupted and will stop.
 
-An offer ends when the pipe's own task reads again: because the pipe has ended, a second pipe was attached, another task waits for a
-message as well, a message found no room, or no task has read for a while.
+An offer ends when the pipe's own task reads again: because the pipe has ended, a second pipe was
+attached, another task waits for a message as well, a message found no room, or no task has read for
+a while.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class _State(enum.Enum):
     STOPPING = "stopping"
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for every message.
+# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
+# every message.
 _NONE, _OFFERED, _READING, _STOPPING = _State.NONE, _State.OFFERED, _State.READING, _State.STOPPING
 
 
@@ -61,15 +63,16 @@ class DirectRead:
     # For the pipe's own task.
 
     async def grant(self, pipe: PipeTask) -> tuple[bool, list[Message]]:
-        """Let a task that waits for a message read *pipe* instead of the caller, which is the pipe's own task.
+        """Let a task that waits for a message read *pipe* instead of the caller.
 
-        Returns when the caller has to read again: whether a task has read, and the messages that the engine did not take from it.
+        The caller is the pipe's own task.  Returns when it has to read again: whether a task has
+        read, and the messages that the engine did not take from that task.
         """
         self._pipe = pipe
         self._state = _OFFERED
         try:
-            # The caller and the task that got the last message are both about to run.  If that task runs first and waits for the
-            # next message, it reads.
+            # The caller and the task that got the last message are both about to run.  If that task
+            # runs first and waits for the next message, it reads.
             await trio.lowlevel.checkpoint()
             was_used = self._is_used
             while self._is_used:
@@ -99,7 +102,8 @@ class DirectRead:
                 self._state = _READING
                 batch = await pipe.connection.receive_batch()
                 must_stop = self._is_stopping
-                self._state = _OFFERED  # so that nobody interrupts us while the engine has the messages
+                # So that nobody interrupts us while the engine has the messages.
+                self._state = _OFFERED
                 if not batch:
                     return None  # the pipe's own task will find the same
                 pipe.count_received(batch)
@@ -116,7 +120,8 @@ class DirectRead:
                 pipe.resume()
             else:
                 self._state = _OFFERED
-                self._watch()  # a task that got its message mostly comes back for the next one, but it need not
+                # A task that got its message mostly comes back for the next one, but it need not.
+                self._watch()
 
     def interrupt(self) -> None:
         """Interrupt the task that is reading the pipe directly, so it can check other sources."""
@@ -148,7 +153,10 @@ class DirectRead:
             self._core.spawn(self._end_unused_offer)
 
     async def _end_unused_offer(self) -> None:
-        """End the offer once no task has begun to read for a while.  A task that is reading may go on."""
+        """End the offer once no task has begun to read for a while.
+
+        A task that is reading may go on.
+        """
         reads = -1
         while reads != self._reads:
             reads = self._reads

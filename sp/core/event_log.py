@@ -57,7 +57,8 @@ class EventQueue:
     def end(self) -> None:
         """Add no more events."""
         self._ended = True
-        self._check_caller = None  # a closed socket accepts any caller, and this would keep the socket alive
+        # A closed socket accepts any caller, and this would keep the socket alive.
+        self._check_caller = None
         self._arrived.set()
 
 
@@ -69,7 +70,8 @@ class EventLog:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._queues: weakref.WeakSet[EventQueue] | None = None  # made when it is needed: it takes 1 kB
+        # Made when it is needed: it takes 1 kB.
+        self._queues: weakref.WeakSet[EventQueue] | None = None
 
     def stream(self, check_caller: Callable[[], None], *, ended: bool) -> EventStream:
         """Return a stream of the events from now on.  If *ended*, there are none."""
@@ -98,7 +100,8 @@ class EventLog:
 
 def _level(event: Event) -> int:
     if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)):
-        return logging.WARNING  # the peer may send such a message again and again, and its sender is told nothing
+        # The peer may send such a message again and again, and its sender is told nothing.
+        return logging.WARNING
     if event.kind is EventKind.REFUSED and isinstance(event.error, PeerClosed) and event.error.silent:
         return logging.DEBUG  # load balancers connect and hang up every few seconds
     return logging.INFO

@@ -27,9 +27,10 @@ def _disown_all() -> None:
 
 
 def end_child(error: BaseException | None) -> NoReturn:
-    """End this process, a forked child that leaves an ``async with`` block of its parent, with *error* or without one.
+    """End this process: a forked child that leaves an ``async with`` block of its parent.
 
-    If the child went on, it would take events from the parent and unregister what the parent waits for.
+    *error* is the exception that leaves the block, if any.  If the child went on, it would take
+    events from the parent, and unregister the descriptors that the parent waits for.
     """
     status: object = 1
     if isinstance(error, SystemExit):
@@ -42,7 +43,8 @@ def end_child(error: BaseException | None) -> NoReturn:
             exc_info=error,
         )
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # there is no such stream, or it is closed
+        # There is no such stream, or it is closed.
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()
     os._exit(status if isinstance(status, int) else 1)
 

@@ -1,8 +1,9 @@
 """Outbox: the messages that wait to be written to one peer, and the ways to write them.
 
-While nothing waits, the first message is written at once if the peer has sent something since our last write: such a dialogue
-wants each message soon.  Otherwise it is queued for the socket's writer task, so that more messages can join it in one write.  When
-the kernel takes no more, a task of the outbox waits until it does.
+While nothing waits, the first message is written at once if the peer has sent something since our
+last write: such a dialogue wants each message soon.  Otherwise it is queued for the socket's writer
+task, so that more messages can join it in one write.  When the kernel takes no more, a task of the
+outbox waits until it does.
 """
 
 from __future__ import annotations
@@ -27,18 +28,25 @@ class _Writing(enum.Enum):
     IDLE = "idle"
     """Nothing waits.  The next message is queued for the socket's writer."""
     PROMPT = "prompt"
-    """Nothing waits, and the peer has sent something since our last write.  The next message is written at once."""
+    """Nothing waits, and the peer has sent something since our last write.
+
+    The next message is written at once.
+    """
     DUE = "due"
     """Messages wait for the socket's writer."""
     BLOCKED = "blocked"
     """The kernel takes no more.  A task of our own waits for it."""
     BROKEN = "broken"
-    """Writing failed.  What the peer sent before is still read, but not for longer than the linger time."""
+    """Writing failed.
+
+    What the peer sent before is still read, but not for longer than the linger time.
+    """
     ENDED = "ended"
     """The pipe has ended."""
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for every message.
+# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
+# every message.
 _IDLE, _PROMPT, _DUE, _BLOCKED, _BROKEN, _ENDED = (
     *(_Writing.IDLE, _Writing.PROMPT, _Writing.DUE),
     *(_Writing.BLOCKED, _Writing.BROKEN, _Writing.ENDED),
@@ -82,9 +90,11 @@ class Outbox:
         self._limit = core.options.outbox_limit
         self._byte_limit = core.options.outbox_bytes
         self._takes = False
-        self._finishing = False  # the peer is to be told after the last message that it was the last
+        # The peer is to be told after the last message that it was the last.
+        self._finishing = False
         self._writing = _PROMPT
-        self._refused = False  # a message was turned away, so the engine must hear when there is room
+        # A message was turned away, so the engine must hear when there is room.
+        self._refused = False
         self._grace: trio.CancelScope | None = None  # the time that a broken pipe has left
         self._times_writable = 0  # how often the kernel took something again after it had been full
         self._watched = False  # true as well if watching would tell nothing
@@ -103,8 +113,8 @@ class Outbox:
     def progress(self) -> int:
         """A count that grows whenever a peer that kept us waiting has read something.
 
-        The kernel takes more only when a third of its megabytes is free, which may need minutes with
-        a slow peer.  So the count includes what the peer has acknowledged.
+        The kernel takes more only when a third of its megabytes is free, which may need minutes
+        with a slow peer.  So the count includes what the peer has acknowledged.
         """
         return self._times_writable + self._connection.acknowledged()
 
@@ -144,7 +154,8 @@ class Outbox:
         """Offer each of *messages* until one is not taken.  Returns how many were taken."""
         waiting = self._messages
         taken = 0
-        if waiting or self._writing is _IDLE:  # nothing is written at once, so many can be queued in one step
+        # Nothing is written at once, so many can be queued in one step.
+        if waiting or self._writing is _IDLE:
             first = messages[: max(0, self._limit - len(waiting))]
             size = sum([len(message.header) + len(message.body) for message in first])
             if self._takes and self._bytes + size <= self._byte_limit:
@@ -178,7 +189,7 @@ class Outbox:
             self._write()
 
     def finish(self) -> None:
-        """Take no more messages, write those that wait, and then tell the peer that this was all."""
+        """Take no more messages, write those that wait, then tell the peer that this was all."""
         self._takes = False
         self._finishing = True
         if self._writing is not _BLOCKED and self._writing is not _BROKEN:
@@ -192,11 +203,14 @@ class Outbox:
             self._grace.cancel()
 
     def settle(self) -> None:
-        """Subtract from ``messages_sent`` those that the connection took over and never wrote to their end."""
+        """Subtract from ``messages_sent`` those that the connection never wrote to their end."""
         self.messages_sent -= self._connection.unsent
 
     def look(self, now: float) -> bool:
-        """Return whether to look again.  Ends the pipe if its peer acknowledges nothing any more."""
+        """Return whether to look again.
+
+        Ends the pipe if its peer acknowledges nothing any more.
+        """
         try:
             self._watched = self._connection.look(now)
         except PeerSilent as error:
@@ -205,7 +219,10 @@ class Outbox:
         return self._watched
 
     def _is_full(self, size: int) -> bool:
-        """Whether there is no room for a message of *size* bytes.  An empty outbox takes any message."""
+        """Whether there is no room for a message of *size* bytes.
+
+        An empty outbox takes any message.
+        """
         messages = self._messages
         return bool(messages) and (len(messages) >= self._limit or self._bytes + size > self._byte_limit)
 
@@ -218,9 +235,7 @@ class Outbox:
         except OSError as error:
             self._takes = False
             self._writing = _BROKEN
-            self._count_written(
-                waiting, waiting_bytes
-            )  # including messages that the connection took and could not write: ``settle`` subtracts them
+            self._count_written(waiting, waiting_bytes)  # ``settle`` subtracts what failed
             self._grace = trio.CancelScope()
             self._core.spawn(self._end_later, error, self._grace)
             return self._writing
@@ -261,10 +276,14 @@ class Outbox:
                 return  # the pipe has ended
             state = self._write()
             if self._has_room_again():
-                self._core.pipe_has_room(self._pipe)  # which may block us again: then another task does this
+                # Which may block us again: then another task does this.
+                self._core.pipe_has_room(self._pipe)
 
     def _has_room_again(self) -> bool:
-        """Whether a message was turned away and the outbox is half empty now.  True once, until the next one is turned away."""
+        """Whether a message was turned away and the outbox is half empty now.
+
+        True once, until the next one is turned away.
+        """
         if not self._refused or not self._takes:
             return False
         if len(self._messages) > self._limit // 2 or self._bytes > self._byte_limit // 2:

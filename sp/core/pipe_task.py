@@ -41,7 +41,8 @@ class _State(enum.Enum):
     ENDED = "ended"
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for every message.
+# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
+# every message.
 _GREETED, _ATTACHED, _LEAVING, _FINISHING, _ENDED = _State.GREETED, _State.ATTACHED, _State.LEAVING, _State.FINISHING, _State.ENDED
 
 
@@ -190,7 +191,10 @@ class PipeTask:
         self.outbox.open(connection)
 
     def end(self, error: Exception) -> None:
-        """Keep the first *error* as the reason, and close the connection.  The task in ``run`` then detaches the pipe."""
+        """Keep the first *error* as the reason, and close the connection.
+
+        The task in ``run`` then detaches the pipe.
+        """
         if self.error is None:
             self.error = error
         self._state = _ENDED
@@ -228,7 +232,8 @@ class PipeTask:
         except (PeerError, OSError, trio.ClosedResourceError) as error:
             self.end(error)
         except trio.Cancelled:
-            self._core.close()  # end all pipes at once, before they are detached one after the other
+            # End all pipes at once, before they are detached one after the other.
+            self._core.close()
             raise
         finally:
             self.end(trio.ClosedResourceError("the socket was closed"))
@@ -237,7 +242,8 @@ class PipeTask:
     def _explained(self, error: PeerClosed | ConnectionError, began: float) -> Exception:
         """Return *error* with a hint if the peer may have refused us.
 
-        Other implementations complete the handshake with a second peer of a PAIR, and hang up soon after.
+        Other implementations complete the handshake with a second peer of a PAIR, and hang up soon
+        after.
         """
         if not self._core.engine.single_peer or self.messages_received or trio.current_time() - began > _SOON:
             return error
@@ -298,11 +304,16 @@ class PipeTask:
             await self._hold(batch)
             if batch:
                 if not self._core.has_only(self):
-                    await trio.lowlevel.checkpoint()  # other pipes that were held deliver a message as well before we deliver the rest
+                    # Other pipes that were held deliver a message as well before we deliver the
+                    # rest.
+                    await trio.lowlevel.checkpoint()
                 self.deliver(batch)
 
     async def _hold(self, batch: list[Message]) -> None:
-        """Wait until the engine takes the first message of *batch*.  Meanwhile the peer is slowed down."""
+        """Wait until the engine takes the first message of *batch*.
+
+        Meanwhile the peer is slowed down.
+        """
         engine = self._core.engine
         try:
             if engine.hold_time == math.inf:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Receivers:
     """The tasks that wait for one mailbox, served in the order of their calls.
 
-    The first of them may read the socket's only pipe itself while it waits (``sp.core.direct_read``).
+    The first of them may read the socket's only pipe itself while it waits
+    (``sp.core.direct_read``).
     """
 
     __slots__ = ("_core", "_error", "_exclusive", "_mailbox", "_of", "_reading", "_waiting")
@@ -32,8 +33,10 @@ class Receivers:
         self._exclusive = exclusive
         self._reading: Receiver | None = None  # the receiver of the task that reads directly
         self._error: Exception | None = None  # why that task should stop
-        self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()  # the others, the oldest call first
-        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}  # the same by receiver: a receiver may be closed alone
+        # The others, the oldest call first.
+        self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()
+        # The same by receiver: a receiver may be closed alone.
+        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}
 
     async def wait(self, receiver: Receiver) -> Message:
         """Wait until *receiver* has a message.  If it is cancelled, no message was taken."""
@@ -62,7 +65,10 @@ class Receivers:
         return received
 
     async def _read(self, pipe: PipeTask, receiver: Receiver) -> Message | None:
-        """Wait by reading *pipe*.  Returns None if there is no message yet and the caller has to wait in another way."""
+        """Wait by reading *pipe*.
+
+        Returns None if there is no message yet and the caller has to wait in another way.
+        """
         self._reading = receiver
         self._listen()
         try:
@@ -78,7 +84,7 @@ class Receivers:
             self._reading = self._error = None
             self._serve_waiting()
             self._stop_listening()
-            if self._core.has_waiting_tasks:
+            if self._core.waiting:
                 self._core.direct_read.revoke()  # so that the pipe is read for them
         if message is None and error is not None:
             raise error
@@ -88,13 +94,13 @@ class Receivers:
         """Be told of messages and errors."""
         self._mailbox.wake = self._serve
         self._mailbox.fail = self.fail
-        self._core.receivers_wait(self)
+        self._core.waiting[self] = None
 
     def _stop_listening(self) -> None:
         """Undo ``_listen`` if no task waits any more."""
         if not self._waiting and self._reading is None:
             self._mailbox.wake = self._mailbox.fail = None
-            self._core.receivers_rest(self)
+            self._core.waiting.pop(self, None)
 
     def _leave(self, task: trio.lowlevel.Task) -> None:
         """Remove *task*, which waits no more."""
@@ -112,7 +118,8 @@ class Receivers:
             self._serve_waiting()
 
     def _serve_waiting(self) -> None:
-        # A message is handed over with the wake-up, since from then on trio cannot cancel the task before it has the message.
+        # A message is handed over with the wake-up, since from then on trio cannot cancel the task
+        # before it has the message.
         while self._waiting:
             task, receiver = next(iter(self._waiting.items()))
             message = receiver.receive()

@@ -1,14 +1,16 @@
 """Senders: the tasks that wait to send.
 
-A message waits for room in one pipe, since a reply can only go where its request came from, or for room in any pipe.  Each of these
-has a line of waiting calls.  A call that finds a line joins its end without a try.  A line is tried only when something has changed for
-it: from the front, up to the first message that finds no room.  So the cost of a call does not depend on how many others wait, and no
-call overtakes another.
+A message waits for room in one pipe, since a reply can only go where its request came from, or for
+room in any pipe.  Each of these has a line of waiting calls.  A call that finds a line joins its
+end without a try.  A line is tried only when something has changed for it: from the front, up to
+the first message that finds no room.  So the cost of a call does not depend on how many others
+wait, and no call overtakes another.
 
-The peer decides how many replies there are, so their line is bounded.  While ``reply_limit`` replies or ``reply_bytes`` bytes of them
-wait for one pipe, we read no more requests from it, so that the peer is slowed down.  If we dropped replies or ended the pipe at once
-instead, a peer that only reads a little late would send all its requests again.  The pipe of a peer that reads nothing for a minute
-is ended.
+The peer decides how many replies there are, so their line is bounded.  While ``reply_limit``
+replies or ``reply_bytes`` bytes of them wait for one pipe, we read no more requests from it, so
+that the peer is slowed down.  If we dropped replies or ended the pipe at once instead, a peer that
+only reads a little late would send all its requests again.  The pipe of a peer that reads nothing
+for a minute is ended.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from sp.protocols.engine import EnginePipe, Sender
 
 STALLED_AFTER: Final = 60.0
-"""Seconds without progress after which a pipe with too many waiting replies is ended: as long as a REQ waits before it resends."""
+"""Seconds without progress after which a pipe with too many waiting replies is ended.
+
+A REQ waits as long before it resends.
+"""
 
 
 @uninterrupted
@@ -47,7 +52,10 @@ class Senders:
         """The lines by pipe; None stands for any pipe.  No line is empty."""
 
     def must_wait(self, sender: Sender, message: Message) -> bool:
-        """Whether *message* has to wait behind others.  Raises ValueError if it could never be sent."""
+        """Whether *message* has to wait behind others.
+
+        Raises ValueError if it could never be sent.
+        """
         self._core.engine.check_message(message)
         return sender.pipe_for(message) in self.lines
 
@@ -63,7 +71,7 @@ class Senders:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def serve(self, pipe: EnginePipe) -> None:
-        """Try the line of *pipe*, which was attached, has room or has ended, and the line for any pipe."""
+        """Try the line of *pipe*, which was attached, has room or has ended, and that of any pipe."""
         if not self.lines:
             return
         lines = [line for line in (self.lines.get(None), self.lines.get(pipe)) if line is not None]
@@ -166,9 +174,11 @@ class _Line:
     __slots__ = ("bytes", "relief", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: OrderedDict[_Waiting, None] = OrderedDict()  # a plain dict finds its first slowly after many were removed
+        # A plain dict finds its first slowly after many were removed.
+        self.waiting: OrderedDict[_Waiting, None] = OrderedDict()
         self.bytes = 0
-        self.relief: trio.Event | None = None  # exists while the pipe is congested, and is set when it no longer is
+        # Exists while the pipe is congested, and is set when it no longer is.
+        self.relief: trio.Event | None = None
 
     @property
     def first(self) -> _Waiting:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class TLSFiles:
     """The files that the TLS configuration of one dialer or listener names.
 
-    Several dialers and listeners may share a configuration.  Whichever of them reads the files again, each of them emits an event.
+    Several dialers and listeners may share a configuration.  Whichever of them reads the files
+    again, each of them emits an event.
     """
 
     __slots__ = ("_config", "_core", "_reported", "_url")
@@ -33,14 +34,20 @@ class TLSFiles:
         return self._config.watch_files
 
     def reload(self) -> None:
-        """Read the files again.  Raises TLSConfigError if something is wrong with them: the old contents then stay in use."""
+        """Read the files again.
+
+        Raises TLSConfigError if something is wrong with them: the old contents then stay in use.
+        """
         try:
             self._config.reload()
         finally:
             self._report()
 
     def check(self) -> None:
-        """Read the files again if they are watched and have changed.  Failures are reported, not raised."""
+        """Read the files again if they are watched and have changed.
+
+        Failures are reported, not raised.
+        """
         if self._config.watch_files is not None:
             self._config.contexts.check_files()
             self._report()

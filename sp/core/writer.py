@@ -1,4 +1,7 @@
-"""Writer: the one task of a socket that writes to its pipes, so that a message to a hundred peers wakes one task."""
+"""Writer: the one task of a socket that writes to its pipes.
+
+So a message to a hundred peers wakes one task, not a hundred.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ class Writer:
     def __init__(self, tcp_keepalive: float | None) -> None:
         self._due: list[Outbox] = []
         self._task: trio.lowlevel.Task | None = None  # while it waits for something to write
-        self._watched: dict[Outbox, None] = {}  # with data in flight, or written since the last look
+        # With data in flight, or written since the last look.
+        self._watched: dict[Outbox, None] = {}
         self._look_every = max(SHORTEST_KEEPALIVE, tcp_keepalive or 0) / _LOOKS
         self._until_look = trio.CancelScope()
 
@@ -37,7 +41,7 @@ class Writer:
             trio.lowlevel.reschedule(task)
 
     def watch(self, outbox: Outbox) -> None:
-        """Look from time to time whether the peer acknowledges what was written, until ``outbox.look`` returns False."""
+        """Look at *outbox* from time to time, until ``outbox.look`` returns False."""
         self._watched[outbox] = None
         if len(self._watched) == 1:
             self._plan_look()
@@ -75,5 +79,6 @@ class Writer:
             for count, outbox in enumerate(due, 1):
                 outbox.write_due()
                 if count % _WRITES_A_TURN == 0:
-                    with trio.CancelScope(shield=True):  # the end of the scope for looks must not make us forget the rest
+                    # The end of the scope for looks must not make us forget the rest.
+                    with trio.CancelScope(shield=True):
                         await trio.lowlevel.checkpoint()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 import sp
+from sp.core.direct_read import DirectRead
 from tests.transports.ends import dial, server_tls
 from tests.transports.wire import REQ, connect_as, frame, receive_frame
 
 from .conftest import Background, connect
+
+if TYPE_CHECKING:
+    from sp.core.core import Core
 
 
 @pytest.fixture(params=["tcp", "tls+tcp", "ws", "wss"])
@@ -295,12 +300,12 @@ async def test_tasks_that_have_waited_are_forgotten(url: str, lasting_offers: No
         reading = await start_reading(nursery, one, two)
         waiting, cancelled = Background(nursery, one.receive), Background(nursery, one.receive)
         await trio.testing.wait_all_tasks_blocked()
-        assert one._core.has_waiting_tasks
+        assert one._core.waiting
         cancelled.scope.cancel()
         await two.send(b"first")
         await two.send(b"second")
         assert (await reading.done(), await waiting.done()) == (b"first", b"second")
-        assert not one._core.has_waiting_tasks
+        assert not one._core.waiting
 
 
 async def test_of_two_messages_in_one_read_a_task_that_waits_beside_the_reader_gets_the_second(url: str, lasting_offers: None) -> None:
@@ -390,3 +395,65 @@ async def test_a_task_that_reads_is_told_that_a_newer_request_has_replaced_its_o
                     await reading.done()
                 await rep.send(await rep.receive())
                 assert await req.receive() == b"new"
+
+
+class Wire:
+    """The connection of a pipe: a read returns one message once *arrived* is set."""
+
+    def __init__(self) -> None:
+        self.arrived = trio.Event()
+
+    async def receive_batch(self) -> list[sp.Message]:
+        await self.arrived.wait()
+        return [sp.Message(b"last")]
+
+
+class Reader:
+    """What a direct read needs of a pipe, of its socket and of a receiver."""
+
+    is_attached = True
+
+    def __init__(self) -> None:
+        self.connection = Wire()
+        self.taken: list[sp.Message] = []
+
+    def count_received(self, batch: list[sp.Message]) -> None:
+        pass
+
+    def deliver(self, batch: list[sp.Message]) -> None:
+        self.taken += batch
+        batch.clear()
+
+    def receive(self) -> sp.Message | None:
+        return self.taken.pop() if self.taken else None
+
+    async def park(self) -> None:
+        await trio.sleep_forever()
+
+    def resume(self) -> None:
+        pass
+
+
+async def test_an_offer_is_not_renewed_after_the_pipes_own_task_was_cancelled() -> None:
+    pipe: Any = Reader()
+    direct = DirectRead(cast("Core", None))  # it is asked for nothing
+
+    async def offer() -> None:
+        while True:
+            await direct.grant(pipe)
+
+    async def read() -> object:
+        while direct.offered is None:
+            await trio.lowlevel.checkpoint()
+        return await direct.read(pipe, pipe)
+
+    async with trio.open_nursery() as nursery:
+        offering = Background(nursery, offer)
+        reading = Background(nursery, read)
+        await trio.testing.wait_all_tasks_blocked()
+        offering.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        pipe.connection.arrived.set()
+        message = await reading.done()
+        assert isinstance(message, sp.Message)
+        assert direct.offered is None
