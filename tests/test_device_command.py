@@ -118,20 +118,20 @@ async def test_without_a_back_it_reflects_a_bus() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "the front needs a URL: --front or --front-dial"),
+        ((), "the front needs a URL: give --front or --front-dial"),
         (("star", "--front", "inproc://x"), "invalid choice: 'star'"),
         (("--front", "tcp://127.0.0.1:x", "--back", "inproc://x"), "'tcp://127.0.0.1:x': 'x' is no port"),
         (("--front", "tls+tcp://127.0.0.1:0", "--back", "inproc://x"), "a server needs a certificate"),
-        (("--front", "tcp://127.0.0.1:0"), "the back needs a URL: --back or --back-listen; only bus, pair0, pair1 can do without"),
+        (("--front", "tcp://127.0.0.1:0"), "the back needs a URL: give --back or --back-listen; only bus, pair0, pair1"),
         (
             ("--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--certificate", "/nowhere.pem"),
-            "--certificate is given, and nothing uses it",
+            "--certificate was given, and nothing uses it",
         ),
         (
             ("--front", "tcp://127.0.0.1:0", "--back", "tls+tcp://x:1", "--client-ca", "/nowhere.pem"),
-            "--client-ca is given, and nothing uses it",
+            "--client-ca was given, and nothing uses it",
         ),
-        (("push", "--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "3"), "--ttl is given, and nothing uses it"),
+        (("push", "--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "3"), "--ttl was given, and nothing uses it"),
         (("--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "0"), "ttl must be from 1 to 255, not 0"),
         (("--front", "ipc:///nowhere/at/all", "--back", "inproc://x"), "/nowhere/at/all"),
     ],

@@ -48,26 +48,40 @@ _log: Final = logging.getLogger("sp.device")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m sp.device", description="Passes on messages between two sides.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sp.device", description="Pass messages on between two raw sockets, the front and the back."
+    )
     add = parser.add_argument
-    add("protocol", nargs="?", default="rep", choices=_KINDS, help="what the front speaks; the back speaks its counterpart (default: rep)")
-    add("--front", metavar="URL", action="append", default=[], help="where the front listens; may be repeated, as those that follow")
-    add("--front-dial", metavar="URL", action="append", default=[], help="whom the front dials")
-    add("--back", metavar="URL", action="append", default=[], help="whom the back dials")
-    add("--back-listen", metavar="URL", action="append", default=[], help="where the back listens; no back: the front reflects (bus, pair)")
-    add("--certificate", metavar="PEM", help="our certificate and its intermediates, wherever there is TLS")
-    add("--private-key", metavar="PEM", help="its key, if it is in a file of its own")
-    add("--client-ca", metavar="PEM", help="who signs the certificates of clients; given, they have to have one")
-    add("--ca", metavar="PEM", help="who signs the certificates of those that are dialed (default: whom the system trusts)")
-    add("--origin", metavar="ORIGIN", action="append", default=[], help="pages that may connect by ws and wss")
-    add("--ttl", metavar="HOPS", type=int, help="drop what comes through as many devices or more, 1 to 255 (default: 8)")
-    add("--max-message-size", metavar="BYTES", type=int, default=1 << 20, help="largest message that is passed on (default: 1 MiB)")
+    add("protocol", nargs="?", default="rep", choices=_KINDS, help="protocol of the front; the back speaks its counterpart (default: rep)")
+    add("--front", metavar="URL", action="append", default=[], help="URL where the front listens; this and the next three may be repeated")
+    add("--front-dial", metavar="URL", action="append", default=[], help="URL that the front dials")
+    add("--back", metavar="URL", action="append", default=[], help="URL that the back dials")
+    add(
+        "--back-listen",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="URL where the back listens; without a back, the front passes messages on to itself (bus, pair)",
+    )
+    add("--certificate", metavar="PEM", help="file with our certificate and its intermediates, for all TLS URLs")
+    add("--private-key", metavar="PEM", help="file with its key, if that is a separate file")
+    add("--client-ca", metavar="PEM", help="CA of the clients' certificates; clients then need one")
+    add("--ca", metavar="PEM", help="CA of the servers that are dialed (default: the system's CAs)")
+    add(
+        "--origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="origin of web pages that may connect by ws and wss; may be repeated",
+    )
+    add("--ttl", metavar="HOPS", type=int, help="drop messages that came through this many devices or more, 1 to 255 (default: 8)")
+    add("--max-message-size", metavar="BYTES", type=int, default=1 << 20, help="largest message to pass on (default: 1 MiB)")
     add("--verbose", action="store_true", help="log what happens to connections")
     options = parser.parse_args(arguments)
     if not options.front and not options.front_dial:
-        parser.error("the front needs a URL: --front or --front-dial")
+        parser.error("the front needs a URL: give --front or --front-dial")
     if not options.back and not options.back_listen and options.protocol not in _REFLECTORS:
-        parser.error(f"the back needs a URL: --back or --back-listen; only {', '.join(_REFLECTORS)} can do without")
+        parser.error(f"the back needs a URL: give --back or --back-listen; only {', '.join(_REFLECTORS)} can do without a back")
     try:
         _check_use(options)
     except Error as error:
@@ -76,7 +90,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_use(options: argparse.Namespace) -> None:
-    """Raise for an option that would go unused: who gives a certificate means to be encrypted."""
+    """Raise for an option that would go unused: whoever gives a certificate expects encryption."""
     listened = [Address.parse(url) for url in (*options.front, *options.back_listen)]
     dialed = [Address.parse(url) for url in (*options.front_dial, *options.back)]
     for name, given, used in (
@@ -88,7 +102,7 @@ def _check_use(options: argparse.Namespace) -> None:
         ("ttl", options.ttl is not None, options.protocol in _WITH_TTL),
     ):
         if given and not used:
-            raise AddressError(f"--{name} is given, and nothing uses it: expected a URL, protocol or option that does")
+            raise AddressError(f"--{name} was given, and nothing uses it: expected a URL, protocol or option that does")
 
 
 def _socket(protocol: str, options: argparse.Namespace) -> RawSocket:
@@ -98,7 +112,7 @@ def _socket(protocol: str, options: argparse.Namespace) -> RawSocket:
 
 
 async def _open(side: str, socket: Socket, listened: list[str], dialed: list[str], options: argparse.Namespace) -> None:
-    """Listen and dial, and print where we listen: ports may have been 0."""
+    """Listen and dial.  Print the URLs of the listeners, since a port may have been 0."""
     for url in listened:
         address = Address.parse(url)
         tls = None
@@ -142,7 +156,7 @@ async def _run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a device until SIGINT or SIGTERM; say what is wrong, and end with a status that is not 0, when it cannot run."""
+    """Run a device until SIGINT or SIGTERM.  If it cannot run, exit with an error text and status 1."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     try:

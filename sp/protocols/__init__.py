@@ -1,1 +1,1 @@
-"""One sans-IO engine a file: events in as method calls, answers out as return values.  Nothing here awaits."""
+"""The protocols: one engine in each module.  An engine does no I/O and never awaits."""

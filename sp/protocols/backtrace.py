@@ -1,11 +1,11 @@
-"""The backtrace: a stack of 32-bit words before the body, ended by the request id.
+"""The backtrace: a stack of 32-bit words before the body.  The request id is at the bottom.
 
-Each hop pushes the id of the pipe that a request came by, high bit clear; the request id at the bottom has its high bit set,
-and so marks the end of the header (request/reply draft, section 4).  Surveys have the same.
+Each device pushes the id of the pipe by which the request arrived, with its high bit clear.  The request id has its high bit set,
+which marks the end of the header (request/reply draft, section 4).  Surveys have the same header.
 
-The ttl is the number of words that a request or survey may arrive with, its id among them (nanomsg, nng and mangos count so, but for
-mangos' raw respondent, which takes one less): 8 lets it through 7 devices.  nng cannot be told more than 15, here and in the others it
-is 255.  What has more is dropped and counted, as everywhere.
+The ttl is the number of words, including the id, with which a request or survey may arrive.  So a ttl of 8 lets it through 7
+devices.  nanomsg, nng and mangos count in the same way, except for mangos' raw respondent, which accepts one less.  The largest ttl
+is 15 in nng and 255 here and in the others.  A message with more words is dropped and counted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 WORD: Final = 4
 MAX_WORDS: Final = 256
-"""The longest header that is looked at: a ttl of 255, and the word that a raw REP or RESPONDENT puts in front."""
+"""The longest header: 255 words, the largest ttl, and the one that a raw REP or RESPONDENT puts in front."""
 _HIGH_BIT: Final = 0x8000_0000
 
 
 class Ids:
-    """32-bit ids of requests and surveys as they are on the wire: with the high bit set, from a random start."""
+    """Makes the 32-bit ids of requests and surveys, as they are on the wire: with the high bit set, from a random start."""
 
     __slots__ = ("_last",)
 
@@ -42,7 +42,7 @@ class Ids:
 
 
 def backtrace_end(data: bytes, start: int, stop: int) -> int:
-    """Return where the body begins: behind the first word with its high bit set.  -1: there is none."""
+    """Return where the body begins: after the first word with its high bit set.  -1: there is no such word."""
     position = start
     last = min(stop, start + WORD * MAX_WORDS) - WORD
     while position <= last:
@@ -53,17 +53,17 @@ def backtrace_end(data: bytes, start: int, stop: int) -> int:
 
 
 def request_id_end(_data: bytes, start: int, stop: int) -> int:
-    """Return where the body of a reply to a cooked REQ begins: behind one word, whatever it is.  -1: it is shorter than that."""
+    """Return where the body of a reply to a REQ that is not raw begins: after the first word.  -1: the message is too short."""
     return start + WORD if stop - start >= WORD else -1
 
 
 def word_of(pipe: EnginePipe) -> bytes:
-    """Return the word that stands for *pipe* in a backtrace."""
+    """Return the word for *pipe* in a backtrace."""
     return pipe.id.to_bytes(WORD, "big")
 
 
 def check_header(message: Message) -> None:
-    """Raise ValueError unless the header of *message*, which a raw socket is to send, is a backtrace."""
+    """Raise ValueError unless the header of *message*, which a raw socket is to send, is a whole backtrace."""
     header = message.header
     if backtrace_end(header, 0, len(header)) != len(header):
         given = header[:64].hex() or "empty"

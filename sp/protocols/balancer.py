@@ -1,7 +1,8 @@
-"""Whose turn it is: each message goes to one pipe, the next one that has room.
+"""Picks a pipe for each message: the next one in turn that has room.
 
-Pipes of the best priority share the messages in turn; those of the next one get some while none of the best has room, as in nanomsg
-(nng and mangos have no priorities).  A pipe without room leaves the round and joins it again, at its end, when it has room, as in nng.
+Pipes of the best priority share the messages.  Those of the next priority get some only while none of the best has room, as in
+nanomsg; nng and mangos have no priorities.  A pipe without room leaves the round, and joins it at its end when it has room, as in
+nng.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class Balancer:
-    """The pipes of a protocol that picks one for each message."""
+    """The pipes among which a protocol picks one for each message."""
 
     __slots__ = ("_best", "_full", "_rounds")
 
     def __init__(self) -> None:
-        self._rounds: dict[int, deque[EnginePipe]] = {}  # by priority, the best first: the pipes with room, next in turn first
-        self._best: deque[EnginePipe] = deque()  # the first of them with a pipe
+        self._rounds: dict[int, deque[EnginePipe]] = {}  # the pipes with room, by priority, the best first; the next in turn comes first
+        self._best: deque[EnginePipe] = deque()  # the first round that has a pipe
         self._full: set[EnginePipe] = set()
 
     def add(self, pipe: EnginePipe) -> None:
-        """*pipe* is there: it comes after all others of its priority."""
+        """Add *pipe* after all others of its priority."""
         priority = pipe.priority
         if priority not in self._rounds:
             self._rounds[priority] = deque()
@@ -34,7 +35,7 @@ class Balancer:
         self._best = self._find_best()
 
     def remove(self, pipe: EnginePipe) -> None:
-        """*pipe* is gone."""
+        """Remove *pipe*."""
         self._full.discard(pipe)
         ready = self._rounds.get(pipe.priority)
         if ready is not None and pipe in ready:
@@ -42,14 +43,14 @@ class Balancer:
             self._best = self._find_best()
 
     def has_room(self, pipe: EnginePipe) -> None:
-        """*pipe*, which was full, no longer is."""
+        """*pipe*, which was full, has room again."""
         if pipe in self._full:
             self._full.remove(pipe)
             self._rounds[pipe.priority].append(pipe)
             self._best = self._find_best()
 
     def offer(self, message: Message) -> EnginePipe | None:
-        """Offer *message* to the pipes in turn; return the one that took it."""
+        """Offer *message* to the pipes in turn; return the pipe that took it.  None: no pipe has room."""
         ready = self._best
         while ready:
             pipe = ready[0]
@@ -62,10 +63,10 @@ class Balancer:
         return None
 
     def offer_many(self, messages: list[Message]) -> int:
-        """Do as ``offer`` with each of *messages* until one is not taken; return how many were."""
+        """Offer *messages* in order until one is not taken; return how many were."""
         taken = 0
         while taken < len(messages):
-            if len(self._best) == 1:  # nobody else's turn comes in between
+            if len(self._best) == 1:  # no other pipe's turn comes in between
                 taken += self._best[0].offer_many(messages[taken:])
             if taken == len(messages) or self.offer(messages[taken]) is None:
                 break
@@ -73,6 +74,6 @@ class Balancer:
         return taken
 
     def _find_best(self) -> deque[EnginePipe]:
-        """Return the round whose turn it is; an empty one when nobody has room."""
+        """Return the round of the best priority that has room; an empty one if no pipe has."""
         nobody: deque[EnginePipe] = deque()
         return next(filter(None, self._rounds.values()), nobody)

@@ -1,12 +1,12 @@
-"""BUS: a message goes to every directly connected peer, best effort, and is not forwarded.
+"""BUS: each message goes to all directly connected peers, best effort, and is not forwarded.
 
-On the wire a BUS message is its body alone.  Both directions drop: a peer that does not read misses messages (the newest, as in
-nanomsg, nng and mangos), and so does an application that does not receive, so that neither can stall the mesh (nng; mangos and
-nanomsg push back instead).
+A BUS message on the wire is just its body.  Both directions drop, so that nobody can stall the others.  A peer that does not read
+misses the newest messages, as in nanomsg, nng and mangos.  An application that does not receive misses messages as in nng; mangos
+and nanomsg hold the peers back instead.
 
-A raw BUS puts the id of the pipe into the header of what it receives, 4 bytes as in nng and mangos (nanomsg: 8), and sends to everybody but
-the pipe in the header; without a header, to everybody.  The header is never on the wire, so that nothing ends a message that devices
-pass around in a ring.
+A raw BUS puts the id of the pipe into the header of each message that it receives: 4 bytes as in nng and mangos (nanomsg: 8).  It
+sends a message to all pipes but the one in its header; without a header, to all.  The header is never on the wire, so a message
+goes round for ever in a ring of devices.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BusEngine(InboxEngine):
         super().pipe_detached(pipe)
 
     def send(self, message: Message) -> bool:
-        """Offer *message* to every peer.  Always taken: a peer that is full misses it."""
+        """Offer *message* to all peers.  Always True: a peer without room misses it."""
         self.offer_to_all(self._pipes, message)
         return True
 
@@ -76,7 +76,7 @@ class RawBusEngine(BusEngine):
             raise ValueError(f"the header must be empty or the id of a pipe in 4 bytes, not {message.header[:64].hex()}")
 
     def send(self, message: Message) -> bool:
-        """Offer *message* to every peer but the one that its header names."""
+        """Offer *message* to all peers but the one that its header names.  Always True."""
         self.check_message(message)
         header = message.header
         self.offer_to_all([pipe for pipe, word in self._words.items() if word != header], Message(message.body))

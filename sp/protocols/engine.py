@@ -1,7 +1,8 @@
 """The contract between engines and the rest of the library.
 
-An engine is a protocol without I/O: events come in as method calls, answers go out as return values, as messages offered to
-pipes and as messages left in a mailbox.  It never awaits, reads no clock and sees no byte stream.
+An engine is a protocol without I/O.  Its methods are called for events and for the calls of the application.  It answers with
+return values, by offering messages to pipes, and by waking those that wait at a mailbox.  It never awaits, reads no clock and sees
+no byte stream.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from sp.message import FindBody, Message
 from sp.statistics import DropReason
 
 HOLD_TIME = 0.1
-"""Seconds that a dropping protocol holds a pipe back before it starts to drop, so that a burst is not a loss."""
+"""Seconds for which a protocol that drops holds a pipe back before it starts to drop, so that a burst loses nothing."""
 
 
 class EnginePipe(Protocol):
-    """A pipe as an engine may use it.  None of these calls comes back into the engine before it returns."""
+    """A pipe as engines see it.  None of these methods calls the engine before it returns."""
 
     @property
     def id(self) -> int: ...
@@ -32,81 +33,81 @@ class EnginePipe(Protocol):
 
     @property
     def priority(self) -> int:
-        """1 (the best) to 16, for protocols that pick a pipe for each message."""
+        """From 1 (the best) to 16, for protocols that pick a pipe for each message."""
         ...
 
     @property
     def broken(self) -> bool:
-        """Whether nothing can be written any more; ``pipe_detached`` follows."""
+        """Whether nothing more can be written.  ``pipe_detached`` follows."""
         ...
 
     @property
     def progress(self) -> int:
-        """A count that grows whenever a peer that kept us waiting has read something."""
+        """A number that grows whenever a peer that we waited for has read something."""
         ...
 
     def offer(self, message: Message, /) -> bool:
-        """Queue *message* to be written.  False: the outbox is full, and ``pipe_has_room`` will tell when it no longer is."""
+        """Queue *message* to be written.  False: the outbox is full; ``pipe_has_room`` is called when it has room again."""
         ...
 
     def offer_many(self, messages: list[Message], /) -> int:
-        """Do as ``offer`` with each of *messages* until one is not taken; return how many were."""
+        """Offer *messages* in order until one is not taken; return how many were."""
         ...
 
     def discard_oldest(self) -> bool:
-        """Drop the oldest message that waits to be written.  False: none waits."""
+        """Drop the oldest message that waits to be written.  False: there is none."""
         ...
 
     def resume(self) -> None:
-        """Go on reading after ``message_received`` said False."""
+        """Go on reading after ``message_received`` returned False."""
         ...
 
     def hang_up(self, error: PeerError) -> None:
-        """End the pipe for what the peer did.  ``pipe_detached`` follows later, never from within this call."""
+        """End the pipe because of *error*.  ``pipe_detached`` is called later, never from within this call."""
         ...
 
 
 class Mailbox:
-    """Where a context's messages turn up, and who waits for them: both calls are None while nobody does."""
+    """Where the messages of a context arrive.  Both attributes are None while no task waits for a message."""
 
     __slots__ = ("fail", "wake")
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] | None = None
-        """Called when ``receive`` is worth a try.  It may call that before it returns, so who calls it has its state in order."""
+        """Call it when ``receive`` may succeed.  It may call ``receive`` at once, so bring the state of the engine in order first."""
         self.fail: Callable[[Callable[[], Exception]], None] | None = None
-        """Called with what makes the error for those who wait, when what they wait for will not come."""
+        """Call it, with a function that makes the error, when the message that tasks wait for will not come."""
 
 
 class Sender(Protocol):
     """The sending half of a context."""
 
     def send(self, message: Message) -> bool:
-        """Take *message*, whose header it may set in any case.  False: not now, try again when a pipe is attached or has room.
+        """Take *message*, and set its header, also if it is not taken.  False: try again when a pipe is attached or has room.
 
-        A wrong moment raises StateError.
+        Raises StateError if the protocol does not allow sending now.
         """
         ...
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
-        """Return the pipe whose room *message* needs; None: that of any pipe.
+        """Return the pipe that must have room for *message*.  None: any pipe will do.
 
-        A reply is bound by this to the request that it answers now: once the application has
-        received another one instead, ``send`` raises StateError.  A wrong moment raises StateError.
+        This binds a reply to the request that it answers now.  If the application receives another request meanwhile, ``send``
+        raises StateError.  Raises StateError if the protocol does not allow sending now.
         """
         ...
 
 
 class BatchSender(Sender, Protocol):
-    """The sending half of a socket whose messages need no answer."""
+    """The sending half of a socket that can send in batches."""
 
     def send_batch(self, messages: list[Message]) -> int:
-        """Do as ``send`` with each of *messages* until one is not taken; return how many were."""
+        """Send *messages* in order until one is not taken; return how many were."""
         ...
 
 
 def send_each(send: Callable[[Message], bool], messages: list[Message]) -> int:
-    """Give *send* each of *messages* until one is not taken; return how many were: the batch of those that have no better way."""
+    """Call *send* with each of *messages* until one is not taken; return how many were.  For engines without a faster way."""
     for taken, message in enumerate(messages):
         if not send(message):
             return taken
@@ -120,7 +121,7 @@ class Receiver(Protocol):
     def mailbox(self) -> Mailbox: ...
 
     def receive(self) -> Message | None:
-        """Return the next message, or None when there is none yet.  A wrong moment raises StateError."""
+        """Return the next message; None: there is none yet.  Raises StateError if the protocol does not allow receiving now."""
         ...
 
 
@@ -128,111 +129,108 @@ class RawReceiver(Receiver, Protocol):
     """The receiving half of a raw socket."""
 
     def put_back(self, message: Message) -> None:
-        """Take *message* back, which was received last and has gone nowhere: it is received next."""
+        """Take back *message*, which was received last.  It is the next one to be received."""
         ...
 
 
 class BatchReceiver(Receiver, Protocol):
-    """The receiving half of a context whose messages need no answer."""
+    """The receiving half of a context that can receive in batches."""
 
     def receive_more(self, limit: int | None) -> list[bytes]:
-        """Return the bodies of the messages that wait, at most *limit*; None: all."""
+        """Return the bodies of the messages that wait, at most *limit* (None: all)."""
         ...
 
 
 class Engine:
-    """What the shell calls.  The defaults here do nothing: an engine overrides the events that concern it.
+    """The base of all engines.  The methods do nothing here; an engine overrides those that it needs.
 
-    For each pipe ``pipe_attached`` comes first and ``pipe_detached`` last, each once; a pipe that was refused is never detached.
+    For each pipe, ``pipe_attached`` is called first and ``pipe_detached`` last, each once.  A pipe that was refused is never
+    detached.
     """
 
     number: int
-    """Our protocol number, for the greeting."""
+    """The number of our protocol, for the greeting."""
     peer_number: int
-    """The number that the peer must have."""
+    """The number of the protocol that the peer must speak."""
     find_body: FindBody | None = None
-    """Where received messages are split into header and body; None: there is no header."""
+    """Finds where the body of a received message begins.  None: messages have no header."""
     sends_again: bool = False
-    """Whether what a pipe did not write is not lost with it."""
+    """Whether messages that a pipe has not written when it ends will be sent again."""
     timed: bool = False
-    """Whether it ever has a deadline.  Such an engine takes no batches to send, and is not raw."""
+    """Whether it can have a deadline.  Such an engine is not raw and does not send in batches."""
     deadlines_come_nearer: bool = False
-    """Whether a new deadline may be before those that are known."""
+    """Whether a new deadline may come before those that are known."""
     hold_time: float = math.inf
-    """Seconds that a pipe waits for room before ``force_message``."""
+    """Seconds that a received message waits for room before ``force_message`` is called."""
     reply_limit: float = math.inf
-    """Replies that may wait for the room of one pipe before it is congested."""
+    """How many replies may wait for one pipe before ``pipe_congested`` is called."""
     reply_bytes: float = math.inf
-    """The same in bytes of headers and bodies."""
+    """The same limit in bytes of headers and bodies."""
     balances: bool = False
-    """Whether it picks a pipe for each message, so that a pipe's priority counts."""
+    """Whether it picks a pipe for each message, so that priorities matter."""
     fans_out: bool = False
-    """Whether it sends each message by all pipes."""
+    """Whether it sends each message to all pipes."""
     takes_batches: bool = False
-    """Whether ``messages_received`` can be called as well; a message that was held comes by ``message_received``."""
+    """Whether ``messages_received`` may be called.  A message that was held always comes by ``message_received``."""
     takes_headers: bool = False
-    """Whether messages to be sent bring their header with them, since the socket is raw."""
+    """Whether messages to be sent have their header already, because the socket is raw."""
     single_peer: bool = False
-    """Whether not every newcomer has a place, so that a listener greets none before it has one, and who is dialed keeps it a while."""
+    """Whether it takes one peer only.
+
+    A listener then greets nobody before the place is free, and keeps the place for a peer in its handshake."""
 
     def __init__(self) -> None:
         self.dropped: Counter[DropReason] = Counter()
 
     def check_message(self, message: Message) -> None:
-        """Raise ValueError when *message* could never be sent; ``send`` does so as well."""
+        """Raise ValueError if *message* can never be sent.  ``send`` does the same."""
 
     def check_can_attach(self) -> None:
-        """Raise PipeRefused when there is no place for another pipe, so that its greeting can be saved."""
+        """Raise PipeRefused if there is no place for another pipe.  It is called before the handshake."""
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
-        """A pipe is ready.  May raise PipeRefused."""
+        """*pipe* can be used from now on.  May raise PipeRefused."""
 
     def pipe_detached(self, pipe: EnginePipe) -> None:
-        """A pipe is gone."""
+        """*pipe* has ended."""
 
     def pipe_has_room(self, pipe: EnginePipe) -> None:
-        """A pipe that said no to an offer would now say yes."""
+        """*pipe*, which has turned an offer down, has room again."""
 
     def pipe_congested(self, pipe: EnginePipe) -> None:
-        """Take no more requests of *pipe*: ``reply_limit`` replies, or ``reply_bytes``, wait for it."""
+        """Take no more requests from *pipe*: ``reply_limit`` replies, or ``reply_bytes``, wait for it."""
 
     def pipe_relieved(self, pipe: EnginePipe) -> None:
-        """Take requests again: no more than half of that waits, or the pipe is gone."""
+        """Take requests from *pipe* again: at most half of that waits, or the pipe has ended."""
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
-        """Return the pipe whose room *message* needs, as with ``Sender``."""
+        """Return the pipe that must have room for *message*, as ``Sender`` does."""
         return None
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
-        """Take *message*.  False: not now; the pipe holds it, reads no more, and comes again after ``pipe.resume()``."""
+        """Take *message*.  False: not now.  The pipe keeps it, stops reading, and tries again after ``pipe.resume()``."""
         raise NotImplementedError
 
     def messages_received(self, pipe: EnginePipe, messages: list[Message]) -> int:
-        """Take the first of *messages*; return how many.  Less than all: not now, as with ``message_received``."""
+        """Take as many of *messages* as possible, in order; return how many.  The pipe keeps the others, as in ``message_received``."""
         raise NotImplementedError
 
     def force_message(self, pipe: EnginePipe, message: Message) -> None:
-        """Take *message* now, whatever must be dropped for it: the pipe's patience is over.
-
-        ``message_received`` has just said no again.
-        """
+        """Take *message* or drop one: ``hold_time`` is over, and ``message_received`` has just returned False again."""
         raise NotImplementedError
 
     def next_deadline(self) -> float | None:
-        """Return the earliest time at which ``deadline_reached`` has something to do."""
+        """Return the earliest time at which ``deadline_reached`` must be called; None: it need not be."""
         return None
 
     def deadline_reached(self, now: float) -> None:
-        """Do what is due at *now*."""
+        """Do what is due at the time *now*."""
 
     def socket_closed(self) -> None:
-        """Let go of all messages, since nobody receives or sends any more.
-
-        ``queued`` goes on counting those that wait.
-        """
+        """Release all messages: nothing is received or sent any more.  ``queued`` still counts those that waited."""
 
     def offer_to_all(self, pipes: Collection[EnginePipe], message: Message) -> None:
-        """Offer *message* to each of *pipes*, and count those that miss it."""
+        """Offer *message* to each of *pipes*, and count the pipes that miss it."""
         if not pipes:
             self.dropped[DropReason.NO_PEER] += 1
         for pipe in pipes:
@@ -240,9 +238,9 @@ class Engine:
                 self.dropped[DropReason.PEER_FULL] += 1
 
     def queued(self) -> int:
-        """Count the messages that wait for ``receive``, in all contexts."""
+        """Return how many messages wait for ``receive``, in all contexts."""
         return 0
 
     def inbox_dropped(self) -> int:
-        """Count the messages that were dropped because an inbox was full."""
+        """Return how many messages were dropped because an inbox was full."""
         return 0

@@ -1,4 +1,4 @@
-"""The queue that most engines end in, and the base of the engines that have just one."""
+"""The queue of received messages, and the base of engines that have just one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Inbox(Mailbox):
     """A queue of received messages, bounded in messages and in bytes.
 
-    Full, it holds the pipes back.  With a *policy* it drops once ``start_dropping`` was called, until half of it is free again;
-    without one it never drops.
+    When it is full, it holds pipes back.  With a *policy*, it drops messages after ``start_dropping``, until half of it is free
+    again.  Without one, it never drops.
     """
 
     __slots__ = ("_byte_limit", "_bytes", "_dropping", "_held", "_limit", "_low", "_messages", "_policy", "dropped")
@@ -33,24 +33,24 @@ class Inbox(Mailbox):
         self._low = options.inbox_limit // 2
         self._policy = policy
         self._dropping = False
-        # An ordered set: a pipe that has waited longer comes first.  (The first of a plain dict is
-        # slow to find once many have left.)
+        # An ordered set: the pipe that has waited longest comes first.  (In a plain dict the first
+        # key is slow to find after many were deleted.)
         self._held: OrderedDict[EnginePipe, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._messages)
 
     def has_room(self, message: Message) -> bool:
-        """Whether ``offer`` would take *message*, be it by dropping one."""
+        """Whether ``offer`` would take *message*, perhaps by dropping one."""
         messages = self._messages
         return not messages or self._dropping or (len(messages) < self._limit and self._bytes + len(message.body) <= self._byte_limit)
 
     def hold(self, pipe: EnginePipe) -> None:
-        """Remember to resume *pipe* when there is room."""
+        """Resume *pipe* when there is room."""
         self._held[pipe] = None
 
     def offer(self, pipe: EnginePipe, message: Message) -> bool:
-        """Take *message* from *pipe*, or hold the pipe and return False."""
+        """Take *message*.  False: there is no room, and *pipe* is held."""
         messages = self._messages
         size = len(message.body)
         if messages and (len(messages) >= self._limit or self._bytes + size > self._byte_limit):
@@ -66,7 +66,7 @@ class Inbox(Mailbox):
         return True
 
     def offer_many(self, pipe: EnginePipe, batch: list[Message]) -> int:
-        """Do as ``offer`` with each of *batch* until one is not taken; return how many were."""
+        """Offer the messages of *batch* in order until one is not taken; return how many were."""
         messages = self._messages
         first = batch[: max(0, self._limit - len(messages))]
         size = sum([len(message.body) for message in first])
@@ -84,11 +84,11 @@ class Inbox(Mailbox):
         return taken
 
     def start_dropping(self) -> None:
-        """The application has not kept up: drop from now on."""
+        """Drop messages from now on: the application did not keep up."""
         self._dropping = True
 
     def take(self) -> Message | None:
-        """Return the oldest message, or None."""
+        """Return the oldest message; None: there is none."""
         if not self._messages:
             return None
         message = self._messages.popleft()
@@ -98,7 +98,7 @@ class Inbox(Mailbox):
         return message
 
     def take_bodies(self, limit: int | None) -> list[bytes]:
-        """Return the bodies of the oldest messages, at most *limit*; None: of all."""
+        """Return the bodies of the oldest messages, at most *limit* (None: all)."""
         messages = self._messages
         if limit is None or limit >= len(messages):
             bodies = [message.body for message in messages]
@@ -112,39 +112,39 @@ class Inbox(Mailbox):
         return bodies
 
     def put_back(self, message: Message) -> None:
-        """Take back the message that was taken last, whatever the bounds say."""
+        """Take back *message*, which was taken last, even if the inbox is full."""
         self._messages.appendleft(message)
         self._bytes += len(message.body)
         if self.wake is not None:
             self.wake()
 
     def release(self) -> None:
-        """Hold nobody back any more."""
+        """Resume all pipes that are held."""
         held, self._held = self._held, OrderedDict()
         for pipe in held:
             pipe.resume()
 
     def purge(self, keep: Callable[[Message], bool]) -> None:
-        """Forget the messages that *keep* does not want."""
+        """Remove the messages for which *keep* returns False."""
         kept = [message for message in self._messages if keep(message)]
         if len(kept) < len(self._messages):
             self._messages = deque(kept)
             self._bytes = sum(len(message.body) for message in kept)
-        self._relax(everybody=True)  # what they hold may be unwanted as well, and then nobody would wake the rest
+        self._relax(everybody=True)  # the messages that they hold may be removed as well, and then nothing would resume the others
 
     def forget_bodies(self) -> None:
-        """Let go of all messages, but for their number."""
+        """Release all messages; ``len`` stays."""
         self._messages = deque([Message(b"")]) * len(self._messages)
         self._bytes = 0
 
     def forget(self, pipe: EnginePipe) -> None:
-        """*pipe* is gone and needs no resuming; the one behind it may."""
+        """*pipe* has ended.  It needs no resuming, but the one behind it may."""
         if self._held or self._dropping:
             self._held.pop(pipe, None)
             self._relax()
 
     def _make_room(self, size: int) -> bool:
-        """Drop by the policy; False: it is the new message that goes."""
+        """Drop messages by the policy to make room for *size* bytes.  False: drop the new message."""
         if self._policy == "newest":
             self.dropped += 1
             return False
@@ -158,14 +158,15 @@ class Inbox(Mailbox):
         if len(self._messages) > self._low or self._bytes > self._byte_limit // 2:
             return
         self._dropping = False
-        # No more than there are places, so that the first to run cannot take them all and leave the rest to the end of the line again.
+        # Resume no more pipes than there are places.  Otherwise the first to run could take all places, and the others would have
+        # to queue again.
         for pipe in list(islice(self._held, None if everybody else self._limit - len(self._messages))):
             del self._held[pipe]
             pipe.resume()
 
 
 class InboxEngine(Engine):
-    """An engine with one inbox, which all that it receives ends in; with a *policy*, one that drops."""
+    """An engine with one inbox for all that it receives.  With a *policy*, the inbox drops."""
 
     def __init__(self, options: SocketOptions, policy: DropPolicy | None = None) -> None:
         super().__init__()
@@ -189,15 +190,15 @@ class InboxEngine(Engine):
         self.message_received(pipe, message)
 
     def receive(self) -> Message | None:
-        """Return the oldest message, or None."""
+        """Return the oldest message; None: there is none."""
         return self._inbox.take()
 
     def receive_more(self, limit: int | None) -> list[bytes]:
-        """Return the bodies of the oldest messages, at most *limit*; None: of all."""
+        """Return the bodies of the oldest messages, at most *limit* (None: all)."""
         return self._inbox.take_bodies(limit)
 
     def put_back(self, message: Message) -> None:
-        """Take back the message that was received last."""
+        """Take back *message*, which was received last."""
         self._inbox.put_back(message)
 
     def socket_closed(self) -> None:

@@ -1,8 +1,7 @@
 """PAIR0: one peer, and messages both ways.
 
-On the wire a PAIR0 message is its body alone.  The first peer stays: a listener does not greet another one, which so never has a pipe,
-where nanomsg, nng and mangos let it in and drop what it sends before they hang up.  Both directions wait
-for room; nothing is dropped.
+A PAIR0 message on the wire is just its body.  The first peer stays.  A listener does not greet another one, so that one never has
+a pipe.  (nanomsg, nng and mangos let it in, drop what it sends, and hang up.)  Both directions wait for room; nothing is dropped.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ class Pair0Engine(InboxEngine):
         super().pipe_detached(pipe)
 
     def send(self, message: Message) -> bool:
-        """Hand *message* to the peer.  False: it has no room, or there is none."""
+        """Offer *message* to the peer.  False: the peer has no room, or there is no peer."""
         return self._pipe is not None and self._pipe.offer(message)
 
     def send_batch(self, messages: list[Message]) -> int:
-        """Do as ``send`` with each of *messages* until one is not taken; return how many were."""
+        """Send *messages* in order until one is not taken; return how many were."""
         return 0 if self._pipe is None else self._pipe.offer_many(messages)

@@ -1,11 +1,13 @@
-"""PAIR1: one peer, or with *poly* several, and messages both ways through any number of devices.
+"""PAIR1: one peer, or with *poly* several, and messages both ways, also through devices.
 
-Before the body stands a word, three zero bytes and the hops that the message has made.  Ours leave with 1, as nng's; mangos sends 0 and
-adds when it receives, which comes to the same.  0 to ttl hops are accepted, more are dropped and counted (nng, mangos); a message
-without that word ends the pipe, as in nng (mangos drops it).  As with PAIR0 the first peer stays, and nothing else is dropped.
+The header is a word of three zero bytes and the number of hops.  We send 1, as nng does; mangos sends 0 and adds one when it
+receives, which gives the same result.  Up to ttl hops are accepted; a message with more is dropped and counted, as in nng and
+mangos.  A message without a correct header ends the pipe, as in nng (mangos drops the message).  As in PAIR0, the first peer stays,
+and nothing else is dropped.
 
-Poly is nng's: a message goes to the pipe that it names, or else to the peer that has been there longest.  A full peer holds up
-what is meant for it alone; nng drops that.  What is meant for a peer that is gone is dropped and counted.
+*poly* is an invention of nng: a message goes to the pipe that it names, or else to the peer that has been there longest.  A message
+for a full peer waits, and delays no message for another peer; nng drops it.  A message for a peer that has left is dropped and
+counted.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _HOPS: Final = [bytes([0, 0, 0, hops]) for hops in range(256)]
 
 
 def hops_end(data: bytes, start: int, stop: int) -> int:
-    """Return where the body begins: behind the word with the hops.  -1: there is none."""
+    """Return where the body begins: after the word with the hops.  -1: there is no such word."""
     return start + _WORD if stop - start >= _WORD and data.startswith(b"\0\0\0", start) else -1
 
 
@@ -65,7 +67,7 @@ class Pair1Engine(Pair0Engine):
 
 
 class RawPair1Engine(Pair1Engine):
-    """The state behind a raw PAIR1 socket: each message has made one hop more when it is sent than when it came."""
+    """The state behind a raw PAIR1 socket.  Each message is sent with one hop more than its header says."""
 
     takes_headers = True
 
@@ -110,12 +112,12 @@ class PolyPair1Engine(Pair1Engine):
             self._pipe = next(iter(self._lanes.values())).pipe if self._lanes else None
 
     def lane_to(self, pipe: EnginePipe) -> Sender:
-        """Return what sends to *pipe* alone."""
+        """Return the sender for *pipe* alone."""
         return self._lanes.get(pipe) or _Lane(self, pipe, is_there=False)
 
 
 class _Lane:
-    """The way to one of several peers.  Who waits for one is not in the way of who waits for another."""
+    """Sends to one of several peers.  Messages that wait for one peer do not delay those for another."""
 
     __slots__ = ("_engine", "_is_there", "pipe")
 
@@ -125,7 +127,7 @@ class _Lane:
         self.pipe = pipe
 
     def send(self, message: Message) -> bool:
-        """Hand *message* to the peer.  False: it has no room."""
+        """Offer *message* to the peer.  False: it has no room."""
         if not self._is_there or self.pipe.broken:
             self._engine.dropped[DropReason.PEER_GONE] += 1
             return True

@@ -1,7 +1,7 @@
-"""PUB: a message goes to every subscriber; who does not keep up misses some.
+"""PUB: each message goes to all subscribers; a subscriber that does not keep up misses some.
 
-Subscribers filter for themselves, so nothing but bodies is on the wire and nothing comes back: a peer that sends to a PUB
-is hung up on (nng does the same, mangos ignores it, nanomsg aborts its process).
+Subscribers filter for themselves, so only bodies are on the wire and nothing comes back.  A peer that sends something loses its
+pipe, as in nng; mangos ignores the message, and nanomsg aborts its process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PubEngine(Engine):
-    """The state behind a PUB socket.  Its outboxes drop: the oldest message (nng) or the newest (nanomsg, mangos)."""
+    """The state behind a PUB socket.  Full outboxes drop their oldest message (as in nng) or the new one (as in nanomsg and mangos)."""
 
     number = PUB
     peer_number = SUB
@@ -41,7 +41,7 @@ class PubEngine(Engine):
         return True
 
     def send(self, message: Message) -> bool:
-        """Offer *message* to every subscriber.  Always taken."""
+        """Offer *message* to all subscribers.  Always True."""
         if not self._pipes:
             self.dropped[DropReason.NO_PEER] += 1
         for pipe in self._pipes:
@@ -53,7 +53,7 @@ class PubEngine(Engine):
         return send_each(self.send, messages)
 
     def _drop(self, pipe: EnginePipe, message: Message) -> None:
-        """*pipe* is full: drop as many of its oldest as it takes, or the new one."""
+        """Make room for *message* in *pipe*, which is full, by dropping its oldest messages; or drop *message*."""
         self.dropped[DropReason.PEER_FULL] += 1
         if not self._drops_oldest:
             return

@@ -1,6 +1,6 @@
-"""PULL: receives what PUSH peers send, from all of them alike.
+"""PULL: receives fairly from all PUSH peers.
 
-A full inbox holds the pipes back, and lets each of them deliver in its turn: no peer can shut out another.  Nothing is dropped.
+A full inbox holds the pipes back and then lets each deliver in turn, so no peer can shut out another.  Nothing is dropped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""PUSH: each message goes to one of the peers, the next in turn that has room; without one, it waits.
+"""PUSH: each message goes to one peer, the next in turn that has room.  If none has, the message waits.
 
-On the wire a PUSH message is its body alone, and nothing comes back: what a peer sends all the same is dropped and counted, as by
-nanomsg, nng and mangos.  What a pipe has not written when it ends is lost and counted; nobody else knows whether the peer has it.
+A PUSH message on the wire is just its body, and nothing comes back.  A message from a peer is dropped and counted; nanomsg, nng
+and mangos drop it as well.  Messages that a pipe has not written when it ends are lost and counted.  They are not sent again,
+because the peer may have got them.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class PushEngine(Engine):
         return True
 
     def send(self, message: Message) -> bool:
-        """Hand *message* to one peer.  False: none has room."""
+        """Offer *message* to the peers in turn.  False: none has room."""
         return self._balancer.offer(message) is not None
 
     def send_batch(self, messages: list[Message]) -> int:
-        """Do as ``send`` with each of *messages* until one is not taken; return how many were."""
+        """Send *messages* in order until one is not taken; return how many were."""
         return self._balancer.offer_many(messages)

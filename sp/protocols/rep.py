@@ -1,12 +1,12 @@
-"""REP: receives requests and answers them, each context one at a time.
+"""REP: receives requests and answers them, one at a time in each context.
 
-A request's header is the backtrace that it gathered on its way; the reply carries it back unchanged.  A reply whose requester is
-gone is dropped, one whose requester does not read waits (nng, mangos; nanomsg drops it).  While
-too many wait for one requester, no more of its requests are taken.  A request without the end of
-its header ends the pipe, as in nng; one with more hops than the ttl is dropped, as everywhere.
+The header of a request is the backtrace that it gathered on its way.  The reply carries it back unchanged.  A reply for a requester
+that has left is dropped.  A reply for a requester that does not read waits, as in nng and mangos; nanomsg drops it.  While too many
+replies wait for one requester, its requests are not read.  A request without the end of its header ends the pipe, as in nng; one
+with more hops than the ttl is dropped, as in all implementations.
 
-A raw REP pushes the id of the pipe onto the header of what it receives, and sends by popping it.  A reply to nobody, or to somebody
-without room, is dropped and counted, as in nng: waiting for one requester would hold up all others.
+A raw REP pushes the id of the pipe onto the header of each request, and takes it off each reply to find the pipe.  A reply for a
+pipe that has ended or has no room is dropped and counted, as in nng: waiting for one requester would delay all others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class RepContext:
-    """One conversation: the request that waits for its answer, if there is one."""
+    """One conversation: the request that was received and not yet answered, if there is one."""
 
     __slots__ = ("_engine", "_request")
 
@@ -39,7 +39,7 @@ class RepContext:
         return self._engine.inbox
 
     def receive(self) -> Message | None:
-        """Return the next request.  One that was not answered yet is given up."""
+        """Return the next request.  The one before is given up if it was not answered."""
         request = self._engine.inbox.take()
         if request is not None:
             self._request = request
@@ -97,7 +97,7 @@ class RepEngine(Engine):
 
     def pipe_congested(self, pipe: EnginePipe) -> None:
         self._congested.add(pipe)
-        self.inbox.forget(pipe)  # or it would be resumed in the place of one that can deliver
+        self.inbox.forget(pipe)  # otherwise it would be resumed instead of one that can deliver
 
     def pipe_relieved(self, pipe: EnginePipe) -> None:
         self._congested.remove(pipe)
@@ -112,11 +112,11 @@ class RepEngine(Engine):
         return self.inbox.offer(pipe, message)
 
     def pipe_of(self, request: Message) -> EnginePipe | None:
-        """Return the pipe that *request* came by; None: it is gone."""
+        """Return the pipe that *request* came by; None: it has ended."""
         return self._pipes.get(request.pipe)
 
     def reply(self, request: Message, message: Message) -> bool:
-        """Send *message* the way that *request* came.  False: its pipe has no room now."""
+        """Send *message* by the pipe that *request* came by.  False: it has no room now."""
         pipe = self.pipe_of(request)
         if pipe is None or pipe.broken:
             self.dropped[DropReason.REQUESTER_GONE] += 1
@@ -132,7 +132,7 @@ class RepEngine(Engine):
 
 
 class RawRepEngine(InboxEngine):
-    """The state behind a raw REP socket: nothing is matched, and any number of requests are under way."""
+    """The state behind a raw REP socket.  It matches nothing, so any number of requests can be under way."""
 
     number = REP
     peer_number = REQ
@@ -161,7 +161,7 @@ class RawRepEngine(InboxEngine):
         check_header(message)
 
     def send(self, message: Message) -> bool:
-        """Send *message* by the pipe whose id is on top of its header.  Always taken."""
+        """Send *message* by the pipe whose id is first in its header.  Always True."""
         check_header(message)
         header = message.header
         pipe = self._pipes.get(header[:WORD])

@@ -1,13 +1,14 @@
-"""REQ: sends a request, and again if need be, until its reply comes; each context one at a time.
+"""REQ: sends a request, again if necessary, until its reply comes; one at a time in each context.
 
-The 32-bit request id before the body has its high bit set and starts at random; the peer gives it back unchanged.
-A request goes to the next pipe with room, in turn.  It is sent again when the pipe that carried it dies, at once if another pipe
-has room, and when no reply came for ``resend_after`` seconds.  A reply counts when it comes by a pipe that carried the request:
-ids follow each other, so another peer could guess one.  Any other reply, stale or foreign, is dropped.  A reply of fewer than
-four bytes ends the pipe, as in nng.
+The header is a 32-bit request id with its high bit set.  Ids start at random.  The peer sends the id back unchanged.
 
-A raw REQ sends what brings its backtrace, once, to the next pipe with room, and receives whatever replies come (their whole backtrace
-is the header, as in nng; in nanomsg and mangos its first word, which is the same on the wire).
+A request goes to the next pipe in turn that has room.  It is sent again when the pipe that carried it ends, as soon as another pipe
+has room, and when no reply has come for ``resend_after`` seconds.  A reply is accepted only from a pipe that carried its request:
+ids are consecutive, so another peer could guess one.  Other replies are dropped and counted.  A reply of fewer than four bytes ends
+the pipe, as in nng.
+
+A raw REQ sends messages that have their backtrace already, once, to the next pipe in turn that has room.  It receives all replies;
+the header is their whole backtrace, as in nng.  (In nanomsg and mangos it is the first word.  On the wire there is no difference.)
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 class _State(enum.Enum):
     IDLE = "idle"
     UNSENT = "unsent"
-    """Accepted once, its pipe died, and no other pipe has had room yet."""
+    """Its pipe has ended, and no other pipe has had room yet."""
     SENT = "sent"
     ANSWERED = "answered"
 
 
-# Looking up an enum's member costs as much as the rest of a test; these are looked up for every message.
+# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for every message.
 _IDLE, _UNSENT, _SENT, _ANSWERED = _State.IDLE, _State.UNSENT, _State.SENT, _State.ANSWERED
 
 
@@ -54,21 +55,21 @@ class ReqContext:
         self.mailbox = Mailbox()
         self.state = _IDLE
         self.request: Message | None = None
-        self.pipe: EnginePipe | None = None  # that carried it last
-        self.earlier: tuple[EnginePipe, ...] = ()  # that carried it before, and are still there
+        self.pipe: EnginePipe | None = None  # the one that carried it last
+        self.earlier: tuple[EnginePipe, ...] = ()  # those that carried it before and have not ended
         self.deadline = 0.0
         self.reply: Message | None = None
         self.error: Error | None = None
 
     def send(self, message: Message) -> bool:
-        """Start a request.  It replaces the one under way, whose waiter gets RequestReplaced."""
+        """Begin a request.  It replaces the one under way: whoever waits for that reply gets RequestReplaced."""
         return self._engine.start(self, message)
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
         return None
 
     def receive(self) -> Message | None:
-        """Return the reply, once."""
+        """Return the reply, once; None: it has not come yet."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -101,8 +102,8 @@ class ReqEngine(Engine):
         self._clock = clock
         self._ids = Ids(random)
         self._balancer = Balancer()
-        self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the longest unsent or unanswered first
-        self._unsent: OrderedDict[ReqContext, None] = OrderedDict()  # whose pipe died, in the order of their requests
+        self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the one that was sent first comes first
+        self._unsent: OrderedDict[ReqContext, None] = OrderedDict()  # those whose pipe has ended, in the order of their requests
 
     def open_context(self) -> ReqContext:
         return ReqContext(self)
@@ -123,7 +124,7 @@ class ReqEngine(Engine):
         return True
 
     def abandon(self, context: ReqContext) -> None:
-        """Forget the request of *context*: its reply will be stale."""
+        """Give up the request of *context*.  Its reply will be dropped."""
         self._forget(context)
         context.request = context.pipe = context.error = None
         context.earlier = ()
@@ -180,7 +181,7 @@ class ReqEngine(Engine):
             assert context.request is not None
             pipe = self._balancer.offer(context.request)
             if pipe is None:
-                # Nobody has room, so the request is still waiting in somebody's outbox, or there is nobody.
+                # No pipe has room: the request still waits in an outbox, or there is no pipe.
                 self._stamp(context)
             else:
                 if context.pipe is not None and context.pipe not in context.earlier:
@@ -188,7 +189,7 @@ class ReqEngine(Engine):
                 self._sent(context, pipe)
 
     def _forget(self, context: ReqContext) -> None:
-        """Expect no reply to the request of *context* any more, and give up one that is there."""
+        """Expect no reply for *context* any more, and drop one that was not received."""
         if context.request is not None:
             self._under_way.pop(context.request.header, None)
         if context.reply is not None:
@@ -206,7 +207,7 @@ class ReqEngine(Engine):
         self._stamp(context)
 
     def _stamp(self, context: ReqContext) -> None:
-        """Start the resend time of *context* and put it behind all others."""
+        """Set the deadline of *context* anew, and put it after all others."""
         assert context.request is not None
         header = context.request.header
         if header in self._under_way:
@@ -225,7 +226,7 @@ class ReqEngine(Engine):
             self._sent(context, pipe)
 
     def _lose(self, context: ReqContext) -> None:
-        """Tell who waits for *context*, or else who asks next."""
+        """Give up the request of *context*.  RequestLost goes to the task that waits, or else to the next ``receive``."""
         self.abandon(context)
         if context.mailbox.fail is not None:
             context.mailbox.fail(_request_lost)
@@ -238,7 +239,7 @@ def _request_lost() -> RequestLost:
 
 
 class RawReqEngine(InboxEngine):
-    """The state behind a raw REQ socket: nothing is matched, timed or sent again."""
+    """The state behind a raw REQ socket.  It matches nothing, has no deadlines and sends nothing again."""
 
     number = REQ
     peer_number = REP
@@ -264,6 +265,6 @@ class RawReqEngine(InboxEngine):
         check_header(message)
 
     def send(self, message: Message) -> bool:
-        """Hand *message* to one peer.  False: none has room."""
+        """Offer *message* to the peers in turn.  False: none has room."""
         check_header(message)
         return self._balancer.offer(message) is not None

@@ -1,7 +1,7 @@
-"""RESPONDENT: receives surveys and answers them, each context one at a time.
+"""RESPONDENT: receives surveys and answers them, one at a time in each context.
 
-What holds for REP and its requests holds here for surveys: the header is a backtrace that the answer carries back, the ttl counts
-in the same way, and a survey without the end of its header ends the pipe.  An answer whose surveyor does not read waits (nng, mangos).
+Surveys are treated as REP treats requests: the answer carries the backtrace back, the ttl counts in the same way, and a survey
+without the end of its header ends the pipe.  An answer for a surveyor that does not read waits, as in nng and mangos.
 """
 
 from __future__ import annotations

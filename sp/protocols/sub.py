@@ -1,8 +1,8 @@
-"""SUB: receives what its subscriptions match.
+"""SUB: receives the messages that match its subscriptions.
 
-A subscription is a prefix of the body; without one nothing is delivered.  A SUB never sends, since that aborts a nanomsg PUB.
-Each context has subscriptions and an inbox of its own.  A full inbox holds the pipe back for a moment, then drops.
-A raw SUB does not filter, as in nng and mangos: it is subscribed to everything.
+A subscription is a prefix of the body.  Without one, nothing is delivered.  A SUB never sends anything, since that would abort a
+nanomsg PUB.  Each context has its own subscriptions and its own inbox.  A full inbox holds the pipe back for ``HOLD_TIME``, then
+drops.  A raw SUB does not filter, as in nng and mangos: it is subscribed to everything.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ log = logging.getLogger("sp")
 
 
 class Subscriptions:
-    """A set of prefixes: a tree that branches only where they differ.
+    """A set of prefixes, as a tree that branches only where they differ.
 
-    So a call takes as long as its prefix or body is, however many prefixes there are.
+    The time for a call depends on the length of its prefix or body, and not on the number of prefixes.
     """
 
     __slots__ = ("_root", "_start")
@@ -36,7 +36,7 @@ class Subscriptions:
         return bool(self._root.ends or self._root.below)
 
     def add(self, prefix: bytes) -> bool:
-        """Add *prefix*; False: it was there."""
+        """Add *prefix*.  False: it was there already."""
         node = self._root
         while node.size < len(prefix):
             first = prefix[node.size]
@@ -53,7 +53,7 @@ class Subscriptions:
         return True
 
     def remove(self, prefix: bytes) -> bool:
-        """Remove *prefix*; False: it was not there."""
+        """Remove *prefix*.  False: it was not there."""
         node = self._root
         way: list[_Node] = []
         while node.size < len(prefix):
@@ -88,7 +88,7 @@ class Subscriptions:
         return body.startswith(node.stem)
 
     def _find_start(self) -> None:
-        """Let matching pass over the root while that is no branch."""
+        """Begin matching below the root if the root has just one branch."""
         root = self._root
         self._start = root
         if not root.ends and len(root.below) == 1:
@@ -96,7 +96,7 @@ class Subscriptions:
 
 
 class _Node:
-    """A prefix, or what several have in common before they differ, or both."""
+    """A prefix, or the common beginning of several, or both."""
 
     __slots__ = ("below", "ends", "size", "stem")
 
@@ -107,9 +107,9 @@ class _Node:
         self.below: dict[int, _Node] = {}  # longer ones, by the byte that follows the stem
 
     def branched(self, prefix: bytes) -> _Node:
-        """Return a node above this one, for what it has in common with *prefix*.
+        """Return a new node above this one: the common beginning of its stem and *prefix*.
 
-        *prefix* does not begin with all of the stem.
+        *prefix* must not begin with the whole stem.
         """
         size = next((place for place, (ours, other) in enumerate(zip(self.stem, prefix, strict=False)) if ours != other), len(prefix))
         above = _Node(self.stem[:size])
@@ -118,7 +118,7 @@ class _Node:
 
 
 class SubContext:
-    """Subscriptions, and the messages that they let in."""
+    """Subscriptions, and the messages that matched them."""
 
     __slots__ = ("_engine", "inbox", "subscriptions")
 
@@ -145,10 +145,10 @@ class SubContext:
 
     def subscribe(self, prefix: bytes) -> None:
         self._engine.may_have_topics = True
-        self.subscriptions.add(prefix)  # a second time is no news: nng, mangos
+        self.subscriptions.add(prefix)  # a second time changes nothing, as in nng and mangos
 
     def unsubscribe(self, prefix: bytes) -> bool:
-        """End a subscription and forget what only it had let in, as nng and mangos do.  False: there was none."""
+        """End a subscription, and remove messages that no other one matches, as nng and mangos do.  False: there was none."""
         if not self.subscriptions.remove(prefix):
             return False
         match = self.subscriptions.match
@@ -170,12 +170,12 @@ class SubEngine(Engine):
         super().__init__()
         self._options = options
         self._inbox_drops: DropPolicy = inbox_drops
-        self._contexts: dict[SubContext, None] = {}  # an ordered set, since many may be closed at once
-        self._only: SubContext | None = None  # of them, while there is one
-        self._dropped_before = 0  # by contexts that are closed
+        self._contexts: dict[SubContext, None] = {}  # an ordered set: removing one of many is quick
+        self._only: SubContext | None = None  # the only context, if there is just one
+        self._dropped_before = 0  # by contexts that were closed
         self._has_warned = False
         self.may_have_topics = False
-        """Whether it is worth looking for a context that has some."""
+        """Whether a context may have topics.  ``nothing_to_come`` looks only then."""
 
     def open_context(self) -> SubContext:
         context = SubContext(self, Inbox(self._options, self._inbox_drops))
@@ -190,19 +190,19 @@ class SubEngine(Engine):
         context.inbox.purge(lambda _: False)
 
     def nothing_to_come(self, context: SubContext) -> None:
-        """Warn, once, where *context* has no topics, and another one has some."""
+        """Warn once if *context* has no topics and another one has some."""
         if self._has_warned or not self.may_have_topics:
             return
         self.may_have_topics = any(other.subscriptions for other in self._contexts)
         if not self.may_have_topics:
             return
-        # In the log and not by warnings.warn: topics may rightly come later, and where warnings are
-        # errors the call would fail.
+        # Log it instead of warnings.warn: topics may rightly come later, and the call would fail where
+        # warnings are errors.
         self._has_warned = True
         if context is next(iter(self._contexts)):  # the socket's own
-            log.warning("SUB receives on the socket itself, which has no topics, so nothing comes: topics of a context are for it alone")
+            log.warning("SUB: the socket itself has no topics, so receive gets nothing: topics of a context count for that context only")
         else:
-            log.warning("SUB receives on a context without topics, so nothing comes: each context needs its own, beside the socket's")
+            log.warning("SUB: a context has no topics, so receive gets nothing: each context needs topics of its own")
 
     def pipe_detached(self, pipe: EnginePipe) -> None:
         for context in self._contexts:
@@ -213,7 +213,7 @@ class SubEngine(Engine):
         context = self._only
         if context is not None:
             return not context.subscriptions.match(body) or context.inbox.offer(pipe, message)
-        # All or none: a message that came again would be doubled for the contexts that had room at first.
+        # All contexts or none: if the message came again, those that had room would get it twice.
         inboxes = [context.inbox for context in self._contexts if context.subscriptions.match(body)]
         for inbox in inboxes:
             if not inbox.has_room(message):

@@ -1,10 +1,12 @@
-"""SURVEYOR: asks all respondents at once and takes their answers until its time is up; each context one survey at a time.
+"""SURVEYOR: asks all respondents at once and takes answers until the time is up; one survey at a time in each context.
 
-The 32-bit survey id before the body has its high bit set and starts at random; respondents give it back unchanged (surveyor draft).
-A respondent without room misses the survey, as in nanomsg, nng and mangos.  An answer counts until the deadline, whatever pipe it
-comes by, since a device passes on those of many; later ones, and those to no survey of ours, are dropped and counted, as everywhere.
-What came in time can still be received afterwards (nng forgets it).  An answer of fewer than four bytes ends the pipe, as in nng.
-An application that does not receive holds the respondents back for a moment, then their newest answers are dropped (mangos).
+The header is a 32-bit survey id with its high bit set.  Ids start at random.  Respondents send the id back unchanged (surveyor
+draft).  A respondent without room misses the survey, as in nanomsg, nng and mangos.
+
+Answers are accepted until the deadline, from any pipe, since a device passes on the answers of many.  Later answers, and answers to
+other surveys, are dropped and counted.  Answers that came in time can be received after the deadline (nng forgets them).  An answer
+of fewer than four bytes ends the pipe, as in nng.  If the application does not receive, respondents are held back for
+``HOLD_TIME``; then their newest answers are dropped, as in mangos.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from sp.options import SocketOptions
 
 _SPARE: Final = 64
-"""Deadlines of surveys that ended before their time, which are kept until there are more of them than of others."""
+"""How many deadlines of surveys that ended early are kept at least, before the heap is built anew."""
 
 
 class _State(enum.Enum):
@@ -39,7 +41,7 @@ class _State(enum.Enum):
 
 
 class SurveyorContext:
-    """One conversation: at most one survey is under way."""
+    """One conversation, with one survey at a time."""
 
     __slots__ = ("__weakref__", "_engine", "_seconds", "deadline", "header", "inbox", "state")
 
@@ -56,7 +58,7 @@ class SurveyorContext:
         return self.inbox
 
     def send(self, message: Message) -> bool:
-        """Begin a survey, and end the one before.  Always taken: a respondent without room misses it."""
+        """Begin a survey, and end the one before.  Always True: a respondent without room misses it."""
         self._engine.start(self, message, self._seconds)
         return True
 
@@ -64,7 +66,7 @@ class SurveyorContext:
         return None
 
     def receive(self) -> Message | None:
-        """Return the next answer.  Raises what *over* of the engine makes once the time is up and no answer is left."""
+        """Return the next answer.  When the time is up and no answer is left, raise the error that ``engine.over`` makes."""
         answer = self.inbox.take()
         if answer is None and self.state is not _State.OPEN:
             if self.state is _State.IDLE:
@@ -73,14 +75,14 @@ class SurveyorContext:
         return answer
 
     def close(self) -> None:
-        """End the survey, if there is one; its answers will be late."""
+        """End the survey, if there is one.  Its further answers will be dropped."""
         self._engine.end(self)
         self.state = _State.IDLE
         self._engine.empty(self.inbox)
 
 
 class SurveyorEngine(Engine):
-    """The state behind a SURVEYOR socket.  *over* makes the error for those who want more answers than there are."""
+    """The state behind a SURVEYOR socket.  *over* makes the error for a ``receive`` after the end of the survey."""
 
     number = SURVEYOR
     peer_number = RESPONDENT
@@ -99,18 +101,18 @@ class SurveyorEngine(Engine):
         self._pipes: dict[EnginePipe, None] = {}
         self._under_way: dict[bytes, SurveyorContext] = {}  # by the id as it is on the wire
         self._contexts: weakref.WeakSet[SurveyorContext] = weakref.WeakSet()
-        # A heap, with the ids: also of surveys that ended before their time.
+        # A heap of deadlines and ids.  It also has those of surveys that ended early.
         self._deadlines: list[tuple[float, bytes]] = []
         self._inbox_dropped = 0
 
     def open_context(self, seconds: float) -> SurveyorContext:
-        """Open a conversation whose surveys take *seconds*."""
+        """Open a conversation whose surveys take answers for *seconds*."""
         context = SurveyorContext(self, Inbox(self._options, "newest"), seconds)
         self._contexts.add(context)
         return context
 
     def start(self, context: SurveyorContext, message: Message, seconds: float) -> None:
-        """Send *message* to everybody as the survey of *context*."""
+        """Send *message* to all respondents as the survey of *context*."""
         if context.state is _State.OPEN:
             self._finish(context, "a new survey on this context ended the one you were waiting for")
         self.empty(context.inbox)
@@ -127,7 +129,7 @@ class SurveyorEngine(Engine):
             del self._under_way[context.header]
 
     def empty(self, inbox: Inbox) -> None:
-        """Give up the answers that wait in *inbox*."""
+        """Drop and count the answers that wait in *inbox*."""
         if len(inbox):
             self.dropped[DropReason.UNREAD] += len(inbox)
         inbox.purge(lambda _: False)
@@ -189,7 +191,7 @@ class SurveyorEngine(Engine):
         return self._inbox_dropped
 
     def _finish(self, context: SurveyorContext, reason: str) -> None:
-        """End the survey of *context* and tell who waits for its answers."""
+        """End the survey of *context*.  A task that waits for its answers gets the error."""
         self.end(context)
         context.state = _State.OVER
         context.inbox.release()
@@ -198,7 +200,7 @@ class SurveyorEngine(Engine):
 
 
 class RawSurveyorEngine(InboxEngine):
-    """The state behind a raw SURVEYOR socket: surveys and answers bring their backtrace, and nothing is matched or timed."""
+    """The state behind a raw SURVEYOR socket.  Messages have their backtrace; it matches nothing and has no deadlines."""
 
     number = SURVEYOR
     peer_number = RESPONDENT
@@ -221,7 +223,7 @@ class RawSurveyorEngine(InboxEngine):
         check_header(message)
 
     def send(self, message: Message) -> bool:
-        """Offer *message* to every respondent.  Always taken: one without room misses it."""
+        """Offer *message* to all respondents.  Always True: one without room misses it."""
         check_header(message)
         self.offer_to_all(self._pipes, message)
         return True
