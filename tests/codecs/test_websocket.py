@@ -1530,7 +1530,7 @@ def test_the_head_of_a_refusal_may_be_written_carelessly(head: bytes) -> None:
 
 def test_no_server_can_agree_in_http_1_0() -> None:
     handshake = dialing()
-    with pytest.raises(GreetingError, match=r"HTTP/1\.0 knows no upgrade"):
+    with pytest.raises(GreetingError, match=r"an upgrade needs HTTP/1\.1"):
         handshake.receive_data(agreement(handshake).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
 
 

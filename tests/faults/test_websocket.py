@@ -912,9 +912,9 @@ def _raise() -> bool:
         pytest.param(lambda: "", 200, "", id="no words"),
         pytest.param(lambda: sp.HTTPResponse(429, "busy\n", {"Retry-After": "5"}), 429, "busy\n", id="an answer"),
         pytest.param(_well, 200, "well\n", id="async"),
-        pytest.param(_raise, 500, "nobody knows\n", id="an exception"),
-        pytest.param(lambda: None, 500, "nobody knows\n", id="none"),
-        pytest.param(lambda: 5, 500, "nobody knows\n", id="a number"),
+        pytest.param(_raise, 500, "health failed\n", id="an exception"),
+        pytest.param(lambda: None, 500, "health failed\n", id="none"),
+        pytest.param(lambda: 5, 500, "health failed\n", id="a number"),
     ],
 )
 async def test_health_is_what_the_application_says(health: Health, status: int, text: str) -> None:
@@ -1198,7 +1198,7 @@ async def test_a_port_is_encrypted_or_not(first: str, second: str) -> None:
     with trio.fail_after(10):
         async with sp.Rep0() as rep, sp.Rep0() as other:
             listener = await listen(rep, f"{first}://127.0.0.1:0/a")
-            with pytest.raises(OSError, match="address in use, with the other of ws:// and wss://") as caught:
+            with pytest.raises(OSError, match="address in use, and ws:// and wss:// cannot share a port") as caught:
                 await listen(other, listener.url.replace(first, second, 1).replace("/a", "/b"))
             assert caught.value.errno == errno.EADDRINUSE
             await check(rep, listener.url)
@@ -1208,7 +1208,7 @@ async def test_a_port_has_one_certificate() -> None:
     with trio.fail_after(10):
         async with sp.Rep0() as rep, sp.Rep0() as other:
             listener = await listen(rep, "wss://127.0.0.1:0/a")
-            with pytest.raises(sp.TLSConfigError, match="expected the same TLSServerConfig as theirs"):
+            with pytest.raises(sp.TLSConfigError, match="pass the TLSServerConfig object that they use"):
                 await other.listen(listener.url.replace("/a", "/b"), tls=authority().server())
             await check(rep, listener.url)
             await listen(other, listener.url.replace("/a", "/b"))

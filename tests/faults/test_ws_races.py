@@ -71,11 +71,11 @@ async def test_two_sockets_that_listen_at_the_same_moment_share_the_port() -> No
 async def test_a_health_path_where_a_socket_listens_is_refused(path: str, health_path: str) -> None:
     http = sp.WSServerConfig(health_path=health_path)
     async with sp.Rep0() as rep, sp.Rep0(listen="ws://127.0.0.1:0/other") as other:
-        with pytest.raises(sp.AddressError, match="is where a socket listens"):
+        with pytest.raises(sp.AddressError, match="is the path of a socket at that port"):
             await rep.listen(f"ws://127.0.0.1:0{path}", ws=http)
         place = port_of(other.listeners[0])
         await rep.listen(f"ws://{place}{path}")
-        with pytest.raises(sp.AddressError, match="is where a socket listens"):
+        with pytest.raises(sp.AddressError, match="is the path of a socket at that port"):
             await rep.listen(f"ws://{place}/third", ws=http)
 
 

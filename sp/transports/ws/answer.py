@@ -113,7 +113,7 @@ class Answer:
         else:
             raise ValueError(f"more than {MAX_INTERIM} interim answers")
         if response.status_code == SWITCHING and self._begun.startswith(b"HTTP/1.0 "):
-            raise ValueError("HTTP/1.0 knows no upgrade")
+            raise ValueError("an upgrade needs HTTP/1.1")
         self.response = response
         if self.is_refusal:
             try:

@@ -190,7 +190,7 @@ class WSConnection(LinkConnection):
             self._say_goodbye(error)
             self._flush()
         except PeerError:
-            return  # TLS failed, so there is nobody to read it
+            return  # TLS failed, so the peer cannot read it
         await linger(self._link)
 
     # Keeping alive.

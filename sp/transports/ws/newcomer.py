@@ -116,11 +116,11 @@ class ServerNewcomer(OverLink):
         return _Routed(route, HTTPInfo(path=path, query=query, headers=headers, scheme=client.scheme, via_trusted_proxy=client.via))
 
     def _find_client(self, config: WSServerConfig, headers: HTTPHeaders) -> Client:
-        """Return who has sent the request, as the PROXY protocol header and trusted proxies say."""
+        """Return the client, as the PROXY protocol header and trusted proxies report it."""
         link = self._link
         scheme = "http" if link.tls is None else "https"
         if link.proxy is not None and parse_ip(link.proxy.source) is None:
-            # Nobody knows who has sent the request, so nobody vouches for its headers.
+            # The client is unknown, so the headers of its request cannot be believed either.
             return Client(link.remote_address, scheme, via=False)
         return client_of(config, headers, link.remote_address, scheme, unix=self._routes.is_unix and link.proxy is None)
 
@@ -278,10 +278,10 @@ async def _ask_health(config: WSServerConfig) -> HTTPResponse:
             return HTTPResponse(200, "ok\n") if answer else text_response(503, "not healthy")
     except Exception as error:
         log.warning("health raised %r", error)
-        return text_response(500, "nobody knows")
+        return text_response(500, "health failed")
     if isinstance(answer, HTTPResponse):
         return answer
     if isinstance(answer, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         return HTTPResponse(200, answer)
     log.warning("health returned %s, expected a bool, a str or an HTTPResponse", type(answer).__name__)
-    return text_response(500, "nobody knows")
+    return text_response(500, "health failed")

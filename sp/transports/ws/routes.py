@@ -76,6 +76,6 @@ class Routes:
                 continue
             path = normal_path(one.health_path)
             if any(path.rstrip("/") == other.rstrip("/") for other, _ in listening):
-                raise AddressError(f"{address.url!r}: health_path {one.health_path!r} is where a socket listens at that port")
+                raise AddressError(f"{address.url!r}: health_path {one.health_path!r} is the path of a socket at that port")
             if answers.setdefault(path, one.health) is not one.health:
-                raise AddressError(f"{address.url!r}: health_path {one.health_path!r} is answered by another health= at that port")
+                raise AddressError(f"{address.url!r}: health_path {one.health_path!r} has another health= at that port")

@@ -98,10 +98,10 @@ class SharedPort:
         """Raise unless a listener at *address* with these terms can share the port."""
         if terms.tls is not self._terms.tls:
             if terms.tls is None or self._terms.tls is None:
-                raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, with the other of ws:// and wss://")
-            raise TLSConfigError(f"{address.url!r} shares its port with other sockets: expected the same TLSServerConfig as theirs")
+                raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, and ws:// and wss:// cannot share a port")
+            raise TLSConfigError(f"{address.url!r} shares its port with other sockets: pass the TLSServerConfig object that they use")
         if terms.proxy_protocol != self._terms.proxy_protocol:
-            raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, with another proxy_protocol")
+            raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, with another proxy_protocol= than this one")
         if any(route.path == normal_path(address.target) for route in self.routes.listeners):
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
         self.routes.check_paths(address, cast("WSServerConfig", terms.ws))
