@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sp.core.pipe_task import TAKEN_HINT, PipeTask
+from sp.core.pipe_task import PAIR_HINT, PipeTask
 from sp.core.tls_files import TLSFiles
 from sp.dialer import Dialer
 from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
@@ -205,7 +205,7 @@ class DialerTask:
             has_reason = isinstance(error, PeerClosed) and not error.silent
             if has_reason or not self._core.engine.single_peer or newcomer.stage != "greeting":
                 raise
-            raise PeerClosed(f"{error}{TAKEN_HINT}") from error
+            raise PeerClosed(f"{error}{PAIR_HINT}") from error
 
     async def _serve(self, pipe: PipeTask) -> Exception:
         """Serve *pipe* until it ends.  Returns why it ended."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _SOON: Final = 1.0
 """Seconds: a pipe that ends earlier may never have been wanted by its peer."""
-TAKEN_HINT: Final = "; a PAIR that has its peer does that, and one whose authorize says no"
+PAIR_HINT: Final = "; a PAIR that already has a peer hangs up like this, and so does one whose authorize refuses"
+"""Added to errors that would explain nothing otherwise."""
 _ids = itertools.count(secrets.randbits(31))
 
 
@@ -249,7 +250,7 @@ class PipeTask:
             return error
         if isinstance(error, PeerClosed) and not error.silent:
             return error
-        explained = PeerClosed(f"{error}{TAKEN_HINT}")
+        explained = PeerClosed(f"{error}{PAIR_HINT}")
         explained.__cause__ = error
         return explained
 

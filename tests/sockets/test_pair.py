@@ -24,7 +24,7 @@ from .kinds import Kind, Talk, each, gone, talking
 __all__ = ["new_url", "scheme"]
 NewUrl = Callable[[], str]
 TAKEN = "this PAIR has its peer already"
-HINT = "a PAIR that has its peer does that"
+HINT = "a PAIR that already has a peer hangs up like this"
 
 PAIRS = [Kind(sp.Pair0), Kind(sp.Pair1), Kind(sp.Pair0, raw=True), Kind(sp.Pair1, raw=True)]
 every_pair = each(PAIRS)
@@ -596,7 +596,7 @@ async def test_a_peer_that_authorize_refuses_is_told_of_a_place_only_where_that_
 ) -> None:
     says_why = scheme == "inproc" or scheme.startswith("ws")
     words = "not authorized" if scheme == "inproc" else "403 Forbidden"
-    expected = words if says_why else "one whose authorize says no"
+    expected = words if says_why else "one whose authorize refuses"
     async with kind(authorize=lambda _: False) as pair, kind() as peer:
         with trio.fail_after(10), pytest.raises(sp.DialError, match=expected) as caught:
             await dial(peer, (await listen(pair, new_url())).url)
@@ -607,7 +607,7 @@ async def test_a_peer_that_authorize_refuses_is_told_of_a_place_only_where_that_
             await dial(peer, (await listen(pair, new_url())).url)
         with trio.fail_after(10):
             reason = (await expect(told, sp.EventKind.DETACHED)).reason
-        assert ("authorize said no" if scheme.startswith("ws") else "one whose authorize says no") in reason
+        assert ("authorize said no" if scheme.startswith("ws") else "one whose authorize refuses") in reason
         assert (HINT in reason) is not scheme.startswith("ws")
 
 
