@@ -199,7 +199,7 @@ import gc, sys, sp, trio, trio.testing
 
 async def main():
     rep = await sp.Rep0(listen=["tcp://127.0.0.1:0", "inproc://x"]).__aenter__()
-    req = await sp.Req0(dial=[rep.url, "inproc://x", "inproc://nobody"]).__aenter__()
+    req = await sp.Req0(dial=[rep.listeners[0].url, "inproc://x", "inproc://nobody"]).__aenter__()
     await rep.wait_for_peers(2)
     await req.wait_for_peers(2)
     await req.send(b"x")
@@ -225,7 +225,7 @@ async def main():
     global ready
     async with (
         sp.Rep0(listen=["tcp://127.0.0.1:0", "inproc://x"]) as rep,
-        sp.Req0(dial=[rep.url, "inproc://x", "inproc://nobody"]) as req,
+        sp.Req0(dial=[rep.listeners[0].url, "inproc://x", "inproc://nobody"]) as req,
         sp.Pub0(listen="tcp://127.0.0.1:0") as pub,
         sp.Sub0(dial=pub.url, topics=b"") as sub,
     ):
