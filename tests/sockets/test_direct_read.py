@@ -397,6 +397,19 @@ async def test_a_task_that_reads_is_told_that_a_newer_request_has_replaced_its_o
                 assert await req.receive() == b"new"
 
 
+async def test_a_second_pipe_ends_the_offer(url: str, lasting_offers: None) -> None:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
+        await connect(one, two)
+        reading = await start_reading(nursery, one, two)
+        await dial(three, one.url)
+        await one.wait_for_peers(2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not one._core.direct_read._is_used
+        assert one._core.direct_read.offered is None
+        await three.send(b"from the second pipe")
+        assert await reading.done() == b"from the second pipe"
+
+
 class Wire:
     """The connection of a pipe: a read returns one message once *arrived* is set."""
 
