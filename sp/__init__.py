@@ -1,6 +1,7 @@
 """Scalability Protocols (nanomsg, nng, mangos) for trio.
 
-What is here is the public interface; docs/reference.md lists it.  Values and errors come first, then what tasks use.
+What is here is the public interface; docs/reference.md lists it.  Values and errors come first,
+then what tasks use.
 """
 
 from sp import device, raw

@@ -1,4 +1,4 @@
-"""Address: a URL, taken apart."""
+"""Parsed URLs."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ ANY_NAME: Final = b"\0"
 class Address:
     """A parsed URL.
 
-    ``tcp``, ``tls+tcp``, ``ws`` and ``wss`` have *host* (``""`` for all interfaces, IPv6 without its brackets) and *port*; ``ipc``,
-    ``ws+unix``, ``abstract`` and ``inproc`` have *path*: a file path, the bytes of an abstract name, a name.
-    ``ws``, ``wss`` and ``ws+unix`` have *target* as well: the path of the HTTP request, and its query.
+    ``tcp``, ``tls+tcp``, ``ws`` and ``wss`` have *host* (``""`` for all interfaces, IPv6 without
+    its brackets) and *port*; ``ipc``, ``ws+unix``, ``abstract`` and ``inproc`` have *path*: a file
+    path, the bytes of an abstract name, a name.  ``ws``, ``wss`` and ``ws+unix`` have *target* as
+    well: the path of the HTTP request, and its query.
     """
 
     url: str
@@ -61,21 +62,21 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Take *url* apart.  Raises AddressError, which shows the URL and what was expected."""
+        """Parse *url*.  Raises AddressError, which shows the URL and what was expected."""
         if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"a URL must be a str, not {type(url).__name__}")
         scheme, separator, rest = url.partition("://")
         if not separator:
-            raise AddressError(f"{url!r} is no URL: expected SCHEME://..., for example {_EXPECTED['tcp']}")
+            raise AddressError(f"{url!r} is not a URL: expected SCHEME://..., for example {_EXPECTED['tcp']}")
         if scheme not in _EXPECTED:
             raise AddressError(f"{url!r}: unknown scheme {scheme!r}, expected one of {', '.join(sorted(_EXPECTED))}")
         if scheme == "ws+unix":
             # A colon ends the file, since both parts have slashes.
             file, colon, target = rest.partition(":")
             if target and not target.startswith("/"):
-                raise AddressError(f"{url!r}: behind the file and a colon comes a path, expected {_EXPECTED[scheme]}")
+                raise AddressError(f"{url!r}: after the file and a colon, a path must follow: expected {_EXPECTED[scheme]}")
             if not file:
-                raise AddressError(f"{url!r}: no file follows the scheme, expected {_EXPECTED[scheme]}")
+                raise AddressError(f"{url!r}: no file follows the scheme: expected {_EXPECTED[scheme]}")
             return cls(url, scheme, path=_socket_path(url, file), target=_target(url, target) if colon else "/")
         if scheme in _WITH_TARGET:
             authority, target = _authority(url, scheme, rest)
@@ -89,24 +90,24 @@ class Address:
         if scheme == "abstract":
             return cls(url, scheme, path=_abstract_name(url, rest))
         if not rest:
-            raise AddressError(f"{url!r}: nothing follows the scheme, expected {_EXPECTED[scheme]}")
+            raise AddressError(f"{url!r}: nothing follows the scheme: expected {_EXPECTED[scheme]}")
         if scheme == "inproc":
             return cls(url, scheme, path=rest)
         return cls(url, scheme, path=_socket_path(url, rest))
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the scheme has TLS."""
+        """Whether the scheme uses TLS."""
         return self.scheme.startswith(("tls", "wss"))
 
     @property
     def is_http(self) -> bool:
-        """Whether a connection begins as HTTP."""
+        """Whether connections begin with HTTP."""
         return self.scheme in _WITH_TARGET
 
     @property
     def is_network(self) -> bool:
-        """Whether it reaches other machines."""
+        """Whether the scheme can reach other machines."""
         return self.scheme in _WITH_PORT
 
     def settled(self) -> Address:
@@ -119,33 +120,35 @@ class Address:
         return attrs.evolve(self, path=absolute(self.path))
 
     def check_dialable(self) -> None:
-        """Raise AddressError when this can be listened on but not dialed."""
+        """Raise AddressError if this address can be listened on but not dialed."""
         if self.scheme in _WITH_PORT and not (self.host and self.port):
             raise AddressError(f"{self.url!r} can be listened on but not dialed: expected {_EXPECTED[self.scheme]}, with a port above 0")
         if self.path == ANY_NAME:
             raise AddressError(f"{self.url!r} can be listened on but not dialed: expected {_EXPECTED[self.scheme]}")
 
     def check_listenable(self) -> None:
-        """Raise AddressError when this can be dialed but not listened on."""
+        """Raise AddressError if this address can be dialed but not listened on."""
         if "?" in self.target:
             raise AddressError(f"{self.url!r} can be dialed but not listened on: a query belongs to a request")
 
     @property
     def host_header(self) -> str:
-        """What a request calls the host: with its port, unless that is the scheme's own (RFC 9110, 7.2)."""
+        """What a request calls the host: with its port, unless that is the scheme's own (RFC 9110,
+        7.2).
+        """
         if not self.host:
             return "localhost"
         host = bracketed(without_zone(self.host))
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
     def with_port(self, port: int) -> Address:
-        """Return the same address with the port that was really bound."""
+        """Return the same address with the port that was bound."""
         host = bracketed(self.host) or "*"
         target = "" if self.target == "/" else self.target
         return attrs.evolve(self, url=f"{self.scheme}://{host}:{port}{target}", port=port)
 
     def with_name(self, path: bytes) -> Address:
-        """Return the same address with the abstract name that was really bound."""
+        """Return the same address with the abstract name that was bound."""
         return attrs.evolve(self, url=f"{self.scheme}://{quote_from_bytes(path[1:])}", path=path)
 
 
@@ -197,7 +200,8 @@ def bracketed(host: str) -> str:
 
 
 def host_port(host: str, port: int | str) -> str:
-    """Return *host*, as it is, and *port* in one text, with an IPv6 address in brackets: for messages and headers.
+    """Return *host*, as it is, and *port* in one text, with an IPv6 address in brackets: for
+    messages and headers.
 
     In a URL a zone may have to be escaped: ``bracketed`` does that.
     """
@@ -210,18 +214,18 @@ def _host_and_port(url: str, scheme: str, rest: str) -> tuple[str, int]:
     if not separator or host.startswith("[") != host.endswith("]"):
         raise AddressError(f"{url!r} has no port, {expected}")
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise AddressError(f"{url!r}: {port!r} is no port from 0 to 65535, {expected}")
+        raise AddressError(f"{url!r}: {port!r} is not a port from 0 to 65535, {expected}")
     if host.startswith("["):
         host = host[1:-1]
         if not _is_ipv6(host):
-            raise AddressError(f"{url!r}: {host!r} is no IPv6 address, {expected}")
+            raise AddressError(f"{url!r}: {host!r} is not an IPv6 address, {expected}")
         host = plain_zone(host)
     elif ":" in host:
-        raise AddressError(f"{url!r}: an IPv6 address stands in brackets, as in {scheme}://[::1]:{port}")
+        raise AddressError(f"{url!r}: an IPv6 address must be in brackets, as in {scheme}://[::1]:{port}")
     elif host == "*":
         host = ""
     elif host and not (_HOST_NAME.fullmatch(host) and len(host) <= _MAX_HOST_NAME):
-        raise AddressError(f"{url!r}: {host!r} is no host name or address, {expected}")
+        raise AddressError(f"{url!r}: {host!r} is not a host name or address, {expected}")
     return host, int(port)
 
 
@@ -237,7 +241,7 @@ def _authority(url: str, scheme: str, rest: str) -> tuple[str, str]:
         shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
         raise AddressError(f"{shown!r}: a URL ends up in logs, so it takes no credentials: give them as a header in ws=")
     if "@" in rest and ":" in authority and not authority.rpartition(":")[2].isdigit() and not authority.endswith("]"):
-        # A password with a slash in it, most likely: the rest of it stands in what looks like the path.
+        # Probably a password with a slash in it: the rest of it looks like the path.
         shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
         raise AddressError(f"{shown!r}: what stands before @ looks like credentials: give them as a header in ws=")
     if not authority.endswith("]") and ":" in authority:
@@ -250,7 +254,7 @@ def _target(url: str, target: str) -> str:
         raise AddressError(f"{url!r}: a fragment (#) has no meaning here")
     target = target if target.startswith("/") else f"/{target}"
     if not is_path(target):
-        raise AddressError(f"{url!r}: {target!r} is no path of a URL, expected ASCII with %XX for anything else")
+        raise AddressError(f"{url!r}: {target!r} is not a path of a URL, expected ASCII with %XX for anything else")
     return target
 
 
@@ -285,7 +289,9 @@ def is_path(text: str) -> bool:
 
 
 def normal_path(path: str) -> str:
-    """Return the form of *path* that all of its spellings with ``%XX`` have in common (RFC 3986, 6.2.2)."""
+    """Return the form of *path* that all of its spellings with ``%XX`` have in common (RFC 3986,
+    6.2.2).
+    """
     return _ESCAPE.sub(_normal_escape, path)
 
 

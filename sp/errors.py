@@ -20,9 +20,11 @@ class Error(Exception):
     """The base of all exceptions of this library."""
 
     permanent: bool = False
-    """Whether trying again soon is pointless.  A dialer then waits ``redial_max`` before it tries again.
+    """Whether trying again soon is pointless.  A dialer then waits ``redial_max`` before it tries
+    again.
 
-    With TLS, only a verified peer can cause such an error, so that nobody else can keep a dialer away.
+    With TLS, only a verified peer can cause such an error, so that nobody else can keep a dialer
+    away.
     """
 
 
@@ -35,15 +37,23 @@ class RequestReplaced(Error):
 
 
 class RequestLost(Error):
-    """The pipe that carried the request has ended, and ``resend_after=None`` switched resending off."""
+    """The pipe that carried the request has ended, and ``resend_after=None`` switched resending
+    off.
+    """
 
 
 class AddressError(Error, ValueError):
-    """The URL makes no sense or does not fit the call.  The text shows it and says what was expected."""
+    """The URL makes no sense or does not fit the call.
+
+    The text shows it and says what was expected.
+    """
 
 
 class TLSConfigError(Error, ValueError):
-    """The TLS configuration cannot work.  The text names the file and the reason, and shows no key."""
+    """The TLS configuration cannot work.
+
+    The text names the file and the reason, and shows no key.
+    """
 
 
 class DialError(Error):
@@ -51,21 +61,25 @@ class DialError(Error):
 
 
 class PipeRefused(Error):
-    """This side refused a new connection: ``authorize`` said no, or the protocol has no room for another peer."""
+    """This side refused a new connection: ``authorize`` said no, or the protocol has no room for
+    another peer.
+    """
 
     def __init__(self, reason: str, response: RefusalResponse | None = None, *, kind: RefusalKind = RefusalKind.NOT_AUTHORIZED) -> None:
         super().__init__(reason)
         self.kind = kind
         self.permanent = kind is not RefusalKind.NO_ROOM
         self.response = response
-        """The ``HTTPResponse`` that ``authorize`` has chosen for a peer that came by HTTP; None: the one that fits ``kind``."""
+        """The ``HTTPResponse`` that ``authorize`` has chosen for a peer that came by HTTP; None:
+        the one that fits ``kind``.
+        """
 
 
 class PeerError(Error):
     """The peer did something wrong, or left.
 
-    Such an error ends one pipe.  ``send`` and ``receive`` never raise it: ``pipe.error``, events and
-    DialError show it.
+    Such an error ends one pipe.  ``send`` and ``receive`` never raise it: ``pipe.error``, events
+    and DialError show it.
     """
 
 
@@ -77,12 +91,15 @@ class PeerClosed(PeerError):
         self.silent = silent
         """Whether it gave no reason.
 
-        Before the handshake: whether it sent no byte at all, as load balancers do to see whether somebody listens.
+        Before the handshake: whether it sent no byte at all, as load balancers do to see whether
+        somebody listens.
         """
 
 
 class GreetingError(PeerError):
-    """The peer does not speak SP, speaks another version of it, or did not complete the handshake in time."""
+    """The peer does not speak SP, speaks another version of it, or did not complete the handshake
+    in time.
+    """
 
 
 _SAME_AGAIN = frozenset((400, 401, 403, 405, 407, 410, 426, 501, 505))
@@ -114,22 +131,28 @@ class UpgradeRefused(GreetingError):
 class PeerSilent(PeerError):
     """The peer, or the network on the way to it, is gone.
 
-    A ping got no answer and nothing else came (WebSocket), or nothing that was sent was acknowledged (tcp).
+    A ping got no answer and nothing else came (WebSocket), or nothing that was sent was
+    acknowledged (tcp).
     """
 
 
 class PeerStalled(PeerError):
-    """More replies wait for the peer than ``reply_limit`` or ``reply_bytes`` allows, and it has read none for a minute."""
+    """More replies wait for the peer than ``reply_limit`` or ``reply_bytes`` allows, and it has
+    read none for a minute.
+    """
 
 
 class TLSError(PeerError):
-    """TLS with the peer failed: it does not speak TLS, has no version or cipher in common, or sent data that is not genuine."""
+    """TLS with the peer failed: it does not speak TLS, has no version or cipher in common, or sent
+    data that is not genuine.
+    """
 
 
 class AuthenticationError(TLSError):
     """A certificate was refused: the peer's by us, or ours by the peer.
 
-    It is permanent only if a verified server refuses ours.  Anybody on the way can show a wrong certificate.
+    It is permanent only if a verified server refuses ours.  Anybody on the way can show a wrong
+    certificate.
     """
 
     def __init__(self, reason: str, *, permanent: bool = False) -> None:

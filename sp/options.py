@@ -77,28 +77,46 @@ class SocketOptions:
     """
 
     dial: tuple[str, ...] = attrs.field(default=(), converter=_urls)
-    """One URL (str) or several.  The socket begins to dial them when its block is entered, as by ``dial(url, wait=False)``."""
+    """One URL (str) or several.
+
+    The socket begins to dial them when its block is entered, as by ``dial(url, wait=False)``.
+    """
     listen: tuple[str, ...] = attrs.field(default=(), converter=_urls)
     """One URL (str) or several.  The socket listens on them when its block is entered."""
     tls: TLSServerConfig | TLSClientConfig | None = attrs.field(default=None, validator=_tls)
-    """The configuration for ``tls+tcp`` and ``wss`` URLs.  That of ``dial`` or ``listen`` counts first.
+    """The configuration for ``tls+tcp`` and ``wss`` URLs.  That of ``dial`` or ``listen`` counts
+    first.
 
-    None: dialers trust the system's CAs, and listeners need one of their own."""
+    None: dialers trust the system's CAs, and listeners need one of their own.
+    """
     ws: WSServerConfig | WSClientConfig | None = attrs.field(default=None, validator=_ws)
-    """The configuration for ``ws``, ``wss`` and ``ws+unix`` URLs.  That of ``dial`` or ``listen`` counts first.  None: the defaults."""
+    """The configuration for ``ws``, ``wss`` and ``ws+unix`` URLs.
+
+    That of ``dial`` or ``listen`` counts first.  None: the defaults.
+    """
     proxy_protocol: bool = attrs.field(default=False, validator=flag)
-    """Whether each connection to a listener begins with a PROXY protocol header.  That of ``listen`` counts first."""
+    """Whether each connection to a listener begins with a PROXY protocol header.
+
+    That of ``listen`` counts first.
+    """
     authorize: Authorize | None = attrs.field(default=None, validator=optional(function))
-    """A function, plain or async, that is called with each new ``Pipe`` before any message: True accepts the peer.
+    """A function, plain or async, that is called with each new ``Pipe`` before any message: True
+    accepts the peer.
 
     Anything else, or an exception, ends the pipe.  A peer over WebSocket then gets a 403, or the
-    ``HTTPResponse`` that was returned.  None: every peer is accepted."""
+    ``HTTPResponse`` that was returned.  None: every peer is accepted.
+    """
     should_redial: ShouldRedial | None = attrs.field(default=None, validator=optional(plain_function))
-    """A plain function that is called with the exception after each failed attempt or lost pipe; a false answer ends the dialer.
+    """A plain function that is called with the exception after each failed attempt or lost pipe; a
+    false answer ends the dialer.
 
-    None: dialers always try again."""
+    None: dialers always try again.
+    """
     max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
-    """Largest message to accept, in bytes of header and body.  A larger one ends its pipe.  None: no limit."""
+    """Largest message to accept, in bytes of header and body.
+
+    A larger one ends its pipe.  None: no limit.
+    """
     inbox_limit: int = attrs.field(default=128, validator=count(1))
     """How many messages may wait for ``receive``, for each context."""
     inbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
@@ -110,26 +128,45 @@ class SocketOptions:
     reply_limit: int = attrs.field(default=1024, validator=count(1))
     """How many replies of REP or RESPONDENT may wait for one peer, beside its outbox.
 
-    While more wait, the peer is not read, until half of them have gone.  Requests that were received
-    can still be answered.  If the peer reads nothing for 60 s, its pipe ends with PeerStalled."""
+    While more wait, the peer is not read, until half of them have gone.  Requests that were
+    received can still be answered.  If the peer reads nothing for 60 s, its pipe ends with
+    PeerStalled.
+    """
     reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """The same limit in bytes of headers and bodies."""
     handshake_timeout: float = attrs.field(default=10.0, validator=seconds(zero=False))
-    """Seconds that a new connection may take until its pipe is attached, including TLS, HTTP and ``authorize``.
+    """Seconds that a new connection may take until its pipe is attached, including TLS, HTTP and
+    ``authorize``.
 
-    A dialer may take as long again to connect."""
+    A dialer may take as long again to connect.
+    """
     max_handshakes: int = attrs.field(default=1024, validator=count(1))
-    """How many handshakes may be under way at once, for each listener.  One more ends the oldest."""
+    """How many handshakes may be under way at once, for each listener.
+
+    One more ends the oldest.
+    """
     redial_min: float = attrs.field(default=0.1, validator=seconds(zero=False))
-    """The shortest wait before a redial, in seconds.  If it equals ``redial_max``, all waits are the same."""
+    """The shortest wait before a redial, in seconds.
+
+    If it equals ``redial_max``, all waits are the same.
+    """
     redial_max: float = attrs.field(default=60.0, validator=seconds(zero=False))
     """The longest wait before a redial, in seconds."""
     tcp_keepalive: float | None = attrs.field(default=60.0, validator=optional(seconds(zero=False, maximum=86_400)))
-    """Seconds after which a tcp peer that vanished is given up; at most a day.  None: the kernel decides."""
+    """Seconds after which a tcp peer that vanished is given up; at most a day.
+
+    None: the kernel decides.
+    """
     linger: float = attrs.field(default=1.0, validator=seconds(zero=True))
-    """Seconds that ``aclose`` may take to deliver the messages that were accepted.  0: they are dropped at once."""
+    """Seconds that ``aclose`` may take to deliver the messages that were accepted.
+
+    0: they are dropped at once.
+    """
     ipc_mode: int | None = attrs.field(default=None, validator=optional(count(0, 0o777)))
-    """Permission bits of the socket file of an ``ipc`` or ``ws+unix`` listener, such as ``0o600``.  None: as the umask has it."""
+    """Permission bits of the socket file of an ``ipc`` or ``ws+unix`` listener, such as ``0o600``.
+
+    None: as the umask has it.
+    """
 
     def __attrs_post_init__(self) -> None:
         if self.redial_max < self.redial_min:

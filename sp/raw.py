@@ -59,7 +59,10 @@ __all__ = [
 
 
 class Wiring(NamedTuple):
-    """What a device works with, below the verbs.  The half that the protocol does not have is None."""
+    """What a device works with, below the verbs.
+
+    The half that the protocol does not have is None.
+    """
 
     core: Core
     receiver: RawReceiver | None
@@ -82,7 +85,8 @@ class RawSocket(Socket):
 
 @uninterrupted
 class Req0(RawSocket, SendMessageVerbs, ReceiveVerbs):
-    """Sends requests that bring their backtrace, each to one peer in turn, and receives all replies.
+    """Sends requests that bring their backtrace, each to one peer in turn, and receives all
+    replies.
 
     ``send_message`` waits while no peer has room.  Nothing is sent again.
     """
@@ -113,7 +117,8 @@ class Rep0(RawSocket, SendMessageVerbs, ReceiveVerbs):
 
 @uninterrupted
 class Surveyor0(RawSocket, SendMessageVerbs, ReceiveVerbs):
-    """Sends surveys that bring their backtrace to all peers, and receives all answers, without a deadline.
+    """Sends surveys that bring their backtrace to all peers, and receives all answers, without a
+    deadline.
 
     ``send_message`` never waits: a peer without room misses the survey, which is counted.
     """
@@ -176,7 +181,10 @@ class Pub0(RawSocket, SendManyVerbs):
 
 @uninterrupted
 class Sub0(RawSocket, ReceiveManyVerbs):
-    """Receives all messages of its PUB peers: it has no topics.  *inbox_drops* as with ``sp.Sub0``."""
+    """Receives all messages of its PUB peers: it has no topics.
+
+    *inbox_drops* as with ``sp.Sub0``.
+    """
 
     def __init__(self, *, inbox_drops: DropPolicy = "oldest", **options: Unpack[SocketKeywords]) -> None:
         keywords = options_from(options, "inbox_drops")
@@ -189,7 +197,8 @@ class Sub0(RawSocket, ReceiveManyVerbs):
 
 @uninterrupted
 class Bus0(RawSocket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
-    """Receives messages with the id of their pipe as the header; sends to all pipes but the one in the header.
+    """Receives messages with the id of their pipe as the header; sends to all pipes but the one in
+    the header.
 
     A message without a header goes to all pipes.  *inbox_drops* as with ``sp.Bus0``.
     """
@@ -220,7 +229,8 @@ class Pair0(RawSocket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes])
 class Pair1(RawSocket, SendMessageVerbs, ReceiveManyVerbs):
     """Talks with one peer; the header of a message has its hops, and it is sent with one more.
 
-    A message with 255 hops is dropped and counted.  *ttl* (1 to 255, default 8) as with ``sp.Pair1``.
+    A message with 255 hops is dropped and counted.  *ttl* (1 to 255, default 8) as with
+    ``sp.Pair1``.
     """
 
     def __init__(self, *, ttl: int = 8, **options: Unpack[SocketKeywords]) -> None:

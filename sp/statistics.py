@@ -24,7 +24,9 @@ class DropReason(enum.StrEnum):
     INBOX_FULL = "inbox full"
     """The application did not receive fast enough: SUB, BUS and SURVEYOR drop then."""
     UNREAD = "unread"
-    """A reply or an answer came in time, but a new request or survey, or ``close``, came before it was received."""
+    """A reply or an answer came in time, but a new request or survey, or ``close``, came before it
+    was received.
+    """
     STALE_REPLY = "stale reply"
     """REQ got a reply to no request of its own, or to one that is over."""
     LATE_ANSWER = "late answer"
@@ -36,16 +38,24 @@ class DropReason(enum.StrEnum):
     TOO_LARGE = "too large"
     """It was larger than ``max_message_size``; the pipe that it came by was closed."""
     UNDELIVERED = "undelivered"
-    """It was read from a pipe that ended, or while the socket was closing, before the inbox had room for it."""
+    """It was read from a pipe that ended, or while the socket was closing, before the inbox had
+    room for it.
+    """
     PIPE_CLOSED = "pipe closed"
-    """It was accepted for a pipe that ended before it was written.  (A REQ sends it again instead.)"""
+    """It was accepted for a pipe that ended before it was written.
+
+    (A REQ sends it again instead.)
+    """
     SOCKET_CLOSED = "socket closed"
     """It was accepted, and the socket was closed before it was written."""
 
 
 @attrs.frozen(kw_only=True)
 class PipeStatistics:
-    """What one pipe has sent and received.  Bytes are those of headers and bodies, without framing."""
+    """What one pipe has sent and received.
+
+    Bytes are those of headers and bodies, without framing.
+    """
 
     id: int
     url: str
@@ -96,7 +106,10 @@ class SocketStatistics:
     messages_received: int
     bytes_received: int
     dropped: Counter[DropReason]
-    """Messages that were lost, by reason; 0 for a reason that did not occur.  Each message is counted once, where it was lost."""
+    """Messages that were lost, by reason; 0 for a reason that did not occur.
+
+    Each message is counted once, where it was lost.
+    """
     inbox: int
     """Messages that wait for ``receive``."""
     pipes: tuple[PipeStatistics, ...]
@@ -104,7 +117,9 @@ class SocketStatistics:
     listeners: tuple[ListenerStatistics, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same as plain dicts, tuples, strings and numbers, ready for a metrics exporter."""
+        """Return the same as plain dicts, tuples, strings and numbers, ready for a metrics
+        exporter.
+        """
         return attrs.asdict(self, value_serializer=_plain)
 
 

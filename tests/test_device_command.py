@@ -120,7 +120,7 @@ async def test_without_a_back_it_reflects_a_bus() -> None:
     [
         ((), "the front needs a URL: give --front or --front-dial"),
         (("star", "--front", "inproc://x"), "invalid choice: 'star'"),
-        (("--front", "tcp://127.0.0.1:x", "--back", "inproc://x"), "'tcp://127.0.0.1:x': 'x' is no port"),
+        (("--front", "tcp://127.0.0.1:x", "--back", "inproc://x"), "'tcp://127.0.0.1:x': 'x' is not a port"),
         (("--front", "tls+tcp://127.0.0.1:0", "--back", "inproc://x"), "a server needs a certificate"),
         (("--front", "tcp://127.0.0.1:0"), "the back needs a URL: give --back or --back-listen; only bus, pair0, pair1"),
         (

@@ -20,17 +20,22 @@ if TYPE_CHECKING:
 __all__ = ["device"]
 
 _MANY: Final = 64
-"""Messages after which other tasks get their turn.  A message to several peers counts once for each."""
+"""Messages after which other tasks get their turn.
+
+A message to several peers counts once for each.
+"""
 
 
 @trio.lowlevel.enable_ki_protection
 async def device(front: RawSocket, back: RawSocket | None = None) -> None:
-    """Pass on all messages that arrive at *front* by *back*, and the other way round, until cancelled.
+    """Pass on all messages that arrive at *front* by *back*, and the other way round, until
+    cancelled.
 
     Both are open raw sockets (``sp.raw.Rep0`` and so on) of counterpart protocols, or both BUS, or
     both PAIR of the same version.  It makes no difference which one is the front, or which
-    transports they use.  PUSH, PULL, PUB and SUB are passed on in their one direction.  With *front*
-    alone, a message that arrives there leaves there: a BUS passes it on to all its other peers.
+    transports they use.  PUSH, PULL, PUB and SUB are passed on in their one direction.  With
+    *front* alone, a message that arrives there leaves there: a BUS passes it on to all its other
+    peers.
 
     Replies find their way back by the backtrace.  A message that made more hops than the ``ttl`` of
     the receiving socket is dropped and counted, so a ring of devices comes to rest.  PUSH, PUB, BUS
@@ -42,8 +47,8 @@ async def device(front: RawSocket, back: RawSocket | None = None) -> None:
     messages.
 
     If the call is cancelled, nothing is lost: a message that was not passed on yet is the next one
-    that its socket receives.  The sockets stay open.  (nng's device closes them; those of nanomsg and
-    mangos do not.)
+    that its socket receives.  The sockets stay open.  (nng's device closes them; those of nanomsg
+    and mangos do not.)
 
     Raises TypeError for sockets that are not raw, ValueError for protocols that do not fit,
     StateError for a socket that is not open, BusyResourceError for one that is in a device already,
@@ -104,7 +109,9 @@ async def _run(ways: list[list[Wiring]]) -> None:
 
 @trio.lowlevel.enable_ki_protection
 async def _watch(core: Core) -> None:
-    """Raise ClosedResourceError when the socket is closed, also while ``_pass_on`` waits for the other one."""
+    """Raise ClosedResourceError when the socket is closed, also while ``_pass_on`` waits for the
+    other one.
+    """
     while True:
         core.check_open()
         await core.changed()

@@ -1,4 +1,6 @@
-"""A device from the shell: ``python -m sp.device rep --front wss://*:443/ask --back ipc:///run/service``."""
+"""A device from the shell:
+``python -m sp.device rep --front wss://*:443/ask --back ipc:///run/service``.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +158,10 @@ async def _run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a device until SIGINT or SIGTERM.  If it cannot run, exit with an error text and status 1."""
+    """Run a device until SIGINT or SIGTERM.
+
+    If it cannot run, exit with an error text and status 1.
+    """
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     try:

@@ -1,8 +1,8 @@
 """Picks a pipe for each message: the next one in turn that has room.
 
-Pipes of the best priority share the messages.  Those of the next priority get some only while none of the best has room, as in
-nanomsg; nng and mangos have no priorities.  A pipe without room leaves the round, and joins it at its end when it has room, as in
-nng.
+Pipes of the best priority share the messages.  Those of the next priority get some only while none
+of the best has room, as in nanomsg; nng and mangos have no priorities.  A pipe without room leaves
+the round, and joins it at its end when it has room, as in nng.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Balancer:
             self._best = self._find_best()
 
     def offer(self, message: Message) -> EnginePipe | None:
-        """Offer *message* to the pipes in turn; return the pipe that took it.  None: no pipe has room."""
+        """Offer *message* to the pipes in turn; return the pipe that took it.
+
+        None: no pipe has room.
+        """
         ready = self._best
         while ready:
             pipe = ready[0]
@@ -75,5 +78,5 @@ class Balancer:
 
     def _find_best(self) -> deque[EnginePipe]:
         """Return the round of the best priority that has room; an empty one if no pipe has."""
-        nobody: deque[EnginePipe] = deque()
-        return next(filter(None, self._rounds.values()), nobody)
+        none: deque[EnginePipe] = deque()
+        return next(filter(None, self._rounds.values()), none)

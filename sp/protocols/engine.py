@@ -1,8 +1,8 @@
 """The contract between engines and the rest of the library.
 
-An engine is a protocol without I/O.  Its methods are called for events and for the calls of the application.  It answers with
-return values, by offering messages to pipes, and by waking those that wait at a mailbox.  It never awaits, reads no clock and sees
-no byte stream.
+An engine is a protocol without I/O.  Its methods are called for events and for the calls of the
+application.  It answers with return values, by offering messages to pipes, and by waking those that
+wait at a mailbox.  It never awaits, reads no clock and sees no byte stream.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from sp.message import FindBody, Message
 from sp.statistics import DropReason
 
 HOLD_TIME = 0.1
-"""Seconds for which a protocol that drops holds a pipe back before it starts to drop, so that a burst loses nothing."""
+"""Seconds for which a protocol that drops holds a pipe back before it starts to drop, so that a
+burst loses nothing.
+"""
 
 
 class EnginePipe(Protocol):
@@ -47,7 +49,10 @@ class EnginePipe(Protocol):
         ...
 
     def offer(self, message: Message, /) -> bool:
-        """Queue *message* to be written.  False: the outbox is full; ``pipe_has_room`` is called when it has room again."""
+        """Queue *message* to be written.
+
+        False: the outbox is full; ``pipe_has_room`` is called when it has room again.
+        """
         ...
 
     def offer_many(self, messages: list[Message], /) -> int:
@@ -63,27 +68,39 @@ class EnginePipe(Protocol):
         ...
 
     def hang_up(self, error: PeerError) -> None:
-        """End the pipe because of *error*.  ``pipe_detached`` is called later, never from within this call."""
+        """End the pipe because of *error*.
+
+        ``pipe_detached`` is called later, never from within this call.
+        """
         ...
 
 
 class Mailbox:
-    """Where the messages of a context arrive.  Both attributes are None while no task waits for a message."""
+    """Where the messages of a context arrive.
+
+    Both attributes are None while no task waits for a message.
+    """
 
     __slots__ = ("fail", "wake")
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] | None = None
-        """Call it when ``receive`` may succeed.  It may call ``receive`` at once, so bring the state of the engine in order first."""
+        """Call it when ``receive`` may succeed.
+
+        It may call ``receive`` at once, so bring the state of the engine in order first.
+        """
         self.fail: Callable[[Callable[[], Exception]], None] | None = None
-        """Call it, with a function that makes the error, when the message that tasks wait for will not come."""
+        """Call it, with a function that makes the error, when the message that tasks wait for will
+        not come.
+        """
 
 
 class Sender(Protocol):
     """The sending half of a context."""
 
     def send(self, message: Message) -> bool:
-        """Take *message*, and set its header, also if it is not taken.  False: try again when a pipe is attached or has room.
+        """Take *message*, and set its header, also if it is not taken.  False: try again when a
+        pipe is attached or has room.
 
         Raises StateError if the protocol does not allow sending now.
         """
@@ -92,8 +109,9 @@ class Sender(Protocol):
     def pipe_for(self, message: Message) -> EnginePipe | None:
         """Return the pipe that must have room for *message*.  None: any pipe will do.
 
-        This binds a reply to the request that it answers now.  If the application receives another request meanwhile, ``send``
-        raises StateError.  Raises StateError if the protocol does not allow sending now.
+        This binds a reply to the request that it answers now.  If the application receives another
+        request meanwhile, ``send`` raises StateError.  Raises StateError if the protocol does not
+        allow sending now.
         """
         ...
 
@@ -107,7 +125,10 @@ class BatchSender(Sender, Protocol):
 
 
 def send_each(send: Callable[[Message], bool], messages: list[Message]) -> int:
-    """Call *send* with each of *messages* until one is not taken; return how many were.  For engines without a faster way."""
+    """Call *send* with each of *messages* until one is not taken; return how many were.
+
+    For engines without a faster way.
+    """
     for taken, message in enumerate(messages):
         if not send(message):
             return taken
@@ -121,7 +142,10 @@ class Receiver(Protocol):
     def mailbox(self) -> Mailbox: ...
 
     def receive(self) -> Message | None:
-        """Return the next message; None: there is none yet.  Raises StateError if the protocol does not allow receiving now."""
+        """Return the next message; None: there is none yet.
+
+        Raises StateError if the protocol does not allow receiving now.
+        """
         ...
 
 
@@ -142,10 +166,11 @@ class BatchReceiver(Receiver, Protocol):
 
 
 class Engine:
-    """The base of all engines.  The methods do nothing here; an engine overrides those that it needs.
+    """The base of all engines.  The methods do nothing here; an engine overrides those that it
+    needs.
 
-    For each pipe, ``pipe_attached`` is called first and ``pipe_detached`` last, each once.  A pipe that was refused is never
-    detached.
+    For each pipe, ``pipe_attached`` is called first and ``pipe_detached`` last, each once.  A pipe
+    that was refused is never detached.
     """
 
     number: int
@@ -171,13 +196,18 @@ class Engine:
     fans_out: bool = False
     """Whether it sends each message to all pipes."""
     takes_batches: bool = False
-    """Whether ``messages_received`` may be called.  A message that was held always comes by ``message_received``."""
+    """Whether ``messages_received`` may be called.
+
+    A message that was held always comes by ``message_received``.
+    """
     takes_headers: bool = False
     """Whether messages to be sent have their header already, because the socket is raw."""
     single_peer: bool = False
     """Whether it takes one peer only.
 
-    A listener then greets nobody before the place is free, and keeps the place for a peer in its handshake."""
+    A listener then greets no peer before the place is free, and keeps the place for a peer in its
+    handshake.
+    """
 
     def __init__(self) -> None:
         self.dropped: Counter[DropReason] = Counter()
@@ -186,7 +216,10 @@ class Engine:
         """Raise ValueError if *message* can never be sent.  ``send`` does the same."""
 
     def check_can_attach(self) -> None:
-        """Raise PipeRefused if there is no place for another pipe.  It is called before the handshake."""
+        """Raise PipeRefused if there is no place for another pipe.
+
+        It is called before the handshake.
+        """
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
         """*pipe* can be used from now on.  May raise PipeRefused."""
@@ -198,7 +231,9 @@ class Engine:
         """*pipe*, which has turned an offer down, has room again."""
 
     def pipe_congested(self, pipe: EnginePipe) -> None:
-        """Take no more requests from *pipe*: ``reply_limit`` replies, or ``reply_bytes``, wait for it."""
+        """Take no more requests from *pipe*: ``reply_limit`` replies, or ``reply_bytes``, wait for
+        it.
+        """
 
     def pipe_relieved(self, pipe: EnginePipe) -> None:
         """Take requests from *pipe* again: at most half of that waits, or the pipe has ended."""
@@ -208,26 +243,39 @@ class Engine:
         return None
 
     def message_received(self, pipe: EnginePipe, message: Message) -> bool:
-        """Take *message*.  False: not now.  The pipe keeps it, stops reading, and tries again after ``pipe.resume()``."""
+        """Take *message*.
+
+        False: not now.  The pipe keeps it, stops reading, and tries again after ``pipe.resume()``.
+        """
         raise NotImplementedError
 
     def messages_received(self, pipe: EnginePipe, messages: list[Message]) -> int:
-        """Take as many of *messages* as possible, in order; return how many.  The pipe keeps the others, as in ``message_received``."""
+        """Take as many of *messages* as possible, in order; return how many.
+
+        The pipe keeps the others, as in ``message_received``.
+        """
         raise NotImplementedError
 
     def force_message(self, pipe: EnginePipe, message: Message) -> None:
-        """Take *message* or drop one: ``hold_time`` is over, and ``message_received`` has just returned False again."""
+        """Take *message* or drop one: ``hold_time`` is over, and ``message_received`` has just
+        returned False again.
+        """
         raise NotImplementedError
 
     def next_deadline(self) -> float | None:
-        """Return the earliest time at which ``deadline_reached`` must be called; None: it need not be."""
+        """Return the earliest time at which ``deadline_reached`` must be called; None: it need not
+        be.
+        """
         return None
 
     def deadline_reached(self, now: float) -> None:
         """Do what is due at the time *now*."""
 
     def socket_closed(self) -> None:
-        """Release all messages: nothing is received or sent any more.  ``queued`` still counts those that waited."""
+        """Release all messages: nothing is received or sent any more.
+
+        ``queued`` still counts those that waited.
+        """
 
     def offer_to_all(self, pipes: Collection[EnginePipe], message: Message) -> None:
         """Offer *message* to each of *pipes*, and count the pipes that miss it."""

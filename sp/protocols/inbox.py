@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Inbox(Mailbox):
     """A queue of received messages, bounded in messages and in bytes.
 
-    When it is full, it holds pipes back.  With a *policy*, it drops messages after ``start_dropping``, until half of it is free
-    again.  Without one, it never drops.
+    When it is full, it holds pipes back.  With a *policy*, it drops messages after
+    ``start_dropping``, until half of it is free again.  Without one, it never drops.
     """
 
     __slots__ = ("_byte_limit", "_bytes", "_dropping", "_held", "_limit", "_low", "_messages", "_policy", "dropped")
@@ -130,7 +130,9 @@ class Inbox(Mailbox):
         if len(kept) < len(self._messages):
             self._messages = deque(kept)
             self._bytes = sum(len(message.body) for message in kept)
-        self._relax(everybody=True)  # the messages that they hold may be removed as well, and then nothing would resume the others
+        # All of them: the messages that they hold may be removed as well, and then nothing would
+        # resume the others.
+        self._relax(all_pipes=True)
 
     def forget_bodies(self) -> None:
         """Release all messages; ``len`` stays."""
@@ -144,7 +146,10 @@ class Inbox(Mailbox):
             self._relax()
 
     def _make_room(self, size: int) -> bool:
-        """Drop messages by the policy to make room for *size* bytes.  False: drop the new message."""
+        """Drop messages by the policy to make room for *size* bytes.
+
+        False: drop the new message.
+        """
         if self._policy == "newest":
             self.dropped += 1
             return False
@@ -154,13 +159,13 @@ class Inbox(Mailbox):
             self.dropped += 1
         return True
 
-    def _relax(self, *, everybody: bool = False) -> None:
+    def _relax(self, *, all_pipes: bool = False) -> None:
         if len(self._messages) > self._low or self._bytes > self._byte_limit // 2:
             return
         self._dropping = False
-        # Resume no more pipes than there are places.  Otherwise the first to run could take all places, and the others would have
-        # to queue again.
-        for pipe in list(islice(self._held, None if everybody else self._limit - len(self._messages))):
+        # Resume no more pipes than there are places.  Otherwise the first to run could take all
+        # places, and the others would have to queue again.
+        for pipe in list(islice(self._held, None if all_pipes else self._limit - len(self._messages))):
             del self._held[pipe]
             pipe.resume()
 

@@ -1,7 +1,8 @@
 """PAIR0: one peer, and messages both ways.
 
-A PAIR0 message on the wire is just its body.  The first peer stays.  A listener does not greet another one, so that one never has
-a pipe.  (nanomsg, nng and mangos let it in, drop what it sends, and hang up.)  Both directions wait for room; nothing is dropped.
+A PAIR0 message on the wire is just its body.  The first peer stays.  A listener does not greet
+another one, so that one never has a pipe.  (nanomsg, nng and mangos let it in, drop what it sends,
+and hang up.)  Both directions wait for room; nothing is dropped.
 """
 
 from __future__ import annotations

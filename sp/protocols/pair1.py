@@ -1,13 +1,14 @@
 """PAIR1: one peer, or with *poly* several, and messages both ways, also through devices.
 
-The header is a word of three zero bytes and the number of hops.  We send 1, as nng does; mangos sends 0 and adds one when it
-receives, which gives the same result.  Up to ttl hops are accepted; a message with more is dropped and counted, as in nng and
-mangos.  A message without a correct header ends the pipe, as in nng (mangos drops the message).  As in PAIR0, the first peer stays,
-and nothing else is dropped.
+The header is a word of three zero bytes and the number of hops.  We send 1, as nng does; mangos
+sends 0 and adds one when it receives, which gives the same result.  Up to ttl hops are accepted; a
+message with more is dropped and counted, as in nng and mangos.  A message without a correct header
+ends the pipe, as in nng (mangos drops the message).  As in PAIR0, the first peer stays, and nothing
+else is dropped.
 
-*poly* is an invention of nng: a message goes to the pipe that it names, or else to the peer that has been there longest.  A message
-for a full peer waits, and delays no message for another peer; nng drops it.  A message for a peer that has left is dropped and
-counted.
+*poly* is an invention of nng: a message goes to the pipe that it names, or else to the peer that
+has been there longest.  A message for a full peer waits, and delays no message for another peer;
+nng drops it.  A message for a peer that has left is dropped and counted.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class Pair1Engine(Pair0Engine):
 
 
 class RawPair1Engine(Pair1Engine):
-    """The state behind a raw PAIR1 socket.  Each message is sent with one hop more than its header says."""
+    """The state behind a raw PAIR1 socket.
+
+    Each message is sent with one hop more than its header says.
+    """
 
     takes_headers = True
 
@@ -117,7 +121,10 @@ class PolyPair1Engine(Pair1Engine):
 
 
 class _Lane:
-    """Sends to one of several peers.  Messages that wait for one peer do not delay those for another."""
+    """Sends to one of several peers.
+
+    Messages that wait for one peer do not delay those for another.
+    """
 
     __slots__ = ("_engine", "_is_there", "pipe")
 

@@ -1,7 +1,8 @@
 """PUB: each message goes to all subscribers; a subscriber that does not keep up misses some.
 
-Subscribers filter for themselves, so only bodies are on the wire and nothing comes back.  A peer that sends something loses its
-pipe, as in nng; mangos ignores the message, and nanomsg aborts its process.
+Subscribers filter for themselves, so only bodies are on the wire and nothing comes back.  A peer
+that sends something loses its pipe, as in nng; mangos ignores the message, and nanomsg aborts its
+process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class PubEngine(Engine):
-    """The state behind a PUB socket.  Full outboxes drop their oldest message (as in nng) or the new one (as in nanomsg and mangos)."""
+    """The state behind a PUB socket.
+
+    Full outboxes drop their oldest message (as in nng) or the new one (as in nanomsg and mangos).
+    """
 
     number = PUB
     peer_number = SUB
@@ -53,7 +57,9 @@ class PubEngine(Engine):
         return send_each(self.send, messages)
 
     def _drop(self, pipe: EnginePipe, message: Message) -> None:
-        """Make room for *message* in *pipe*, which is full, by dropping its oldest messages; or drop *message*."""
+        """Make room for *message* in *pipe*, which is full, by dropping its oldest messages; or
+        drop *message*.
+        """
         self.dropped[DropReason.PEER_FULL] += 1
         if not self._drops_oldest:
             return

@@ -1,6 +1,7 @@
 """PULL: receives fairly from all PUSH peers.
 
-A full inbox holds the pipes back and then lets each deliver in turn, so no peer can shut out another.  Nothing is dropped.
+A full inbox holds the pipes back and then lets each deliver in turn, so no peer can shut out
+another.  Nothing is dropped.
 """
 
 from __future__ import annotations

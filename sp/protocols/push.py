@@ -1,8 +1,9 @@
-"""PUSH: each message goes to one peer, the next in turn that has room.  If none has, the message waits.
+"""PUSH: each message goes to one peer, the next in turn that has room.  If none has, the message
+waits.
 
-A PUSH message on the wire is just its body, and nothing comes back.  A message from a peer is dropped and counted; nanomsg, nng
-and mangos drop it as well.  Messages that a pipe has not written when it ends are lost and counted.  They are not sent again,
-because the peer may have got them.
+A PUSH message on the wire is just its body, and nothing comes back.  A message from a peer is
+dropped and counted; nanomsg, nng and mangos drop it as well.  Messages that a pipe has not written
+when it ends are lost and counted.  They are not sent again, because the peer may have got them.
 """
 
 from __future__ import annotations

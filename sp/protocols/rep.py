@@ -1,12 +1,14 @@
 """REP: receives requests and answers them, one at a time in each context.
 
-The header of a request is the backtrace that it gathered on its way.  The reply carries it back unchanged.  A reply for a requester
-that has left is dropped.  A reply for a requester that does not read waits, as in nng and mangos; nanomsg drops it.  While too many
-replies wait for one requester, its requests are not read.  A request without the end of its header ends the pipe, as in nng; one
+The header of a request is the backtrace that it gathered on its way.  The reply carries it back
+unchanged.  A reply for a requester that has left is dropped.  A reply for a requester that does not
+read waits, as in nng and mangos; nanomsg drops it.  While too many replies wait for one requester,
+its requests are not read.  A request without the end of its header ends the pipe, as in nng; one
 with more hops than the ttl is dropped, as in all implementations.
 
-A raw REP pushes the id of the pipe onto the header of each request, and takes it off each reply to find the pipe.  A reply for a
-pipe that has ended or has no room is dropped and counted, as in nng: waiting for one requester would delay all others.
+A raw REP pushes the id of the pipe onto the header of each request, and takes it off each reply to
+find the pipe.  A reply for a pipe that has ended or has no room is dropped and counted, as in nng:
+waiting for one requester would delay all others.
 """
 
 from __future__ import annotations
@@ -132,7 +134,10 @@ class RepEngine(Engine):
 
 
 class RawRepEngine(InboxEngine):
-    """The state behind a raw REP socket.  It matches nothing, so any number of requests can be under way."""
+    """The state behind a raw REP socket.
+
+    It matches nothing, so any number of requests can be under way.
+    """
 
     number = REP
     peer_number = REQ

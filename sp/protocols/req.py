@@ -1,14 +1,17 @@
 """REQ: sends a request, again if necessary, until its reply comes; one at a time in each context.
 
-The header is a 32-bit request id with its high bit set.  Ids start at random.  The peer sends the id back unchanged.
+The header is a 32-bit request id with its high bit set.  Ids start at random.  The peer sends the
+id back unchanged.
 
-A request goes to the next pipe in turn that has room.  It is sent again when the pipe that carried it ends, as soon as another pipe
-has room, and when no reply has come for ``resend_after`` seconds.  A reply is accepted only from a pipe that carried its request:
-ids are consecutive, so another peer could guess one.  Other replies are dropped and counted.  A reply of fewer than four bytes ends
-the pipe, as in nng.
+A request goes to the next pipe in turn that has room.  It is sent again when the pipe that carried
+it ends, as soon as another pipe has room, and when no reply has come for ``resend_after`` seconds.
+A reply is accepted only from a pipe that carried its request: ids are consecutive, so another peer
+could guess one.  Other replies are dropped and counted.  A reply of fewer than four bytes ends the
+pipe, as in nng.
 
-A raw REQ sends messages that have their backtrace already, once, to the next pipe in turn that has room.  It receives all replies;
-the header is their whole backtrace, as in nng.  (In nanomsg and mangos it is the first word.  On the wire there is no difference.)
+A raw REQ sends messages that have their backtrace already, once, to the next pipe in turn that has
+room.  It receives all replies; the header is their whole backtrace, as in nng.  (In nanomsg and
+mangos it is the first word.  On the wire there is no difference.)
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class _State(enum.Enum):
     ANSWERED = "answered"
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for every message.
+# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
+# every message.
 _IDLE, _UNSENT, _SENT, _ANSWERED = _State.IDLE, _State.UNSENT, _State.SENT, _State.ANSWERED
 
 
@@ -62,7 +66,10 @@ class ReqContext:
         self.error: Error | None = None
 
     def send(self, message: Message) -> bool:
-        """Begin a request.  It replaces the one under way: whoever waits for that reply gets RequestReplaced."""
+        """Begin a request.
+
+        It replaces the one under way: whoever waits for that reply gets RequestReplaced.
+        """
         return self._engine.start(self, message)
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
@@ -226,7 +233,10 @@ class ReqEngine(Engine):
             self._sent(context, pipe)
 
     def _lose(self, context: ReqContext) -> None:
-        """Give up the request of *context*.  RequestLost goes to the task that waits, or else to the next ``receive``."""
+        """Give up the request of *context*.
+
+        RequestLost goes to the task that waits, or else to the next ``receive``.
+        """
         self.abandon(context)
         if context.mailbox.fail is not None:
             context.mailbox.fail(_request_lost)
@@ -239,7 +249,10 @@ def _request_lost() -> RequestLost:
 
 
 class RawReqEngine(InboxEngine):
-    """The state behind a raw REQ socket.  It matches nothing, has no deadlines and sends nothing again."""
+    """The state behind a raw REQ socket.
+
+    It matches nothing, has no deadlines and sends nothing again.
+    """
 
     number = REQ
     peer_number = REP

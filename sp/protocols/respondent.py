@@ -1,7 +1,8 @@
 """RESPONDENT: receives surveys and answers them, one at a time in each context.
 
-Surveys are treated as REP treats requests: the answer carries the backtrace back, the ttl counts in the same way, and a survey
-without the end of its header ends the pipe.  An answer for a surveyor that does not read waits, as in nng and mangos.
+Surveys are treated as REP treats requests: the answer carries the backtrace back, the ttl counts in
+the same way, and a survey without the end of its header ends the pipe.  An answer for a surveyor
+that does not read waits, as in nng and mangos.
 """
 
 from __future__ import annotations

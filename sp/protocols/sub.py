@@ -1,8 +1,9 @@
 """SUB: receives the messages that match its subscriptions.
 
-A subscription is a prefix of the body.  Without one, nothing is delivered.  A SUB never sends anything, since that would abort a
-nanomsg PUB.  Each context has its own subscriptions and its own inbox.  A full inbox holds the pipe back for ``HOLD_TIME``, then
-drops.  A raw SUB does not filter, as in nng and mangos: it is subscribed to everything.
+A subscription is a prefix of the body.  Without one, nothing is delivered.  A SUB never sends
+anything, since that would abort a nanomsg PUB.  Each context has its own subscriptions and its own
+inbox.  A full inbox holds the pipe back for ``HOLD_TIME``, then drops.  A raw SUB does not filter,
+as in nng and mangos: it is subscribed to everything.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ log = logging.getLogger("sp")
 class Subscriptions:
     """A set of prefixes, as a tree that branches only where they differ.
 
-    The time for a call depends on the length of its prefix or body, and not on the number of prefixes.
+    The time for a call depends on the length of its prefix or body, and not on the number of
+    prefixes.
     """
 
     __slots__ = ("_root", "_start")
@@ -148,7 +150,10 @@ class SubContext:
         self.subscriptions.add(prefix)  # a second time changes nothing, as in nng and mangos
 
     def unsubscribe(self, prefix: bytes) -> bool:
-        """End a subscription, and remove messages that no other one matches, as nng and mangos do.  False: there was none."""
+        """End a subscription, and remove messages that no other one matches, as nng and mangos do.
+
+        False: there was none.
+        """
         if not self.subscriptions.remove(prefix):
             return False
         match = self.subscriptions.match
@@ -213,7 +218,7 @@ class SubEngine(Engine):
         context = self._only
         if context is not None:
             return not context.subscriptions.match(body) or context.inbox.offer(pipe, message)
-        # All contexts or none: if the message came again, those that had room would get it twice.
+        # All contexts or none: if the message came again, some would get it twice.
         inboxes = [context.inbox for context in self._contexts if context.subscriptions.match(body)]
         for inbox in inboxes:
             if not inbox.has_room(message):

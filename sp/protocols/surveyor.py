@@ -1,11 +1,14 @@
-"""SURVEYOR: asks all respondents at once and takes answers until the time is up; one survey at a time in each context.
+"""SURVEYOR: asks all respondents at once and takes answers until the time is up; one survey at a
+time in each context.
 
-The header is a 32-bit survey id with its high bit set.  Ids start at random.  Respondents send the id back unchanged (surveyor
-draft).  A respondent without room misses the survey, as in nanomsg, nng and mangos.
+The header is a 32-bit survey id with its high bit set.  Ids start at random.  Respondents send the
+id back unchanged (surveyor draft).  A respondent without room misses the survey, as in nanomsg, nng
+and mangos.
 
-Answers are accepted until the deadline, from any pipe, since a device passes on the answers of many.  Later answers, and answers to
-other surveys, are dropped and counted.  Answers that came in time can be received after the deadline (nng forgets them).  An answer
-of fewer than four bytes ends the pipe, as in nng.  If the application does not receive, respondents are held back for
+Answers are accepted until the deadline, from any pipe, since a device passes on the answers of
+many.  Later answers, and answers to other surveys, are dropped and counted.  Answers that came in
+time can be received after the deadline (nng forgets them).  An answer of fewer than four bytes ends
+the pipe, as in nng.  If the application does not receive, respondents are held back for
 ``HOLD_TIME``; then their newest answers are dropped, as in mangos.
 """
 
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     from sp.options import SocketOptions
 
 _SPARE: Final = 64
-"""How many deadlines of surveys that ended early are kept at least, before the heap is built anew."""
+"""How many deadlines of surveys that ended early are kept at least, before the heap is built anew.
+"""
 
 
 class _State(enum.Enum):
@@ -58,7 +62,10 @@ class SurveyorContext:
         return self.inbox
 
     def send(self, message: Message) -> bool:
-        """Begin a survey, and end the one before.  Always True: a respondent without room misses it."""
+        """Begin a survey, and end the one before.
+
+        Always True: a respondent without room misses it.
+        """
         self._engine.start(self, message, self._seconds)
         return True
 
@@ -66,7 +73,10 @@ class SurveyorContext:
         return None
 
     def receive(self) -> Message | None:
-        """Return the next answer.  When the time is up and no answer is left, raise the error that ``engine.over`` makes."""
+        """Return the next answer.
+
+        When the time is up and no answer is left, raise the error that ``engine.over`` makes.
+        """
         answer = self.inbox.take()
         if answer is None and self.state is not _State.OPEN:
             if self.state is _State.IDLE:
@@ -82,7 +92,10 @@ class SurveyorContext:
 
 
 class SurveyorEngine(Engine):
-    """The state behind a SURVEYOR socket.  *over* makes the error for a ``receive`` after the end of the survey."""
+    """The state behind a SURVEYOR socket.
+
+    *over* makes the error for a ``receive`` after the end of the survey.
+    """
 
     number = SURVEYOR
     peer_number = RESPONDENT
@@ -200,7 +213,10 @@ class SurveyorEngine(Engine):
 
 
 class RawSurveyorEngine(InboxEngine):
-    """The state behind a raw SURVEYOR socket.  Messages have their backtrace; it matches nothing and has no deadlines."""
+    """The state behind a raw SURVEYOR socket.
+
+    Messages have their backtrace; it matches nothing and has no deadlines.
+    """
 
     number = SURVEYOR
     peer_number = RESPONDENT

@@ -39,9 +39,9 @@ class Socket(Verbs, trio.abc.AsyncResource):
     """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
 
     A socket is open inside its ``async with`` block, and any task of the trio run may use it there.
-    At the end of the block it is closed as by ``aclose``, and loops over it in other tasks end.  If an
-    exception or a cancellation leaves the block, the socket is closed at once as by ``close``, and
-    those loops raise ClosedResourceError.
+    At the end of the block it is closed as by ``aclose``, and loops over it in other tasks end.  If
+    an exception or a cancellation leaves the block, the socket is closed at once as by ``close``,
+    and those loops raise ClosedResourceError.
     """
 
     _module = ""  # before the class's name in ``repr``
@@ -53,7 +53,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self._manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Open the socket, listen on the URLs of ``listen=`` and begin to dial those of ``dial=``."""
+        """Open the socket, listen on the URLs of ``listen`` and begin to dial those of ``dial``."""
         self._core.enter()
         manager = trio.open_nursery()
         nursery = await manager.__aenter__()
@@ -100,7 +100,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
     async def _end_nursery(self, error: BaseException | None) -> bool:
         manager, self._manager = self._manager, None
         assert manager is not None
-        # The nursery has to see a cancellation, which may be its own; anything else it would only wrap.
+        # The nursery must see a cancellation, which may be its own.  It would wrap other errors.
         seen = error if _has_cancelled(error) else None
         try:
             swallowed = await manager.__aexit__(type(seen) if seen else None, seen, seen.__traceback__ if seen else None)
@@ -112,17 +112,23 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return bool(swallowed) and seen is not None
 
     async def aclose(self) -> None:
-        """Close the socket in order: stop dialing and listening, deliver messages for up to ``linger`` seconds, end the pipes.
+        """Close the socket in order.
 
-        Messages that could not be delivered are dropped; ``statistics().dropped[DropReason.SOCKET_CLOSED]`` and a warning in
-        the log count them.  If the call is cancelled, the socket is closed at once.  Does nothing the second time.
-        Inside ``authorize`` or ``health`` it returns while the socket is still delivering: those run in tasks of the socket,
-        which have to end first.
+        It stops dialing and listening, delivers messages for up to ``linger`` seconds, and ends the
+        pipes.  Messages that could not be delivered are dropped and counted
+        (``DropReason.SOCKET_CLOSED``), and the log has a warning.  If the call is cancelled, the
+        socket is closed at once.  Does nothing the second time.
+
+        Inside ``authorize`` or ``health`` it returns while the socket is still delivering: those
+        run in tasks of the socket, which have to end first.
         """
         await self._core.aclose()
 
     def close(self) -> None:
-        """Close the socket at once.  Messages that were accepted and not yet written are dropped and counted."""
+        """Close the socket at once.
+
+        Messages that were accepted and not yet written are dropped and counted.
+        """
         if self._core.may_close():
             self._core.close()
 
@@ -137,16 +143,17 @@ class Socket(Verbs, trio.abc.AsyncResource):
     ) -> Dialer:
         """Connect to *url*, and connect again whenever the connection is lost.
 
-        *wait* (default True): return once a pipe is attached; if the first attempt fails, raise DialError, whose ``__cause__``
-        says why, and do not try again.  False: return at once and keep trying in the background; events and ``dialer.error``
-        say what happens.
-        *priority* (PUSH and REQ; 1, the best, to 16; None: 8): the peer gets messages only while no peer with a better priority
-        has room.
-        *tls* (for ``tls+tcp`` and ``wss``; None: that of the socket, or else the system's CAs).
-        *ws* (for ``ws``, ``wss`` and ``ws+unix``; None: that of the socket, or else the defaults).
+        - *wait* (default True): return once a pipe is attached.  If the first attempt fails, raise
+          DialError, whose ``__cause__`` says why, and do not try again.  False: return at once and
+          keep trying in the background; events and ``dialer.error`` say what happens.
+        - *priority* (PUSH and REQ; 1, the best, to 16; None: 8): the peer gets messages only while
+          no peer with a better priority has room.
+        - *tls* (for ``tls+tcp`` and ``wss``; None: that of the socket, or else the system's CAs).
+        - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: that of the socket, or else the defaults).
 
-        If the call is cancelled, the dialer is closed.  Raises AddressError for a URL that cannot be dialed, TLSConfigError if
-        *tls* does not fit the URL, ClosedResourceError when the socket is closed.
+        If the call is cancelled, the dialer is closed.  Raises AddressError for a URL that cannot
+        be dialed, TLSConfigError if *tls* does not fit the URL, ClosedResourceError when the socket
+        is closed.
         """
         address = Address.parse(url).settled()
         address.check_dialable()
@@ -180,18 +187,21 @@ class Socket(Verbs, trio.abc.AsyncResource):
     ) -> Listener:
         """Listen on *url* and accept connections.
 
-        ``listener.url`` has the port, or the abstract name, that was bound.  Several sockets of a trio run may share a host and
-        port of ``ws`` or ``wss``, each with a path of its own.
+        ``listener.url`` has the port, or the abstract name, that was bound.  Several sockets of a
+        trio run may share a host and port of ``ws`` or ``wss``, each with a path of its own.
 
-        *priority* (PUSH and REQ; 1, the best, to 16; None: 8): that of all peers that connect here, as with ``dial``.
-        *tls* (for ``tls+tcp`` and ``wss``, where a certificate is needed; None: that of the socket).
-        *ws* (for ``ws``, ``wss`` and ``ws+unix``; None: that of the socket, or else the defaults).
-        *proxy_protocol* (not for ``ipc``, ``abstract`` and ``inproc``; None: as the socket has it): whether each connection
-        begins with a PROXY protocol header.
+        - *priority* (PUSH and REQ; 1, the best, to 16; None: 8): that of all peers that connect
+          here, as with ``dial``.
+        - *tls* (for ``tls+tcp`` and ``wss``, where a certificate is needed; None: that of the
+          socket).
+        - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: that of the socket, or else the defaults).
+        - *proxy_protocol* (not for ``ipc``, ``abstract`` and ``inproc``; None: as the socket has
+          it): whether each connection begins with a PROXY protocol header.
 
-        If the call is cancelled, nothing stays bound.  Raises AddressError for a URL that cannot be listened on, TLSConfigError
-        if *tls* does not fit the URL, OSError if the system refuses, for example because the address is in use, and
-        ClosedResourceError when the socket is closed.
+        If the call is cancelled, nothing stays bound.  Raises AddressError for a URL that cannot be
+        listened on, TLSConfigError if *tls* does not fit the URL, OSError if the system refuses,
+        for example because the address is in use, and ClosedResourceError when the socket is
+        closed.
         """
         address = Address.parse(url).settled()
         address.check_listenable()
@@ -217,7 +227,10 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return check_int("priority", priority, 1, 16)
 
     async def wait_for_peers(self, n: int = 1) -> None:
-        """Wait until the socket has at least *n* pipes.  A PUB's next message then goes to that many subscribers."""
+        """Wait until the socket has at least *n* pipes.
+
+        A PUB's next message then goes to that many subscribers.
+        """
         check_int("n", n, 0)
         self._core.check_open()
         await trio.lowlevel.checkpoint()
@@ -257,7 +270,10 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return self._core.events()
 
     def statistics(self) -> SocketStatistics:
-        """Return a snapshot of the counters.  It can also be taken after the socket is closed, and in any thread."""
+        """Return a snapshot of the counters.
+
+        It can also be taken after the socket is closed, and in any thread.
+        """
         return self._core.statistics()
 
     def __reduce__(self) -> NoReturn:
@@ -281,10 +297,11 @@ class Conversation(Receiver, Protocol):
 
 @uninterrupted
 class Context(Verbs, trio.abc.AsyncResource):
-    """One conversation on a socket, beside others: the base of ``Req0Context``, ``Sub0Context`` and so on.
+    """One conversation on a socket, beside others: the base of ``Req0Context``, ``Sub0Context`` and
+    so on.
 
-    ``socket.context()`` makes one.  It ends by ``close``, at the end of its ``async with`` block, or
-    with its socket.
+    ``socket.context()`` makes one.  It ends by ``close``, at the end of its ``async with`` block,
+    or with its socket.
     """
 
     def __init__(self, core: Core, budget: CheckpointBudget, conversation: Conversation, receivers: Receivers) -> None:
@@ -305,7 +322,7 @@ class Context(Verbs, trio.abc.AsyncResource):
             self.drop()
 
     def drop(self) -> None:
-        """Do the same without asking who calls.  For the library."""
+        """Do as ``close`` without checking the caller.  For the library."""
         if not self._closed:
             self._closed = True
             self._conversation.close()
@@ -324,7 +341,10 @@ def _context_closed() -> Exception:
 
 
 def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
-    """Turn the keyword arguments of a socket into its options.  TypeError for an unknown one lists the known ones, with *own*."""
+    """Turn the keyword arguments of a socket into its options.
+
+    TypeError for an unknown one lists the known ones, with *own*.
+    """
     unknown = keywords.keys() - SocketKeywords.__annotations__.keys()
     if unknown:
         known = ", ".join(sorted([*own, *SocketKeywords.__annotations__]))
@@ -333,7 +353,10 @@ def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
 
 
 def plain(error: BaseException) -> BaseException | None:
-    """Return *error* without trio.Cancelled and without groups of one.  None: it was nothing but Cancelled."""
+    """Return *error* without trio.Cancelled and without groups of one.
+
+    None: it was nothing but Cancelled.
+    """
     if isinstance(error, trio.Cancelled):
         return None
     if not isinstance(error, BaseExceptionGroup):

@@ -26,7 +26,10 @@ _LISTEN: Final = "listen on"
 
 
 def config_to_dial(base: EndpointConfig, address: Address, tls: object, ws: object) -> EndpointConfig:
-    """Return *base* with what a dialer to *address* needs.  *tls* and *ws* are those of the call, or None."""
+    """Return *base* with what a dialer to *address* needs.
+
+    *tls* and *ws* are those of the call, or None.
+    """
     return attrs.evolve(
         base,
         tls=_tls(base.options, address, _DIAL, tls, TLSClientConfig),
@@ -35,7 +38,10 @@ def config_to_dial(base: EndpointConfig, address: Address, tls: object, ws: obje
 
 
 def config_to_listen(base: EndpointConfig, address: Address, tls: object, ws: object, proxy_protocol: object) -> EndpointConfig:
-    """Return *base* with what a listener at *address* needs.  The other arguments are those of the call, or None."""
+    """Return *base* with what a listener at *address* needs.
+
+    The other arguments are those of the call, or None.
+    """
     return attrs.evolve(
         base,
         tls=_tls(base.options, address, _LISTEN, tls, TLSServerConfig),
@@ -45,7 +51,10 @@ def config_to_listen(base: EndpointConfig, address: Address, tls: object, ws: ob
 
 
 def _tls(options: SocketOptions, address: Address, verb: str, given: object, kind: type[_TLS]) -> _TLS | None:
-    """Return the TLS configuration for *address*.  One that would go unused is refused: whoever gives it expects encryption."""
+    """Return the TLS configuration for *address*.
+
+    One that would go unused is refused: whoever gives it expects encryption.
+    """
     if not address.is_encrypted:
         expected = "expected wss://" if address.is_http else "expected tls+tcp://"
         if given is not None:
@@ -79,7 +88,10 @@ def _ws(options: SocketOptions, address: Address, verb: str, given: object, kind
 
 
 def _proxy_protocol(options: SocketOptions, address: Address, given: object) -> bool:
-    """Return whether connections to *address* begin with a PROXY protocol header.  No proxy forwards to ipc, abstract or inproc."""
+    """Return whether connections to *address* begin with a PROXY protocol header.
+
+    No proxy forwards to ipc, abstract or inproc.
+    """
     wanted = options.proxy_protocol if given is None else check_flag("proxy_protocol", given)
     possible = address.is_network or address.is_http
     if given and not possible:

@@ -22,9 +22,9 @@ class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     """Talks with exactly one peer, both ways.
 
     The first peer stays until it leaves.  Another one is refused, which an event tells, and may
-    dial again later.  ``send`` waits while the peer has no room, or while there is no peer; if it is
-    cancelled, the message was not sent.  When the application falls behind, the peer is slowed down;
-    nothing is dropped.  If ``receive`` is cancelled, no message is lost.
+    dial again later.  ``send`` waits while the peer has no room, or while there is no peer; if it
+    is cancelled, the message was not sent.  When the application falls behind, the peer is slowed
+    down; nothing is dropped.  If ``receive`` is cancelled, no message is lost.
     """
 
     def __init__(self, **options: Unpack[SocketKeywords]) -> None:
@@ -44,9 +44,9 @@ class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     and counted.  *poly* (default False): True accepts any number of peers.
 
     With *poly*, the ``pipe`` of ``receive_message`` tells which peer sent a message, and
-    ``send_message(sp.Message(body, pipe=pipe))`` sends to one of them: it waits for the room of that
-    peer alone, and drops and counts a message for a peer that has left.  ``send`` goes to the peer
-    that has been there longest.
+    ``send_message(sp.Message(body, pipe=pipe))`` sends to one of them: it waits for the room of
+    that peer alone, and drops and counts a message for a peer that has left.  ``send`` goes to the
+    peer that has been there longest.
     """
 
     def __init__(self, *, ttl: int = 8, poly: bool = False, **options: Unpack[SocketKeywords]) -> None:

@@ -1,4 +1,4 @@
-"""PUB and SUB: news for everybody who has subscribed to it."""
+"""PUB and SUB: messages for all that subscribe to them."""
 
 from __future__ import annotations
 

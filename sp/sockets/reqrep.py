@@ -51,8 +51,8 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     that carried the request ends.
 
     ``send`` waits while no peer has room.  A request whose pipe ends is sent again at once, to
-    another peer if there is one.  Replies to no request under way are dropped and counted.
-    If ``receive`` is cancelled, the request stays under way and the next ``receive`` gets its reply.
+    another peer if there is one.  Replies to no request under way are dropped and counted.  If
+    ``receive`` is cancelled, the request stays under way and the next ``receive`` gets its reply.
     (nanomsg does so; nng and mangos give the request up.)  ``dial`` and ``listen`` take a priority.
     """
 
@@ -137,7 +137,10 @@ class Request:
 
 @uninterrupted
 class RequestStream:
-    """An async iterator over requests or surveys.  Each one can be answered apart from the others."""
+    """An async iterator over requests or surveys.
+
+    Each one can be answered apart from the others.
+    """
 
     def __init__(self, open_context: Callable[[], Rep0Context], core: Core) -> None:
         self._open_context = open_context

@@ -1,4 +1,4 @@
-"""SURVEYOR and RESPONDENT: one question to everybody, and the answers that come in time."""
+"""SURVEYOR and RESPONDENT: one question to all peers, and the answers that come in time."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ class Survey:
             raise
 
     def close(self) -> None:
-        """End the survey.  Answers that come later are dropped and counted.  Does nothing the second time."""
+        """End the survey.
+
+        Answers that come later are dropped and counted.  Does nothing the second time.
+        """
         self._context.close()
         self._over = True
 
@@ -91,15 +94,15 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     Use ``survey`` for one question and its answers.  ``send`` and ``receive`` are one conversation
     of the socket: ``send`` begins a survey and ends the one before, ``receive`` returns one answer.
-    When the time is up and no answer is left, ``receive`` raises trio.EndOfChannel, and ``async for``
-    ends.  ``context`` opens further conversations.
+    When the time is up and no answer is left, ``receive`` raises trio.EndOfChannel, and
+    ``async for`` ends.  ``context`` opens further conversations.
 
     *deadline* (seconds, default 1): how long a survey takes answers.
 
-    ``send`` never waits: a peer without room misses the survey, which is counted.  Answers that come
-    too late are dropped and counted.  When the application falls behind, respondents are slowed down
-    for 0.1 s; then their newest answers are dropped and counted.  If ``receive`` is cancelled, no
-    answer is lost.
+    ``send`` never waits: a peer without room misses the survey, which is counted.  Answers that
+    come too late are dropped and counted.  When the application falls behind, respondents are
+    slowed down for 0.1 s; then their newest answers are dropped and counted.  If ``receive`` is
+    cancelled, no answer is lost.
     """
 
     def __init__(self, *, deadline: float = 1.0, **options: Unpack[SocketKeywords]) -> None:
@@ -111,17 +114,21 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         self._receivers = self._core.receivers(conversation.mailbox)
 
     def survey(self, value: BytesLike, *, deadline: float | None = None) -> Survey:
-        """Return an async iterator that sends *value* to all peers and gives the bodies of the answers.
+        """Return an async iterator that sends *value* to all peers and gives the bodies of the
+        answers.
 
-        The survey is sent when the iteration begins, and takes answers for *deadline* seconds (None:
-        as the socket has it).  Any number of surveys may be under way at once.  After leaving the loop
-        early, call ``close``: until its time is up, the survey would go on collecting answers.
-        Raises TypeError or ValueError for a wrong argument, ClosedResourceError when the socket is closed.
+        The survey is sent when the iteration begins, and takes answers for *deadline* seconds
+        (None: as the socket has it).  Any number of surveys may be under way at once.  After
+        leaving the loop early, call ``close``: until its time is up, the survey would go on
+        collecting answers.  Raises TypeError or ValueError for a wrong argument,
+        ClosedResourceError when the socket is closed.
         """
         return Survey(self.context(deadline=deadline), to_body(value))
 
     def context(self, *, deadline: float | None = None) -> Surveyor0Context:
-        """Open another conversation, whose surveys take *deadline* seconds (None: as the socket has it)."""
+        """Open another conversation, whose surveys take *deadline* seconds (None: as the socket has
+        it).
+        """
         self._check_open()
         seconds = self._deadline if deadline is None else check_seconds("deadline", deadline)
         return Surveyor0Context(self._core, self._budget, self._engine.open_context(seconds))
@@ -139,16 +146,16 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Receives surveys and answers them.
 
     Use ``surveys`` to answer many at once.  ``receive`` and ``send`` are one conversation of the
-    socket, one survey at a time; a ``receive`` gives up a survey that was not answered.  ``context``
-    opens further conversations.
+    socket, one survey at a time; a ``receive`` gives up a survey that was not answered.
+    ``context`` opens further conversations.
 
-    *ttl* (1 to 255, default 8): a survey that came through that many devices or more is dropped
-    and counted.
+    *ttl* (1 to 255, default 8): a survey that came through that many devices or more is dropped and
+    counted.
 
-    ``send`` waits while the surveyor does not read.  An answer to a surveyor that is gone is dropped
-    and counted.  When the application falls behind, surveyors are slowed down; surveys are not
-    dropped.  If ``receive`` is cancelled, no survey is lost; if ``send`` is cancelled, nothing was
-    sent and the survey can still be answered.
+    ``send`` waits while the surveyor does not read.  An answer to a surveyor that is gone is
+    dropped and counted.  When the application falls behind, surveyors are slowed down; surveys are
+    not dropped.  If ``receive`` is cancelled, no survey is lost; if ``send`` is cancelled, nothing
+    was sent and the survey can still be answered.
     """
 
     def __init__(self, *, ttl: int = 8, **options: Unpack[SocketKeywords]) -> None:
@@ -159,7 +166,9 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         self._receivers = self._core.receivers(self._engine.inbox)
 
     def surveys(self) -> RequestStream:
-        """Return an async iterator over surveys, which any task may answer, in any order, or not at all."""
+        """Return an async iterator over surveys, which any task may answer, in any order, or not at
+        all.
+        """
         return RequestStream(self.context, self._core)
 
     def context(self) -> Respondent0Context:

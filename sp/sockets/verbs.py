@@ -1,8 +1,8 @@
 """The methods of sockets and contexts that send and receive messages.
 
-Each async call is a cancel point.  If it is cancelled, nothing was sent or received.  It is a schedule point when it blocks, and
-every 16th time when it does not (``sp.core.budget``).  Any number of tasks may call at once, except for REQ's ``receive``; each
-message goes to one of them.
+Each async call is a cancel point.  If it is cancelled, nothing was sent or received.  It is a
+schedule point when it blocks, and every 16th time when it does not (``sp.core.budget``).  Any
+number of tasks may call at once, except for REQ's ``receive``; each message goes to one of them.
 """
 
 from __future__ import annotations
@@ -57,22 +57,30 @@ class Verbs:
 
     @property
     def _is_over(self) -> bool:
-        """Whether loops end without an error: the context was closed, or the socket was closed in order."""
+        """Whether loops end without an error: the context was closed, or the socket was closed in
+        order.
+        """
         return self._closed or self._core.closed_in_order
 
 
 @uninterrupted
 class SendMessageVerbs(Verbs):
-    """Sending messages that have a header or name a pipe.  Some raw sockets can send nothing else."""
+    """Sending messages that have a header or name a pipe.
+
+    Some raw sockets can send nothing else.
+    """
 
     _sender: Sender
 
     async def send_message(self, message: Message) -> None:
-        """Send *message*: a raw socket sends its header as well, and PAIR1 with *poly* sends it to its ``pipe``.
+        """Send *message*: a raw socket sends its header as well, and PAIR1 with *poly* sends it to
+        its ``pipe``.
 
-        Other sockets send the body only, as by ``send``, so a message that was received can be sent on.  With *poly*, a message
-        for a pipe that has ended is dropped and counted (``peer gone``).  Waits, and can be cancelled, like ``send``.
-        Raises ValueError for a header that the protocol cannot have and for a pipe of another socket; otherwise as ``send``.
+        Other sockets send the body only, as by ``send``, so a message that was received can be sent
+        on.  With *poly*, a message for a pipe that has ended is dropped and counted
+        (``peer gone``).  Waits, and can be cancelled, like ``send``.  Raises ValueError for a
+        header that the protocol cannot have and for a pipe of another socket; otherwise as
+        ``send``.
         """
         await self._begin()
         if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -101,11 +109,13 @@ class SendVerbs(SendMessageVerbs, trio.abc.SendChannel[bytes]):
     """Sending one body at a time."""
 
     async def send(self, value: BytesLike) -> None:
-        """Send *value* (bytes, bytearray or memoryview) as one message; wait while there is no room for it.
+        """Send *value* (bytes, bytearray or memoryview) as one message; wait while there is no room
+        for it.
 
-        Returns when the message is queued or written.  If the call is cancelled, the message was not sent.
-        Raises TypeError for other types, ClosedResourceError when the socket or context is closed, and StateError if the
-        protocol does not allow sending now, for example a REP without a request.
+        Returns when the message is queued or written.  If the call is cancelled, the message was
+        not sent.  Raises TypeError for other types, ClosedResourceError when the socket or context
+        is closed, and StateError if the protocol does not allow sending now, for example a REP
+        without a request.
         """
         core = self._core
         try:
@@ -154,8 +164,9 @@ class SendManyVerbs(SendVerbs):
     async def send_many(self, values: Iterable[BytesLike]) -> None:
         """Send each of *values* in order, as ``send`` does, at a fraction of its cost.
 
-        If the call is cancelled or fails, the messages before some point were sent and the others were not.  Of an iterator, the
-        last one that was taken out was not sent.  Raises as ``send`` does.
+        If the call is cancelled or fails, the messages before some point were sent and the others
+        were not.  Of an iterator, the last one that was taken out was not sent.  Raises as ``send``
+        does.
         """
         await self._begin()
         if isinstance(values, bytes | bytearray | memoryview | str):
@@ -164,7 +175,7 @@ class SendManyVerbs(SendVerbs):
         is_list = isinstance(values, list | tuple)
         rest = iter(values)
         count = 0
-        # A body that was taken out of an iterator and not sent would be lost, so take one at a time.
+        # A body that is taken out of an iterator and not sent would be lost: take one at a time.
         while messages := [Message(value if type(value) is bytes else to_body(value)) for value in islice(rest, _MANY if is_list else 1)]:
             if count and count % _MANY == 0:
                 await checkpoint()
@@ -191,9 +202,9 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
     async def receive(self) -> bytes:
         """Wait for the next message and return its body.
 
-        If the call is cancelled, no message is lost: the next call gets it.
-        Raises ClosedResourceError when the socket or context is closed, and StateError if the protocol does not allow receiving
-        now, for example a REQ without a request.
+        If the call is cancelled, no message is lost: the next call gets it.  Raises
+        ClosedResourceError when the socket or context is closed, and StateError if the protocol
+        does not allow receiving now, for example a REQ without a request.
         """
         # This is receive_message in line, which saves three calls for each message.
         core = self._core
@@ -218,8 +229,9 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
     async def __anext__(self) -> bytes:
         """Do as ``receive``.
 
-        The iteration ends when the socket is closed in order, by ``aclose`` or at the end of its block.  It raises
-        ClosedResourceError when the socket is closed at once, since messages may then be missing.
+        The iteration ends when the socket is closed in order, by ``aclose`` or at the end of its
+        block.  It raises ClosedResourceError when the socket is closed at once, since messages may
+        then be missing.
         """
         try:
             return await self.receive()
@@ -231,7 +243,9 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
             raise StopAsyncIteration from None
 
     async def receive_message(self) -> Message:
-        """Return the next message as a ``Message``, which has the pipe that it came by; otherwise as ``receive``."""
+        """Return the next message as a ``Message``, which has the pipe that it came by; otherwise
+        as ``receive``.
+        """
         await self._begin()
         message = self._receiver.receive()
         if message is None:
@@ -261,7 +275,8 @@ class ReceiveManyVerbs(ReceiveVerbs):
     _batches: BatchReceiver
 
     async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
-        """Wait for a message; return its body and those of all others that have arrived, at most *max_messages* (None: no limit).
+        """Wait for a message; return its body and those of all others that have arrived, at most
+        *max_messages* (None: no limit).
 
         Otherwise as ``receive``.
         """
