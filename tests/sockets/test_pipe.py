@@ -70,9 +70,8 @@ class Tasks:
         self.options = SocketOptions(**options)
         self.spawn = nursery.start_soon
         self.writer = Writer(None)
-
-    def pipe_has_room(self, pipe: PipeTask) -> None:
-        pass
+        self.had_room: list[PipeTask] = []
+        self.pipe_has_room = self.had_room.append
 
 
 def attached(nursery: trio.Nursery, wire: Wire, **options: Any) -> PipeTask:
@@ -127,6 +126,40 @@ async def test_a_pipe_that_leaves_while_nothing_can_be_written_writes_all_later_
         await wait_all_tasks_blocked()
         assert (wire.taken, wire.finished) == ([b"0", b"1", b"2", b"3"], 1)
         assert not nursery.child_tasks
+
+
+@pytest.mark.parametrize("end", [PipeTask.finish, PipeTask.leave, PipeTask.close_unchecked])
+async def test_a_pipe_that_leaves_or_has_ended_takes_nothing(end: Any) -> None:
+    async with trio.open_nursery() as nursery:
+        wire = Wire()
+        pipe = attached(nursery, wire)
+        end(pipe)
+        assert not pipe.offer(message(1))
+        assert pipe.offer_many([message(1)]) == 0
+        assert (pipe.unsent, wire.taken) == (0, [])
+
+
+async def test_the_engine_hears_of_room_once_and_not_while_the_pipe_leaves() -> None:
+    async with trio.open_nursery() as nursery:
+        wire = Wire(0)
+        pipe = attached(nursery, wire, outbox_limit=2)
+        core = cast("Tasks", pipe._core)
+        for _ in range(2):
+            while pipe.offer(message(1)):
+                pass
+            wire.room = 2
+            wire.writable.set()
+            await wait_all_tasks_blocked()
+            wire.writable = trio.Event()
+        assert core.had_room == [pipe, pipe]
+        while pipe.offer(message(1)):
+            pass
+        pipe.leave()
+        wire.room = math.inf
+        wire.writable.set()
+        await wait_all_tasks_blocked()
+        assert core.had_room == [pipe, pipe]
+        assert pipe.unsent == 0
 
 
 def broken(nursery: trio.Nursery, wire: Wire, **options: Any) -> PipeTask:
