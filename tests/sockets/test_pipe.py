@@ -137,6 +137,7 @@ async def test_a_pipe_that_leaves_or_has_ended_takes_nothing(end: Any) -> None:
         assert not pipe.offer(message(1))
         assert pipe.offer_many([message(1)]) == 0
         assert (pipe.unsent, wire.taken) == (0, [])
+        assert pipe.broken is (pipe.error is not None)
 
 
 async def test_the_engine_hears_of_room_once_and_not_while_the_pipe_leaves() -> None:
