@@ -1,7 +1,7 @@
 """Scalability Protocols (nanomsg, nng, mangos) for trio.
 
-What is here is the public interface; docs/reference.md lists it.  Values and errors come first,
-then what tasks use.
+This module has the public names; docs/reference.md describes them.  ``sp.raw`` has the raw sockets,
+``sp.device`` the devices.
 """
 
 from sp import device, raw
