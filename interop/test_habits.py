@@ -225,7 +225,7 @@ async def be_turned_away(ours: Any, url: str) -> None:
     dialer = await ours.dial(url, wait=False)
     for _ in range(3):
         event = await next_event(events, sp.EventKind.DETACHED)
-        assert "a PAIR that has its peer does that" in event.reason, event.reason
+        assert "a PAIR that already has a peer hangs up like this" in event.reason, event.reason
     assert dialer.statistics().attempts <= 5
 
 
