@@ -67,16 +67,16 @@ class BackOff:
 class DialerTask:
     """What dials one URL until it is closed.  The application sees it as its ``handle``."""
 
-    def __init__(self, core: Core, address: Address, config: EndpointConfig, priority: int, *, once: bool) -> None:
+    def __init__(self, core: Core, address: Address, endpoint: EndpointConfig, priority: int, *, once: bool) -> None:
         self.error: Exception | None = None
         self.handle = Dialer(self)
         """What the application sees."""
         self._pipe: PipeTask | None = None  # the current one
         self._core = core
         self._address = address
-        self._config = config
+        self._endpoint = endpoint
         self._priority = priority
-        self._tls_files = None if config.tls is None else TLSFiles(core, address.url, config.tls)
+        self._tls_files = None if endpoint.tls is None else TLSFiles(core, address.url, endpoint.tls)
         self._give_up = once  # the first failure ends the dialer, and ``dial`` raises it
         self._back_off = BackOff(core.options.redial_min, core.options.redial_max, _random)
         self._scope = trio.CancelScope()
@@ -182,7 +182,7 @@ class DialerTask:
         newcomer = None
         try:
             with trio.fail_after(self._core.options.handshake_timeout):
-                newcomer = await transport_for(self._address).connect(self._address, self._config)
+                newcomer = await transport_for(self._address).connect(self._address, self._endpoint)
             log.debug("%s connected to %s", self.url, newcomer.remote_address)
             return await self._admit(newcomer)
         except trio.TooSlowError:

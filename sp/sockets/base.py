@@ -158,11 +158,11 @@ class Socket(Verbs, trio.abc.AsyncResource):
         address = Address.parse(url).settled()
         address.check_dialable()
         rank = self._rank(priority)
-        config = config_to_dial(self._core.endpoint_config, address, tls, ws)
+        endpoint = config_to_dial(self._core.endpoint_config, address, tls, ws)
         self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
         await trio.lowlevel.checkpoint()
         self._core.check_open()
-        dialer = DialerTask(self._core, address, config, rank, once=wait)
+        dialer = DialerTask(self._core, address, endpoint, rank, once=wait)
         self._core.dialers.append(dialer)
         self._core.spawn(dialer.run)
         if wait:
@@ -206,14 +206,14 @@ class Socket(Verbs, trio.abc.AsyncResource):
         address = Address.parse(url).settled()
         address.check_listenable()
         rank = self._rank(priority)
-        config = config_to_listen(self._core.endpoint_config, address, tls, ws, proxy_protocol)
+        endpoint = config_to_listen(self._core.endpoint_config, address, tls, ws, proxy_protocol)
         self._core.check_open()
-        acceptors = await transport_for(address).listen(address, config)
+        acceptors = await transport_for(address).listen(address, endpoint)
         if not self._core.open:
             for acceptor in acceptors:
                 acceptor.close()
             self._core.check_open()
-        listener = ListenerTask(self._core, acceptors, cast("TLSServerConfig | None", config.tls), rank)
+        listener = ListenerTask(self._core, acceptors, cast("TLSServerConfig | None", endpoint.tls), rank)
         self._core.listeners.append(listener)
         self._core.spawn(listener.run)
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))

@@ -263,11 +263,11 @@ class Acceptor(Protocol):
 class Transport(Protocol):
     """What a module of this package has to offer."""
 
-    async def connect(self, address: Address, terms: EndpointConfig) -> Newcomer:
+    async def connect(self, address: Address, endpoint: EndpointConfig) -> Newcomer:
         """Open a connection.  Raises OSError or AddressError."""
         ...
 
-    async def listen(self, address: Address, terms: EndpointConfig) -> list[Acceptor]:
+    async def listen(self, address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
         """Bind *address*.
 
         A name may stand for several addresses; their acceptors all have the same URL.

@@ -38,7 +38,7 @@ def _names() -> dict[str, InprocAcceptor]:
         return names
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
     """Connect to the listener with that name.
 
     Raises ConnectionRefusedError if there is none, as nng and mangos do.
@@ -47,29 +47,29 @@ async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
     acceptor = _names().get(str(address.path))
     if acceptor is None:
         raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on {address.url!r}")
-    ours, theirs = InprocConnection(address.url, terms), InprocConnection(address.url, acceptor.terms)
+    ours, theirs = InprocConnection(address.url, endpoint), InprocConnection(address.url, acceptor.endpoint)
     ours.join(theirs)
     theirs.join(ours)
     acceptor.add(theirs)
     return ours
 
 
-async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Take the name.  Raises OSError (address in use) if it is taken."""
     await trio.lowlevel.checkpoint()
     names = _names()
     if address.path in names:
         raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
-    acceptor = names[str(address.path)] = InprocAcceptor(address, terms)
+    acceptor = names[str(address.path)] = InprocAcceptor(address, endpoint)
     return [acceptor]
 
 
 class InprocAcceptor:
     """A name, and the connections that have not been accepted yet."""
 
-    def __init__(self, address: Address, terms: EndpointConfig) -> None:
+    def __init__(self, address: Address, endpoint: EndpointConfig) -> None:
         self.url = address.url
-        self.terms = terms
+        self.endpoint = endpoint
         self._name = str(address.path)
         self.closed = False
         self._newcomers: list[Newcomer] = []
@@ -101,7 +101,7 @@ class InprocAcceptor:
 class InprocConnection:
     """One end of a connection.  What it sends goes straight into the queue of the other end."""
 
-    def __init__(self, url: str, terms: EndpointConfig) -> None:
+    def __init__(self, url: str, endpoint: EndpointConfig) -> None:
         self.local_address = self.remote_address = url
         self.unsent = 0
         self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
@@ -109,7 +109,7 @@ class InprocConnection:
         self.watchable = False
         self.defers_greeting = False
         self.allows_direct_read = False  # it saves less than waiting for a reader costs that does not come back
-        self._terms = terms
+        self._endpoint = endpoint
         self._peer: InprocConnection
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
@@ -139,7 +139,7 @@ class InprocConnection:
 
     @property
     def peer_number(self) -> int:
-        return self._peer._terms.number
+        return self._peer._endpoint.number
 
     def defer_greeting(self) -> None:
         self.defers_greeting = True
@@ -204,7 +204,7 @@ class InprocConnection:
             raise self._error
         messages: list[Message] = []
         try:
-            messages.extend(_as_received(message, self._terms) for message in self._queue)
+            messages.extend(_as_received(message, self._endpoint) for message in self._queue)
         except PeerError as error:
             if not messages:
                 raise
@@ -234,10 +234,10 @@ class InprocConnection:
             self._peer._writable.set()
 
 
-def _as_received(message: Message, terms: EndpointConfig) -> Message:
+def _as_received(message: Message, endpoint: EndpointConfig) -> Message:
     """Return a message for the receiver, checked and split as if it had come over a wire."""
-    header, body, find_body = message.header, message.body, terms.find_body
-    limit = terms.options.max_message_size
+    header, body, find_body = message.header, message.body, endpoint.find_body
+    limit = endpoint.options.max_message_size
     if limit is not None and message.size > limit:
         raise too_large(message.size, limit)
     if find_body is None:

@@ -39,9 +39,9 @@ def _check_platform(address: Address) -> None:
         raise AddressError(f"{address.url!r}: abstract names exist on Linux only")
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
     """Connect to the listener at *address*."""
-    return StreamConnection(await connect_link(address), terms, typed=True)
+    return StreamConnection(await connect_link(address), endpoint, typed=True)
 
 
 async def connect_link(address: Address) -> SocketLink:
@@ -65,20 +65,20 @@ async def connect_link(address: Address) -> SocketLink:
     return SocketLink(sock, address.url, address.url)
 
 
-async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Bind *address*.
 
     A socket file that nobody listens on any more is replaced.  If somebody does, OSError says that
     the address is in use.
     """
-    return await listen_link(address, terms, lambda link: StreamConnection(link, terms, typed=True))
+    return await listen_link(address, endpoint, lambda link: StreamConnection(link, endpoint, typed=True))
 
 
-async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
+async def listen_link(address: Address, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
     """Bind *address*, for ipc and ws+unix.  *make* turns each accepted link into a newcomer."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
-    mode = terms.options.ipc_mode
+    mode = endpoint.options.ipc_mode
     sock = _bound(address, mode)
     try:
         if mode is not None and isinstance(address.path, str):
@@ -87,7 +87,7 @@ async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[S
         sock.setblocking(False)
         if address.path == ANY_NAME:
             address = address.with_name(sock.getsockname())
-        return [IPCAcceptor(sock, address, terms, make)]
+        return [IPCAcceptor(sock, address, endpoint, make)]
     except BaseException:
         sock.close()
         raise
@@ -151,10 +151,10 @@ def _remove_stale(path: str) -> bool:
 class IPCAcceptor:
     """A listening socket, and the file that it created."""
 
-    def __init__(self, sock: socket.socket, address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
+    def __init__(self, sock: socket.socket, address: Address, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
         self.url = address.url
         self._socket = close_in_children(sock)
-        self._proxied = terms.proxy_protocol
+        self._proxied = endpoint.proxy_protocol
         self._make = make
         self._file = address.path if isinstance(address.path, str) else None
         self._identity = _identity(self._file)  # by the time we close, there may be another file

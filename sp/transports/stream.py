@@ -62,11 +62,11 @@ class LinkConnection(OverLink, abc.ABC):
 
     allows_direct_read = True
 
-    __slots__ = ("_interrupted", "_sizes", "_terms", "_unwritten", "closed")
+    __slots__ = ("_endpoint", "_interrupted", "_sizes", "_unwritten", "closed")
 
-    def __init__(self, link: Link, terms: EndpointConfig) -> None:
+    def __init__(self, link: Link, endpoint: EndpointConfig) -> None:
         super().__init__(link)
-        self._terms = terms
+        self._endpoint = endpoint
         self._unwritten: list[bytes | memoryview] = []
         self._sizes: list[int] = []  # of the frames in the last write
         self._interrupted = False
@@ -142,12 +142,12 @@ class StreamConnection(LinkConnection):
 
     __slots__ = ("_decoder", "_more", "_typed", "defers_greeting", "peer_number")
 
-    def __init__(self, link: Link, terms: EndpointConfig, *, typed: bool = False) -> None:
-        super().__init__(link, terms)
+    def __init__(self, link: Link, endpoint: EndpointConfig, *, typed: bool = False) -> None:
+        super().__init__(link, endpoint)
         self.defers_greeting = False
         self.peer_number = 0  # unknown before ``greet``
         self._typed = typed
-        self._decoder = FrameDecoder(terms.find_body, terms.options.max_message_size, typed=typed)
+        self._decoder = FrameDecoder(endpoint.find_body, endpoint.options.max_message_size, typed=typed)
         self._more = False  # the last read was full, so there is probably more to read
 
     @property
@@ -156,7 +156,7 @@ class StreamConnection(LinkConnection):
 
     async def greet(self) -> Greeted:
         # nanomsg waits one second for a greeting, so ours leaves at once unless it is deferred.
-        await self._link.open(b"" if self.defers_greeting else encode_greeting(self._terms.number))
+        await self._link.open(b"" if self.defers_greeting else encode_greeting(self._endpoint.number))
         data = b""
         while True:
             self._check_open()
@@ -183,7 +183,7 @@ class StreamConnection(LinkConnection):
 
     def accept(self) -> Connection:
         if self.defers_greeting:
-            self._link.send(encode_greeting(self._terms.number))  # a fresh connection has room for 8 bytes
+            self._link.send(encode_greeting(self._endpoint.number))  # a fresh connection has room for 8 bytes
         return self
 
     async def reject(self, error: PipeRefused | WrongProtocol) -> None:

@@ -44,18 +44,18 @@ _Target = tuple[int, tuple[Any, ...]]
 """An address family and an address, in the form that the system's functions take."""
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
     """Connect to *address*.
 
     Its name is looked up each time, and all of its addresses are tried.
     """
-    return StreamConnection(await connect_link(address, terms), terms)
+    return StreamConnection(await connect_link(address, endpoint), endpoint)
 
 
-async def connect_link(address: Address, terms: EndpointConfig) -> SocketLink:
+async def connect_link(address: Address, endpoint: EndpointConfig) -> SocketLink:
     """Connect to *address*, for every transport over TCP."""
-    targets = _by_turns(await look_up(address, limit=terms.options.handshake_timeout * _LOOKUP_SHARE))
-    return _link(await (_open(*targets[0]) if len(targets) == 1 else _race(targets)), terms)
+    targets = _by_turns(await look_up(address, limit=endpoint.options.handshake_timeout * _LOOKUP_SHARE))
+    return _link(await (_open(*targets[0]) if len(targets) == 1 else _race(targets)), endpoint)
 
 
 def _by_turns(targets: list[_Target]) -> list[_Target]:
@@ -183,15 +183,15 @@ async def _look_up_name(host: str, port: int, family: int, flags: int, limit: fl
     raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not looked up within {limit:g} s{others}")
 
 
-async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Bind *address*.
 
     A name is bound at all of its addresses; no host means all interfaces, IPv4 and IPv6.
     """
-    return await listen_link(address, terms, lambda link: StreamConnection(link, terms))
+    return await listen_link(address, endpoint, lambda link: StreamConnection(link, endpoint))
 
 
-async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
+async def listen_link(address: Address, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
     """Bind *address*, for every transport over TCP.
 
     *make* turns each accepted link into a newcomer.
@@ -202,23 +202,23 @@ async def listen_link(address: Address, terms: EndpointConfig, make: Callable[[S
         raise type(error)(error.errno, f"cannot listen on {address.url!r}: {error.strerror or error}") from error
     port: int = sockets[0].getsockname()[1]
     url = address.with_port(port).url
-    return [TCPAcceptor(sock, url, terms, make) for sock in sockets]
+    return [TCPAcceptor(sock, url, endpoint, make) for sock in sockets]
 
 
 class TCPAcceptor:
     """A listening socket."""
 
-    def __init__(self, sock: socket.socket, url: str, terms: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
+    def __init__(self, sock: socket.socket, url: str, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
         self.url = url
         self._socket = close_in_children(sock)
-        self._terms = terms
+        self._endpoint = endpoint
         self._make = make
 
     async def accept(self) -> list[Newcomer]:
         if self._socket.fileno() < 0:
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(self._socket)
-        return [self._make(_link(sock, self._terms)) for sock in accept_pending(self._socket)]
+        return [self._make(_link(sock, self._endpoint)) for sock in accept_pending(self._socket)]
 
     def drain(self) -> None:
         self.close()
@@ -275,8 +275,8 @@ class TCPLink(SocketLink):
         return True
 
 
-def _link(sock: socket.socket, terms: EndpointConfig) -> SocketLink:
-    tcp_keepalive, proxied = terms.options.tcp_keepalive, terms.proxy_protocol
+def _link(sock: socket.socket, endpoint: EndpointConfig) -> SocketLink:
+    tcp_keepalive, proxied = endpoint.options.tcp_keepalive, endpoint.proxy_protocol
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _set_keepalive(sock, tcp_keepalive)

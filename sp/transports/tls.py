@@ -39,18 +39,18 @@ _WRITE_SIZE: Final = 128 * 1024
 """Bytes; the most that is encrypted before the kernel takes it, a whole number of full records."""
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
     """Connect to *address*, as tcp does.  The TLS handshake belongs to the greeting."""
-    config = terms.tls
+    config = endpoint.tls
     assert isinstance(config, TLSClientConfig)
-    return StreamConnection(TLSLink(await connect_link(address, terms), config, host=address.host, port=address.port), terms)
+    return StreamConnection(TLSLink(await connect_link(address, endpoint), config, host=address.host, port=address.port), endpoint)
 
 
-async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Bind *address*, as tcp does."""
-    config = terms.tls
+    config = endpoint.tls
     assert isinstance(config, TLSServerConfig)
-    return await listen_link(address, terms, lambda link: StreamConnection(TLSLink(link, config), terms))
+    return await listen_link(address, endpoint, lambda link: StreamConnection(TLSLink(link, config), endpoint))
 
 
 class _Turnstile:

@@ -41,8 +41,8 @@ class StubbornLink:
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_a_write_that_was_refused_is_kept_and_tried_again(size: int) -> None:
     link = StubbornLink()
-    terms = EndpointConfig(number=0x20, peer_number=0x21, find_body=None, options=SocketOptions())
-    connection = StreamConnection(link, terms)  # type: ignore[arg-type]
+    endpoint = EndpointConfig(number=0x20, peer_number=0x21, find_body=None, options=SocketOptions())
+    connection = StreamConnection(link, endpoint)  # type: ignore[arg-type]
     outbox = deque(Message(bytes([number]) * size) for number in range(10))
     rounds = 0
     while not connection.send_nowait(outbox):

@@ -30,19 +30,19 @@ _BODY_TIME: Final = 1.0
 """How long, in seconds, we wait for the body of a refusal after its head: it may never end."""
 
 
-async def connect(address: Address, terms: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
     """Connect to *address*, through a proxy if there is one.
 
     All handshakes are part of ``greet``.
     """
     if address.scheme == "ws+unix":
-        return ClientNewcomer(await ipc.connect_link(address), terms, address)
-    proxy = proxy_for(address, cast("WSClientConfig", terms.ws).proxy)
-    inner = await tcp.connect_link(address, terms) if proxy is None else await _connect_through(proxy, address, terms)
+        return ClientNewcomer(await ipc.connect_link(address), endpoint, address)
+    proxy = proxy_for(address, cast("WSClientConfig", endpoint.ws).proxy)
+    inner = await tcp.connect_link(address, endpoint) if proxy is None else await _connect_through(proxy, address, endpoint)
     link: Link = inner
-    if isinstance(terms.tls, TLSClientConfig):
-        link = TLSLink(inner, terms.tls, host=address.host, port=address.port, http=True)
-    return ClientNewcomer(link, terms, address)
+    if isinstance(endpoint.tls, TLSClientConfig):
+        link = TLSLink(inner, endpoint.tls, host=address.host, port=address.port, http=True)
+    return ClientNewcomer(link, endpoint, address)
 
 
 class ClientNewcomer(OverLink):
@@ -50,21 +50,21 @@ class ClientNewcomer(OverLink):
 
     defers_greeting = False
 
-    __slots__ = ("_address", "_connection", "_handshake", "_terms", "closed")
+    __slots__ = ("_address", "_connection", "_endpoint", "_handshake", "closed")
 
-    def __init__(self, link: Link, terms: EndpointConfig, address: Address) -> None:
+    def __init__(self, link: Link, endpoint: EndpointConfig, address: Address) -> None:
         super().__init__(link)
         self.closed = False
         self._address = address
-        self._terms = terms
-        number, host, headers = terms.peer_number, address.host_header, cast("WSClientConfig", terms.ws).headers
-        over_tls = terms.tls is not None
+        self._endpoint = endpoint
+        number, host, headers = endpoint.peer_number, address.host_header, cast("WSClientConfig", endpoint.ws).headers
+        over_tls = endpoint.tls is not None
         self._handshake = ClientHandshake(client_protocol(number), number, address.target, host, headers, over_tls=over_tls)
         self._connection: ClientConnection | None = None  # once the server has agreed
 
     @property
     def stage(self) -> str:
-        if self._terms.tls is not None and self._link.tls is None:
+        if self._endpoint.tls is not None and self._link.tls is None:
             return self._link.stage
         begun = self._handshake.first_line
         return f"WebSocket handshake (the server has begun with {begun!r})" if begun else "WebSocket handshake"
@@ -73,8 +73,8 @@ class ClientNewcomer(OverLink):
         pass  # it cannot be: it is our request
 
     async def greet(self) -> Greeted:
-        terms, link, handshake = self._terms, self._link, self._handshake
-        if terms.tls is None:
+        endpoint, link, handshake = self._endpoint, self._link, self._handshake
+        if endpoint.tls is None:
             await link.open(b"")
             # If the server hangs up, it may have said why: reading finds out.
             with suppress(BrokenPipeError, ConnectionResetError):
@@ -87,18 +87,18 @@ class ClientNewcomer(OverLink):
 
     def _agreed(self, response: HTTPHeaders) -> ClientConnection:
         """Return the WebSocket that the server has agreed to with *response*."""
-        terms, handshake = self._terms, self._handshake
+        endpoint, handshake = self._endpoint, self._handshake
         path, _, query = self._address.target.partition("?")
         http = HTTPInfo(
             path=path,
             query=query,
             headers=handshake.request_headers,
             response_headers=response,
-            scheme="http" if terms.tls is None else "https",
+            scheme="http" if endpoint.tls is None else "https",
         )
-        websocket = WebSocket(Side.CLIENT, terms.find_body, terms.options.max_message_size)
+        websocket = WebSocket(Side.CLIENT, endpoint.find_body, endpoint.options.max_message_size)
         websocket.add(handshake.rest)
-        return ClientConnection(self._link, terms, websocket, http, pings_for_server(response))
+        return ClientConnection(self._link, endpoint, websocket, http, pings_for_server(response))
 
     async def linger_close(self, error: Exception | None = None) -> None:
         if self._connection is not None:
@@ -119,7 +119,7 @@ class ClientConnection(WSConnection):
 
     @property
     def peer_number(self) -> int:
-        return self._terms.peer_number
+        return self._endpoint.peer_number
 
     def accept(self) -> Connection:
         return self
@@ -161,11 +161,11 @@ async def _read_until_agreed(link: Link, answer: ClientHandshake | Answer) -> No
         answer.receive_data(b"")  # nothing more of the body comes
 
 
-async def _connect_through(proxy: ConnectProxy, address: Address, terms: EndpointConfig) -> SocketLink:
+async def _connect_through(proxy: ConnectProxy, address: Address, endpoint: EndpointConfig) -> SocketLink:
     """Connect to *proxy*, and have it connect to *address* (RFC 9110, 9.3.6)."""
     authority = f"{bracketed(without_zone(address.host))}:{address.port}"
     try:
-        link = await tcp.connect_link(Address(f"http://{proxy.address}", "tcp", host=plain_zone(proxy.host), port=proxy.port), terms)
+        link = await tcp.connect_link(Address(f"http://{proxy.address}", "tcp", host=plain_zone(proxy.host), port=proxy.port), endpoint)
     except OSError as error:
         raise OSError(error.errno, f"the proxy {proxy.address} cannot be reached: {error.strerror or error}") from error
     try:

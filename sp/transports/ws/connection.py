@@ -50,7 +50,7 @@ class WSConnection(LinkConnection):
     def __init__(
         self,
         link: Link,
-        terms: EndpointConfig,
+        endpoint: EndpointConfig,
         websocket: WebSocket,
         http: HTTPInfo,
         pings: Pings,
@@ -59,9 +59,9 @@ class WSConnection(LinkConnection):
         says_close: bool = True,
     ) -> None:
         """If nothing is wrong, the peer gets a Close with *code*, or none unless *says_close*."""
-        super().__init__(link, terms)
+        super().__init__(link, endpoint)
         self.http = http
-        self._config = cast("WSServerConfig | WSClientConfig", terms.ws)
+        self._config = cast("WSServerConfig | WSClientConfig", endpoint.ws)
         self._websocket = websocket
         self._pings = pings
         self._code = code

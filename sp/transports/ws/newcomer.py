@@ -45,11 +45,11 @@ class ServerNewcomer(OverLink):
 
     __slots__ = ("_answered", "_asks_health", "_connection", "_handshake", "_lingered", "_opened", "_routed", "_routes", "closed")
 
-    def __init__(self, link: Link, terms: EndpointConfig, routes: Routes) -> None:
+    def __init__(self, link: Link, endpoint: EndpointConfig, routes: Routes) -> None:
         super().__init__(link)
         self.closed = False
         self._routes = routes
-        self._handshake = ServerHandshake(over_tls=terms.tls is not None)
+        self._handshake = ServerHandshake(over_tls=endpoint.tls is not None)
         self._opened = False  # HTTP can be spoken
         self._asks_health = False
         self._answered = False
@@ -136,7 +136,7 @@ class ServerNewcomer(OverLink):
         if origin is not None and not route.config.allows_origin(origin):
             await self.answer(text_response(403, "pages of this origin may not connect"))
             raise GreetingError(f"HTTP 403: origin {origin[:200]!r} is not among the allowed origins")
-        response, error = self._handshake.check(route.terms.number)
+        response, error = self._handshake.check(route.endpoint.number)
         if response is not None:
             await self.answer(response)
         if error is not None:
@@ -145,15 +145,15 @@ class ServerNewcomer(OverLink):
 
     def accept(self, route: Route, http: HTTPInfo) -> WSConnection:
         """Make it a WebSocket.  Raises OSError."""
-        handshake, terms = self._handshake, route.terms
+        handshake, endpoint = self._handshake, route.endpoint
         answer, headers = handshake.accept(route.config.response_headers)
         pings = pings_for_client(http.headers)
-        websocket = WebSocket(Side.SERVER, terms.find_body, terms.options.max_message_size)
+        websocket = WebSocket(Side.SERVER, endpoint.find_body, endpoint.options.max_message_size)
         websocket.add(handshake.rest)
         self._answered = True
         self._connection = connection = WSConnection(
             self._link,
-            terms,
+            endpoint,
             websocket,
             attrs.evolve(http, response_headers=headers),
             pings,
@@ -218,7 +218,7 @@ class ServerGreeted(OverLink):
     def __init__(self, newcomer: ServerNewcomer, link: Link, route: Route, http: HTTPInfo) -> None:
         super().__init__(link)
         self.http = http
-        self.peer_number = route.terms.peer_number
+        self.peer_number = route.endpoint.peer_number
         self._newcomer = newcomer
         self._route = route
 

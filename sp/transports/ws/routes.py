@@ -14,10 +14,10 @@ from sp.transports.contract import EndpointConfig, Newcomer
 class Route:
     """One listener on a shared port."""
 
-    def __init__(self, routes: Routes, path: str, terms: EndpointConfig) -> None:
+    def __init__(self, routes: Routes, path: str, endpoint: EndpointConfig) -> None:
         self.path = normal_path(path)
-        self.terms = terms
-        self.config = cast("WSServerConfig", terms.ws)
+        self.endpoint = endpoint
+        self.config = cast("WSServerConfig", endpoint.ws)
         self.health_path = None if self.config.health_path is None else normal_path(self.config.health_path)
         self.draining = False
         self.closed = False

@@ -27,7 +27,7 @@ from sp.transports.ws.routes import Route, Routes
 _Key = tuple[str, str, int]
 
 
-async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Bind *address*, or share a port that is bound.
 
     Raises OSError "address in use" if the listeners do not fit together, and AddressError or
@@ -38,10 +38,10 @@ async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
     key = _key(address, address.port)
     port = ports.get(key)
     if port is None:
-        port = SharedPort(terms, address, key)
-        port.routes.check_paths(address, cast("WSServerConfig", terms.ws))
+        port = SharedPort(endpoint, address, key)
+        port.routes.check_paths(address, cast("WSServerConfig", endpoint.ws))
         try:
-            await port.bind(address, terms)
+            await port.bind(address, endpoint)
         except OSError:
             port = ports.get(key)
             if port is None:
@@ -49,8 +49,8 @@ async def listen(address: Address, terms: EndpointConfig) -> list[Acceptor]:
         else:
             ports[port.key] = port
     if port.routes.oldest is not None:
-        port.check(address, terms)
-    return port.join(address, terms)
+        port.check(address, endpoint)
+    return port.join(address, endpoint)
 
 
 def _key(address: Address, port: int) -> _Key:
@@ -75,40 +75,40 @@ def _the_ports() -> dict[_Key, SharedPort]:
 class SharedPort:
     """A bound address, and the listeners that share it."""
 
-    def __init__(self, terms: EndpointConfig, address: Address, key: _Key) -> None:
+    def __init__(self, endpoint: EndpointConfig, address: Address, key: _Key) -> None:
         self.key = key
         self.routes = Routes(is_unix=address.scheme == "ws+unix")
         self._bases: list[Acceptor] = []
-        self._terms = terms  # of the listener that has bound it
+        self._endpoint = endpoint  # of the listener that has bound it
 
     def _newcomer(self, inner: SocketLink) -> Newcomer:
-        config = self._terms.tls
+        config = self._endpoint.tls
         link = TLSLink(inner, config, http=True) if isinstance(config, TLSServerConfig) else inner
-        return ServerNewcomer(link, self._terms, self.routes)
+        return ServerNewcomer(link, self._endpoint, self.routes)
 
-    async def bind(self, address: Address, terms: EndpointConfig) -> None:
+    async def bind(self, address: Address, endpoint: EndpointConfig) -> None:
         """Bind *address*, and learn its port if the system has chosen one."""
         if self.routes.is_unix:
-            self._bases = await ipc.listen_link(address, terms, self._newcomer)
+            self._bases = await ipc.listen_link(address, endpoint, self._newcomer)
         else:
-            self._bases = await tcp.listen_link(address, terms, self._newcomer)
+            self._bases = await tcp.listen_link(address, endpoint, self._newcomer)
             self.key = _key(address, Address.parse(self._bases[0].url).port)
 
-    def check(self, address: Address, terms: EndpointConfig) -> None:
-        """Raise unless a listener at *address* with these terms can share the port."""
-        if terms.tls is not self._terms.tls:
-            if terms.tls is None or self._terms.tls is None:
+    def check(self, address: Address, endpoint: EndpointConfig) -> None:
+        """Raise unless a listener at *address*, with this configuration, can share the port."""
+        if endpoint.tls is not self._endpoint.tls:
+            if endpoint.tls is None or self._endpoint.tls is None:
                 raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, and ws:// and wss:// cannot share a port")
             raise TLSConfigError(f"{address.url!r} shares its port with other sockets: pass the TLSServerConfig object that they use")
-        if terms.proxy_protocol != self._terms.proxy_protocol:
+        if endpoint.proxy_protocol != self._endpoint.proxy_protocol:
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, with another proxy_protocol= than this one")
         if any(route.path == normal_path(address.target) for route in self.routes.listeners):
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
-        self.routes.check_paths(address, cast("WSServerConfig", terms.ws))
+        self.routes.check_paths(address, cast("WSServerConfig", endpoint.ws))
 
-    def join(self, address: Address, terms: EndpointConfig) -> list[Acceptor]:
+    def join(self, address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
         """Add a listener at *address*."""
-        route = Route(self.routes, address.target, terms)
+        route = Route(self.routes, address.target, endpoint)
         self.routes.listeners.append(route)
         url = address.url if self.routes.is_unix else address.with_port(self.key[2]).url
         return [WSAcceptor(self, route, base, url) for base in self._bases]
