@@ -47,10 +47,10 @@ ANY_NAME: Final = b"\0"
 class Address:
     """A parsed URL.
 
-    ``tcp``, ``tls+tcp``, ``ws`` and ``wss`` have *host* (``""`` for all interfaces, IPv6 without
-    its brackets) and *port*; ``ipc``, ``ws+unix``, ``abstract`` and ``inproc`` have *path*: a file
-    path, the bytes of an abstract name, a name.  ``ws``, ``wss`` and ``ws+unix`` have *target* as
-    well: the path of the HTTP request, and its query.
+    ``tcp``, ``tls+tcp``, ``ws`` and ``wss`` have a *host* (``""`` for all interfaces, IPv6 without
+    its brackets) and a *port*.  ``ipc``, ``ws+unix``, ``abstract`` and ``inproc`` have a *path*: a
+    file path, the bytes of an abstract name, or a name.  ``ws``, ``wss`` and ``ws+unix`` also have
+    a *target*: the path of the HTTP request, and its query.
     """
 
     url: str
@@ -113,7 +113,7 @@ class Address:
     def settled(self) -> Address:
         """Return the same address with an absolute file path.
 
-        It then is the same file when the working directory has changed.
+        So it still names the same file after the working directory changes.
         """
         if self.scheme not in _WITH_FILE or not isinstance(self.path, str):
             return self
@@ -133,9 +133,7 @@ class Address:
 
     @property
     def host_header(self) -> str:
-        """What a request calls the host: with its port, unless that is the scheme's own (RFC 9110,
-        7.2).
-        """
+        """The ``Host`` header of a request, without the default port (RFC 9110, 7.2)."""
         if not self.host:
             return "localhost"
         host = bracketed(without_zone(self.host))
@@ -153,13 +151,13 @@ class Address:
 
 
 def absolute(path: str) -> str:
-    """Return *path* behind the working directory, unless it is absolute.
+    """Return *path* as an absolute path, seen from the working directory.
 
-    A ``..`` in it is left to the system, which knows of links.
+    A ``..`` in it stays, because only the system knows where symbolic links lead.
     """
     try:
         return os.path.join(os.getcwd(), path)
-    except OSError:  # the directory is gone: using the path will fail and say so
+    except OSError:  # the directory is gone: whoever uses the path gets an error that says so
         return path
 
 
@@ -190,7 +188,7 @@ def without_zone(host: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """Return *host* as it stands before a port: an IPv6 address in brackets.
+    """Return *host* in the form that a port can follow: an IPv6 address gets brackets.
 
     ``plain_zone`` of what is in the brackets gives it back.
     """
@@ -200,10 +198,9 @@ def bracketed(host: str) -> str:
 
 
 def host_port(host: str, port: int | str) -> str:
-    """Return *host*, as it is, and *port* in one text, with an IPv6 address in brackets: for
-    messages and headers.
+    """Return *host* and *port* as one text for messages and headers; IPv6 gets brackets.
 
-    In a URL a zone may have to be escaped: ``bracketed`` does that.
+    Nothing is escaped.  A zone in a URL may need that: ``bracketed`` does it.
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -241,9 +238,9 @@ def _authority(url: str, scheme: str, rest: str) -> tuple[str, str]:
         shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
         raise AddressError(f"{shown!r}: a URL ends up in logs, so it takes no credentials: give them as a header in ws=")
     if "@" in rest and ":" in authority and not authority.rpartition(":")[2].isdigit() and not authority.endswith("]"):
-        # Probably a password with a slash in it: the rest of it looks like the path.
+        # Probably a password with a slash in it: what follows the slash looks like a path.
         shown = f"{scheme}://...@{rest.rpartition('@')[2]}"
-        raise AddressError(f"{shown!r}: what stands before @ looks like credentials: give them as a header in ws=")
+        raise AddressError(f"{shown!r}: the part before @ looks like credentials: give them as a header in ws=")
     if not authority.endswith("]") and ":" in authority:
         return authority, _target(url, target)
     return f"{authority}:{_default_port(scheme)}", _target(url, target)
@@ -251,7 +248,7 @@ def _authority(url: str, scheme: str, rest: str) -> tuple[str, str]:
 
 def _target(url: str, target: str) -> str:
     if "#" in target:
-        raise AddressError(f"{url!r}: a fragment (#) has no meaning here")
+        raise AddressError(f"{url!r}: a fragment (#) has no meaning here: leave it out")
     target = target if target.startswith("/") else f"/{target}"
     if not is_path(target):
         raise AddressError(f"{url!r}: {target!r} is not a path of a URL, expected ASCII with %XX for anything else")
@@ -289,9 +286,7 @@ def is_path(text: str) -> bool:
 
 
 def normal_path(path: str) -> str:
-    """Return the form of *path* that all of its spellings with ``%XX`` have in common (RFC 3986,
-    6.2.2).
-    """
+    """Return the normal form of *path*, the same for all spellings with ``%XX`` (RFC 3986, 6.2.2)."""
     return _ESCAPE.sub(_normal_escape, path)
 
 

@@ -1,6 +1,6 @@
 """Checks of the values that an application gives.
 
-Each raises TypeError for a value of the wrong type and ValueError for one out of range; the text
+Each raises TypeError for a value of the wrong type and ValueError for one out of range.  The text
 names the parameter, what was expected and what was given.  ``flag``, ``count``, ``seconds`` and
 ``choice`` and so on are the same checks as validators of attrs fields.
 """
@@ -23,7 +23,7 @@ _Choice = TypeVar("_Choice")
 def check_flag(name: str, value: object) -> bool:
     """Return *value*, which must be True or False.
 
-    Nothing else counts as either: a None or a 0 that slipped in must not decide anything.
+    Nothing else is accepted: a None or a 0 that got here by mistake must not decide anything.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r}")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class DialerWorker(Protocol):
-    """What a dialer needs of the task that dials.
+    """What a dialer needs from the task that dials.
 
     The attributes mean what those of ``Dialer`` do.
     """

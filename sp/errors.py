@@ -20,16 +20,14 @@ class Error(Exception):
     """The base of all exceptions of this library."""
 
     permanent: bool = False
-    """Whether trying again soon is pointless.  A dialer then waits ``redial_max`` before it tries
-    again.
+    """Whether it is pointless to try again soon.  If so, a dialer waits ``redial_max``.
 
-    With TLS, only a verified peer can cause such an error, so that nobody else can keep a dialer
-    away.
+    With TLS, only a verified peer can cause such an error.  Nobody else can keep a dialer away.
     """
 
 
 class StateError(Error):
-    """The call came at the wrong moment: for example, a REQ received before it had sent anything."""
+    """The call came at the wrong moment, for example a ``receive`` of a REQ before any ``send``."""
 
 
 class RequestReplaced(Error):
@@ -37,9 +35,7 @@ class RequestReplaced(Error):
 
 
 class RequestLost(Error):
-    """The pipe that carried the request has ended, and ``resend_after=None`` switched resending
-    off.
-    """
+    """The pipe that carried the request ended, and ``resend_after=None`` forbids resending."""
 
 
 class AddressError(Error, ValueError):
@@ -61,8 +57,9 @@ class DialError(Error):
 
 
 class PipeRefused(Error):
-    """This side refused a new connection: ``authorize`` said no, or the protocol has no room for
-    another peer.
+    """This side refused a new connection.
+
+    ``authorize`` did not return True, or the protocol has no room for another peer.
     """
 
     def __init__(self, reason: str, response: RefusalResponse | None = None, *, kind: RefusalKind = RefusalKind.NOT_AUTHORIZED) -> None:
@@ -70,8 +67,9 @@ class PipeRefused(Error):
         self.kind = kind
         self.permanent = kind is not RefusalKind.NO_ROOM
         self.response = response
-        """The ``HTTPResponse`` that ``authorize`` has chosen for a peer that came by HTTP; None:
-        the one that fits ``kind``.
+        """The ``HTTPResponse`` that ``authorize`` chose.
+
+        None: a peer that came by HTTP gets the one that fits ``kind``.
         """
 
 
@@ -97,8 +95,9 @@ class PeerClosed(PeerError):
 
 
 class GreetingError(PeerError):
-    """The peer does not speak SP, speaks another version of it, or did not complete the handshake
-    in time.
+    """The peer does not speak SP.
+
+    Or it speaks another version of it, or did not complete the handshake in time.
     """
 
 
@@ -137,14 +136,17 @@ class PeerSilent(PeerError):
 
 
 class PeerStalled(PeerError):
-    """More replies wait for the peer than ``reply_limit`` or ``reply_bytes`` allows, and it has
-    read none for a minute.
+    """The peer has read nothing for a minute, and too many replies wait for it.
+
+    There are more than ``reply_limit`` or ``reply_bytes`` allows.
     """
 
 
 class TLSError(PeerError):
-    """TLS with the peer failed: it does not speak TLS, has no version or cipher in common, or sent
-    data that is not genuine.
+    """TLS with the peer failed.
+
+    It does not speak TLS, or has no version or cipher in common with us, or sent data that is not
+    genuine.
     """
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 EVENT_LIMIT: Final = 256
 """The most events that wait in one stream.
 
-A further event drops the oldest, which is counted in ``missed``.
+One more drops the oldest, and ``missed`` counts it.
 """
 
 
@@ -54,7 +54,7 @@ class Event:
 
 
 class EventQueue(Protocol):
-    """What an event stream needs of the socket."""
+    """What an event stream needs from the socket."""
 
     @property
     def missed(self) -> int: ...

@@ -1,4 +1,4 @@
-"""Guesses what a peer speaks that does not speak what was expected."""
+"""Guesses what a peer speaks when it is not what was expected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ _PROXY: Final = (b"PROXY ", b"\r\n\r\n\0\r\nQ")
 _SP: Final = b"\0SP\0"
 _HTTP: Final = (b"GET ", b"HTTP", b"HEAD", b"POST")
 _OTHERS: Final = (
-    ("TLS", (b"\x15", b"\x16"), {"tcp": "tls+tcp", "ws": "wss"}),  # the first byte of an alert and of a handshake (RFC 8446, 5.1)
+    # The first byte of an alert and of a handshake (RFC 8446, 5.1).
+    ("TLS", (b"\x15", b"\x16"), {"tcp": "tls+tcp", "ws": "wss"}),
     ("HTTP", _HTTP, {"tcp": "ws"}),
     ("SP without HTTP", (_SP,), {"ws": "tcp"}),
     ("HTTP", _HTTP, {"tls+tcp": "ws", "wss": "ws"}),
@@ -19,10 +20,10 @@ _OVER_TLS: Final = {"tcp": "tls+tcp", "ws": "wss"}
 
 
 def guess_protocol(data: bytes, expected: str, *, over_tls: bool = False) -> str:
-    """Return a hint on what the peer speaks instead of *expected*, a scheme.  Empty: no guess.
+    """Return a hint at what the peer speaks instead of *expected*, a scheme.  Empty: no guess.
 
-    *data* is the beginning of what the peer sent.  *over_tls* says that it came through TLS, so
-    that the hint names ``tls+tcp`` or ``wss``.
+    *data* is the beginning of what the peer sent.  *over_tls*: it came through TLS, so the hint
+    names ``tls+tcp`` or ``wss``.
     """
     if data.startswith(_PROXY):
         return f"; {PROXY_HINT}"

@@ -1,9 +1,9 @@
 """Interrupts: Ctrl-C does not break into the library's code.
 
-Half a step could leave tasks that are never woken.  KeyboardInterrupt waits for the main task's
-next cancel point instead.  Ctrl-C does interrupt the functions that an application passes to us
-(``authorize``, ``should_redial``, ``health``): our functions that call them are marked with trio's
-``disable_ki_protection``.
+Tasks wake each other here, and half a step could leave one asleep for ever.  So KeyboardInterrupt
+waits for the main task's next cancel point.  Ctrl-C does interrupt the functions that an
+application passes to us (``authorize``, ``should_redial``, ``health``): our functions that call
+them are marked with trio's ``disable_ki_protection``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class ListenerWorker(Protocol):
-    """What a listener needs of the task that accepts.
+    """What a listener needs from the task that accepts.
 
     The attributes mean what those of ``Listener`` do.
     """
@@ -40,11 +40,12 @@ class Listener:
     async def drain(self, timeout: float = 30.0) -> None:
         """Close the listener gently: peers move elsewhere and no request is lost.
 
-        From now on, new connections are refused: at ``ws`` and ``wss`` they, and health checks, get
-        status 503; elsewhere the address is freed.  Messages that wait for a peer are still
-        written.  The peer is then told to go (on a WebSocket by code 1001, "going away"), and what
-        it sent before that is still delivered.  A REQ at the other end sends its request to another
-        peer, even if the application here is working on it; a reply to it is dropped.
+        From now on, new connections are refused.  At ``ws`` and ``wss`` they get status 503, and so
+        do health checks; elsewhere the address is freed.  Messages that wait for a peer are still
+        written.  The peer is then asked to leave (on a WebSocket by code 1001, "going away"), and
+        what it sent before that is still delivered.  A REQ at the other end sends its request to
+        another peer, even if the application here is working on it.  The reply from here is then
+        dropped.
 
         Returns when all pipes of the listener have ended, or after *timeout* seconds.  If it is
         cancelled, the listener closes at once.  Raises StateError or ClosedResourceError if the

@@ -22,8 +22,9 @@ class Message:
     On the wire, the body follows the header with nothing between them.  Do not change a message
     that was received: several SUB contexts may share it.
 
-    *body* is the payload.  *header* is the protocol header; only raw sockets use it.  *pipe* is the pipe that a received message came
-    by, and with ``Pair1(poly=True)`` the pipe to send a message to; None lets the protocol choose.
+    *body* is the payload.  *header* is the protocol header, which only raw sockets use.  *pipe* is
+    the pipe that a received message came by.  With ``Pair1(poly=True)`` it is also the pipe to send
+    a message to; None lets the protocol choose.
     """
 
     __slots__ = ("body", "header", "pipe")

@@ -25,7 +25,7 @@ DROP_POLICIES: Final[tuple[DropPolicy, ...]] = ("oldest", "newest")
 
 
 def _tls(_: object, __: _Attribute, value: object) -> None:
-    # By name: the classes stand in a higher layer.
+    # Compare names, because the classes are in a higher layer.
     if value is not None and type(value).__name__ not in ("TLSServerConfig", "TLSClientConfig"):
         raise TypeError(f"tls must be a TLSServerConfig or a TLSClientConfig, not {type(value).__name__}")
 
@@ -72,7 +72,7 @@ def _urls(value: str | Sequence[str]) -> tuple[str, ...]:
 class SocketOptions:
     """The options that every socket has.  They cannot be changed once the socket exists.
 
-    An empty queue takes any message, so a bound in bytes never keeps out a message that
+    An empty queue takes any message, so a limit in bytes never keeps out a message that
     ``max_message_size`` allows.
     """
 
@@ -84,33 +84,31 @@ class SocketOptions:
     listen: tuple[str, ...] = attrs.field(default=(), converter=_urls)
     """One URL (str) or several.  The socket listens on them when its block is entered."""
     tls: TLSServerConfig | TLSClientConfig | None = attrs.field(default=None, validator=_tls)
-    """The configuration for ``tls+tcp`` and ``wss`` URLs.  That of ``dial`` or ``listen`` counts
-    first.
+    """The configuration for ``tls+tcp`` and ``wss`` URLs, unless ``dial`` or ``listen`` has one.
 
     None: dialers trust the system's CAs, and listeners need one of their own.
     """
     ws: WSServerConfig | WSClientConfig | None = attrs.field(default=None, validator=_ws)
     """The configuration for ``ws``, ``wss`` and ``ws+unix`` URLs.
 
-    That of ``dial`` or ``listen`` counts first.  None: the defaults.
+    ``dial`` and ``listen`` can have another one.  None: the defaults.
     """
     proxy_protocol: bool = attrs.field(default=False, validator=flag)
     """Whether each connection to a listener begins with a PROXY protocol header.
 
-    That of ``listen`` counts first.
+    ``listen`` can say otherwise.
     """
     authorize: Authorize | None = attrs.field(default=None, validator=optional(function))
-    """A function, plain or async, that is called with each new ``Pipe`` before any message: True
-    accepts the peer.
+    """A function, plain or async, that decides about each new ``Pipe``: True accepts it.
 
-    Anything else, or an exception, ends the pipe.  A peer over WebSocket then gets a 403, or the
-    ``HTTPResponse`` that was returned.  None: every peer is accepted.
+    It is called before any message.  If it returns anything else or raises, the pipe ends.  A peer
+    over WebSocket then gets a 403, or the ``HTTPResponse`` that was returned.  None: every peer is
+    accepted.
     """
     should_redial: ShouldRedial | None = attrs.field(default=None, validator=optional(plain_function))
-    """A plain function that is called with the exception after each failed attempt or lost pipe; a
-    false answer ends the dialer.
+    """A plain function that is called with the exception after each failure or lost pipe.
 
-    None: dialers always try again.
+    If it returns something false, the dialer ends.  None: dialers always try again.
     """
     max_message_size: int | None = attrs.field(default=1 << 20, validator=optional(count(0)))
     """Largest message to accept, in bytes of header and body.
@@ -135,15 +133,14 @@ class SocketOptions:
     reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """The same limit in bytes of headers and bodies."""
     handshake_timeout: float = attrs.field(default=10.0, validator=seconds(zero=False))
-    """Seconds that a new connection may take until its pipe is attached, including TLS, HTTP and
-    ``authorize``.
+    """Seconds from a new connection to an attached pipe: TLS, HTTP, ``authorize`` and all.
 
-    A dialer may take as long again to connect.
+    A dialer may take the same time once more to connect.
     """
     max_handshakes: int = attrs.field(default=1024, validator=count(1))
     """How many handshakes may be under way at once, for each listener.
 
-    One more ends the oldest.
+    One more ends the one that has taken longest.
     """
     redial_min: float = attrs.field(default=0.1, validator=seconds(zero=False))
     """The shortest wait before a redial, in seconds.
@@ -163,9 +160,9 @@ class SocketOptions:
     0: they are dropped at once.
     """
     ipc_mode: int | None = attrs.field(default=None, validator=optional(count(0, 0o777)))
-    """Permission bits of the socket file of an ``ipc`` or ``ws+unix`` listener, such as ``0o600``.
+    """The permissions of the socket file of an ``ipc`` or ``ws+unix`` listener, such as ``0o600``.
 
-    None: as the umask has it.
+    None: the umask decides.
     """
 
     def __attrs_post_init__(self) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class PipeWorker(Protocol):
-    """What a pipe needs of the task that serves it.
+    """What a pipe needs from the task that serves it.
 
     The attributes mean what those of ``Pipe`` do.
     """
@@ -93,14 +93,14 @@ class Pipe:
     def remote_address(self) -> str:
         """The address of the peer: ``host:port`` on a network, the URL for ipc and inproc.
 
-        Behind a trusted proxy, this is the address of the proxy's client, as the proxy reports it.  It has no ``:port`` if the proxy
-        does not report one.
+        Behind a trusted proxy, this is the client's address as the proxy reports it, without
+        ``:port`` if the proxy reports none.
         """
         return self._worker.remote_address
 
     @property
     def proxy_address(self) -> str | None:
-        """The address of the proxy, if ``remote_address`` is that of its client.
+        """The address of the proxy, if ``remote_address`` is the address of its client.
 
         None without a proxy.
         """
@@ -113,7 +113,7 @@ class Pipe:
 
     @property
     def http(self) -> HTTPInfo | None:
-        """The opening handshake of a ``ws`` or ``wss`` pipe: path, query, headers; otherwise None."""
+        """The HTTP handshake of a WebSocket pipe: path, query, headers; None without WebSocket."""
         return self._worker.http
 
     @property

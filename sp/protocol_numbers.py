@@ -40,9 +40,9 @@ COUNTERPARTS: Final = {
     for pair in ((PAIR0, PAIR0), (PAIR1, PAIR1), (PUB, SUB), (REQ, REP), (PUSH, PULL), (SURVEYOR, RESPONDENT), (BUS, BUS))
     for one, other in (pair, pair[::-1])
 }
-"""By number, the number of the protocol that it talks to."""
+"""For each protocol number, the number of the protocol that it talks to."""
 
 
 def protocol_name(number: int) -> str:
-    """Return the name of a protocol: ``REQ``, or ``protocol 0x0999`` for a number without a name."""
+    """Return the name of a protocol, such as ``REQ``; ``protocol 0x0999`` for an unknown number."""
     return _NAMES.get(number) or f"protocol 0x{number:04x}"

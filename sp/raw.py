@@ -61,7 +61,7 @@ __all__ = [
 class Wiring(NamedTuple):
     """What a device works with, below the verbs.
 
-    The half that the protocol does not have is None.
+    If the protocol cannot send or cannot receive, that half is None.
     """
 
     core: Core
@@ -85,8 +85,7 @@ class RawSocket(Socket):
 
 @uninterrupted
 class Req0(RawSocket, SendMessageVerbs, ReceiveVerbs):
-    """Sends requests that bring their backtrace, each to one peer in turn, and receives all
-    replies.
+    """Sends each request, which has its backtrace, to one peer in turn; receives all replies.
 
     ``send_message`` waits while no peer has room.  Nothing is sent again.
     """
@@ -117,8 +116,7 @@ class Rep0(RawSocket, SendMessageVerbs, ReceiveVerbs):
 
 @uninterrupted
 class Surveyor0(RawSocket, SendMessageVerbs, ReceiveVerbs):
-    """Sends surveys that bring their backtrace to all peers, and receives all answers, without a
-    deadline.
+    """Sends surveys, which have their backtrace, to all peers; receives all answers, at any time.
 
     ``send_message`` never waits: a peer without room misses the survey, which is counted.
     """
@@ -197,10 +195,10 @@ class Sub0(RawSocket, ReceiveManyVerbs):
 
 @uninterrupted
 class Bus0(RawSocket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
-    """Receives messages with the id of their pipe as the header; sends to all pipes but the one in
-    the header.
+    """Receives from all peers, and sends to all pipes except the one that the header names.
 
-    A message without a header goes to all pipes.  *inbox_drops* as with ``sp.Bus0``.
+    The header of a received message is the id of its pipe.  A message without a header goes to all
+    pipes.  *inbox_drops* as with ``sp.Bus0``.
     """
 
     def __init__(self, *, inbox_drops: DropPolicy = "newest", **options: Unpack[SocketKeywords]) -> None:
@@ -227,7 +225,7 @@ class Pair0(RawSocket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes])
 
 @uninterrupted
 class Pair1(RawSocket, SendMessageVerbs, ReceiveManyVerbs):
-    """Talks with one peer; the header of a message has its hops, and it is sent with one more.
+    """Talks with one peer.  The header has the hops of a message; each one is sent with one more.
 
     A message with 255 hops is dropped and counted.  *ttl* (1 to 255, default 8) as with
     ``sp.Pair1``.

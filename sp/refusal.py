@@ -11,13 +11,14 @@ class RefusalKind(Enum):
     NOT_AUTHORIZED = "not authorized"
     """``authorize`` did not return True."""
     NO_ROOM = "no room"
-    """A PAIR has its peer already, or is about to: the same pipe may be welcome later."""
+    """A PAIR already has a peer, or is about to get one.  The same pipe may be welcome later."""
 
 
 class RefusalResponse:
-    """The base of what ``authorize`` may return to say more than no.
+    """The base of what ``authorize`` may return to say more than False does.
 
-    ``HTTPResponse`` is the only one: core passes it on to the transport, and does not know HTTP.
+    ``HTTPResponse`` is the only subclass.  The core passes it on to the transport without knowing
+    HTTP.
     """
 
     __slots__ = ()

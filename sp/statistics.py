@@ -16,38 +16,37 @@ class DropReason(enum.StrEnum):
     NO_PEER = "no peer"
     """PUB, BUS and SURVEYOR sent it while no peer was attached."""
     PEER_FULL = "peer full"
-    """The outbox of a peer was full; counted once for each peer that missed the message."""
+    """The outbox of a peer was full.  Counted once for each peer that missed the message."""
     PEER_GONE = "peer gone"
-    """PAIR1 with ``poly`` had it for a peer that has left."""
+    """PAIR1 with ``poly`` was to send it to a peer that has left."""
     REQUESTER_GONE = "requester gone"
     """REP or RESPONDENT had a reply for a peer that has left."""
     INBOX_FULL = "inbox full"
     """The application did not receive fast enough: SUB, BUS and SURVEYOR drop then."""
     UNREAD = "unread"
-    """A reply or an answer came in time, but a new request or survey, or ``close``, came before it
-    was received.
+    """A reply or an answer came in time, but was not received.
+
+    A new request or survey, or ``close``, came first.
     """
     STALE_REPLY = "stale reply"
-    """REQ got a reply to no request of its own, or to one that is over."""
+    """REQ got a reply to a request that is over, or that it never made."""
     LATE_ANSWER = "late answer"
-    """SURVEYOR got an answer to no survey of its own, or to one that is over."""
+    """SURVEYOR got an answer to a survey that is over, or that it never made."""
     UNEXPECTED = "unexpected"
-    """PUSH received a message; its peers are not supposed to send any."""
+    """PUSH received a message, though its peers should not send any."""
     TTL = "ttl"
     """REP, RESPONDENT or PAIR1 received it through more devices than ``ttl`` allows."""
     TOO_LARGE = "too large"
     """It was larger than ``max_message_size``; the pipe that it came by was closed."""
     UNDELIVERED = "undelivered"
-    """It was read from a pipe that ended, or while the socket was closing, before the inbox had
-    room for it.
-    """
+    """The inbox had no room for it before its pipe ended or the socket closed."""
     PIPE_CLOSED = "pipe closed"
     """It was accepted for a pipe that ended before it was written.
 
     (A REQ sends it again instead.)
     """
     SOCKET_CLOSED = "socket closed"
-    """It was accepted, and the socket was closed before it was written."""
+    """It was accepted, but the socket was closed before it was written."""
 
 
 @attrs.frozen(kw_only=True)
@@ -117,9 +116,7 @@ class SocketStatistics:
     listeners: tuple[ListenerStatistics, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same as plain dicts, tuples, strings and numbers, ready for a metrics
-        exporter.
-        """
+        """Return the same as plain dicts, tuples, strings and numbers, for a metrics exporter."""
         return attrs.asdict(self, value_serializer=_plain)
 
 

@@ -65,7 +65,7 @@ class FakePipe:
 
     @property
     def bodies(self) -> list[bytes]:
-        """The bodies of the messages that were taken."""
+        """The bodies of the messages that the pipe took."""
         return [message.body for message in self.taken]
 
     def __repr__(self) -> str:

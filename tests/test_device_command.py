@@ -125,13 +125,13 @@ async def test_without_a_back_it_reflects_a_bus() -> None:
         (("--front", "tcp://127.0.0.1:0"), "the back needs a URL: give --back or --back-listen; only bus, pair0, pair1"),
         (
             ("--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--certificate", "/nowhere.pem"),
-            "--certificate was given, and nothing uses it",
+            "--certificate was given, but nothing uses it",
         ),
         (
             ("--front", "tcp://127.0.0.1:0", "--back", "tls+tcp://x:1", "--client-ca", "/nowhere.pem"),
-            "--client-ca was given, and nothing uses it",
+            "--client-ca was given, but nothing uses it",
         ),
-        (("push", "--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "3"), "--ttl was given, and nothing uses it"),
+        (("push", "--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "3"), "--ttl was given, but nothing uses it"),
         (("--front", "tcp://127.0.0.1:0", "--back", "inproc://x", "--ttl", "0"), "ttl must be from 1 to 255, not 0"),
         (("--front", "ipc:///nowhere/at/all", "--back", "inproc://x"), "/nowhere/at/all"),
     ],

@@ -1,4 +1,4 @@
-"""Devices: pass on the messages that arrive at one raw socket by another one.
+"""Devices: what arrives at one raw socket is sent by another one.
 
 ``sp.device.device(front, back)`` runs one in a program, ``python -m sp.device`` from the shell.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["device"]
 
 _MANY: Final = 64
-"""Messages after which other tasks get their turn.
+"""After this many messages, other tasks get their turn.
 
 A message to several peers counts once for each.
 """
@@ -28,13 +28,12 @@ A message to several peers counts once for each.
 
 @trio.lowlevel.enable_ki_protection
 async def device(front: RawSocket, back: RawSocket | None = None) -> None:
-    """Pass on all messages that arrive at *front* by *back*, and the other way round, until
-    cancelled.
+    """Send by *back* what arrives at *front*, and the other way round, until cancelled.
 
     Both are open raw sockets (``sp.raw.Rep0`` and so on) of counterpart protocols, or both BUS, or
     both PAIR of the same version.  It makes no difference which one is the front, or which
-    transports they use.  PUSH, PULL, PUB and SUB are passed on in their one direction.  With
-    *front* alone, a message that arrives there leaves there: a BUS passes it on to all its other
+    transports they use.  Messages of PUSH, PULL, PUB and SUB go in their one direction.  With
+    *front* alone, it also sends what arrives there: a BUS passes a message on to all its other
     peers.
 
     Replies find their way back by the backtrace.  A message that made more hops than the ``ttl`` of
@@ -109,8 +108,9 @@ async def _run(ways: list[list[Wiring]]) -> None:
 
 @trio.lowlevel.enable_ki_protection
 async def _watch(core: Core) -> None:
-    """Raise ClosedResourceError when the socket is closed, also while ``_pass_on`` waits for the
-    other one.
+    """Raise ClosedResourceError when the socket is closed.
+
+    It does so even while ``_pass_on`` waits for the other socket.
     """
     while True:
         core.check_open()

@@ -92,7 +92,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_use(options: argparse.Namespace) -> None:
-    """Raise for an option that would go unused: whoever gives a certificate expects encryption."""
+    """Raise for an option that would go unused: a user who gives a certificate expects encryption."""
     listened = [Address.parse(url) for url in (*options.front, *options.back_listen)]
     dialed = [Address.parse(url) for url in (*options.front_dial, *options.back)]
     for name, given, used in (
@@ -104,7 +104,7 @@ def _check_use(options: argparse.Namespace) -> None:
         ("ttl", options.ttl is not None, options.protocol in _WITH_TTL),
     ):
         if given and not used:
-            raise AddressError(f"--{name} was given, and nothing uses it: expected a URL, protocol or option that does")
+            raise AddressError(f"--{name} was given, but nothing uses it: expected a URL, protocol or option that does")
 
 
 def _socket(protocol: str, options: argparse.Namespace) -> RawSocket:
@@ -160,7 +160,7 @@ async def _run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a device until SIGINT or SIGTERM.
 
-    If it cannot run, exit with an error text and status 1.
+    If the device cannot run, exit with an error text and status 1.
     """
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(name)s %(message)s")
