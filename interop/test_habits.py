@@ -123,7 +123,7 @@ async def refusals(events: sp.EventStream) -> int:
         while True:
             event = await next_event(events, sp.EventKind.REFUSED)
             assert isinstance(event.error, sp.PipeRefused)
-            assert event.reason.endswith(": refused: this PAIR has its peer already")
+            assert event.reason.endswith(": refused: this PAIR already has a peer")
             count += 1
             if count == 1:
                 scope.deadline = trio.current_time() + WHILE

@@ -1,4 +1,4 @@
-"""ListenerTask: accepts at a bound URL.
+"""ListenerTask: accepts connections at a bound URL.
 
 Each new connection has a task of its own, so that a silent peer delays no other.
 """
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("sp")
 
 _ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try after accepting has failed, for example for lack of descriptors."""
+"""Seconds to wait after accepting has failed, for example because no descriptor was free."""
 
 
 @uninterrupted
 class ListenerTask:
-    """What accepts at one URL until it is closed.  The application sees it as its ``handle``."""
+    """The task that accepts at one URL until it is closed.  Applications see its ``handle``."""
 
     def __init__(self, core: Core, acceptors: list[Acceptor], tls: TLSServerConfig | None, priority: int) -> None:
         self.url = acceptors[0].url
@@ -44,7 +44,7 @@ class ListenerTask:
         self._priority = priority
         self._tls_files = None if tls is None else TLSFiles(core, self.url, tls)
         self._acceptors = acceptors
-        # Connections in their handshake, the oldest first.
+        # Connections whose handshake is running, the oldest first.
         self._greeting: dict[Newcomer, None] = {}
         self._pipes: set[PipeTask] = set()
         self._stopped = False
@@ -82,7 +82,7 @@ class ListenerTask:
         See ``Listener.drain``.
         """
         self._core.check_open()
-        # None is refused: one peer that never leaves would make it wait forever.
+        # None is not allowed: one peer that never leaves would make it wait forever.
         check_seconds("timeout", timeout)
         self._draining = True
         try:
@@ -164,7 +164,7 @@ class ListenerTask:
                 oldest.close()
 
     async def serve(self, newcomer: Newcomer) -> None:
-        """Make a pipe of *newcomer*, and serve the pipe until it ends."""
+        """Turn *newcomer* into a pipe, and serve the pipe until it ends."""
         try:
             pipe = await self._greet(newcomer)
         finally:
@@ -176,7 +176,7 @@ class ListenerTask:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._pipes.add(pipe)
         if self._draining:
-            pipe.leave()  # it was admitted after the draining had begun
+            pipe.leave()  # it was admitted after draining began
         del newcomer
         try:
             await pipe.run()
@@ -184,9 +184,9 @@ class ListenerTask:
             self._pipes.discard(pipe)
 
     async def _greet(self, newcomer: Newcomer) -> PipeTask | None:
-        """Make a pipe of *newcomer*.
+        """Turn *newcomer* into a pipe.
 
-        Returns None if there is no pipe; the connection is closed or handed over then.
+        Returns None if that fails; the connection is then closed or handed over.
         """
         reason: Exception | None = None
         try:
@@ -215,9 +215,9 @@ class ListenerTask:
             return
         self._failures[type(error).__name__] += 1
         if isinstance(error, trio.ClosedResourceError) and self._draining:
-            reason = "the listener is being drained"
+            reason = "the listener is draining"
         elif isinstance(error, trio.ClosedResourceError):
-            reason = f"more than {self._core.options.max_handshakes} connections were in their handshake"
+            reason = f"more than {self._core.options.max_handshakes} handshakes were running"
         else:
             reason = str(error)
         peer = newcomer.remote_address

@@ -42,7 +42,7 @@ class Admission:
         self._reserved: _Reservation | None = None
 
     async def admit_connection(self, newcomer: Newcomer, url: str, priority: int, *, dialed: bool) -> PipeTask:
-        """Make a pipe of *newcomer* within the handshake timeout.
+        """Turn *newcomer* into a pipe within the handshake timeout.
 
         Raises PeerError, PipeRefused, OSError or ClosedResourceError; the caller then closes the
         newcomer.
@@ -53,7 +53,7 @@ class Admission:
         if dialed:
             self._check_slot(newcomer)
         elif core.options.authorize is not None or self._reserved is not None or not self._has_free_slot:
-            newcomer.defer_greeting()  # until we know that the peer gets a pipe
+            newcomer.defer_greeting()  # until we know that the peer will get a pipe
             return await self._admit(newcomer, url, priority)
         self._reserved = reserved = _Reservation(newcomer, dialed=dialed)
         try:
@@ -117,10 +117,10 @@ class Admission:
         reserved = self._reserved
         self._core.engine.check_can_attach()
         if reserved is not None and reserved.keeps_out(newcomer):
-            raise PipeRefused("refused: this PAIR has its peer already, or is about to", kind=RefusalKind.NO_ROOM)
+            raise PipeRefused("refused: this PAIR already has a peer, or is about to get one", kind=RefusalKind.NO_ROOM)
 
     async def _wait_for_earlier_newcomer(self, newcomer: Newcomer) -> None:
-        """Wait until it is decided who gets the slot, or the reservation is over."""
+        """Wait until an earlier newcomer has taken the slot or left, or its reservation is over."""
         while (reserved := self._reserved) is not None and reserved.keeps_out(newcomer) and not reserved.dialed:
             with trio.move_on_at(reserved.until):
                 await self._core.changed()
@@ -137,10 +137,10 @@ class Admission:
         except Exception as error:
             raise PipeRefused(f"refused: authorize raised {error!r}") from error
         if isinstance(answer, RefusalResponse):
-            raise PipeRefused(f"refused: authorize said {answer.status}", answer)
+            raise PipeRefused(f"refused: authorize answered {answer.status}", answer)
         if not answer:
             raise PipeRefused("refused: authorize said no")
-        if answer is not True:  # a tuple or an exception is truthy too, but was hardly meant as yes
+        if answer is not True:  # a tuple or an exception is truthy too, but hardly means yes
             raise PipeRefused(f"refused: authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse")
 
 
@@ -155,7 +155,7 @@ class _Reservation:
         self.until = trio.current_time() + _SLOT_RESERVED
 
     def keeps_out(self, newcomer: Newcomer) -> bool:
-        """Whether the slot is reserved for another one than *newcomer* now."""
+        """Whether the slot is reserved for a connection other than *newcomer* now."""
         return newcomer is not self._newcomer and trio.current_time() < self.until
 
 

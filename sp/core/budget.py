@@ -1,9 +1,10 @@
 """When a call that does not block must give way to other tasks.
 
-A trio schedule point costs ten times as much as queueing a message, and a schedule point after each
-message would let the writer run before a batch can form.  So every public call is a cancel point,
-but only every 16th call that does not block is a schedule point.  One way over tcp, this gives
-620,000 messages/s instead of 80,000.  No task can hold the loop for longer than 16 calls.
+A trio schedule point costs ten times as much as queueing a message.  A schedule point after each
+message would also let the writer run before a batch can form.  So every public call is a cancel
+point, but of the calls that do not block only every 16th is a schedule point.  Over tcp, in one
+direction, this gives 620,000 messages/s instead of 80,000.  No task can hold the loop for longer
+than 16 calls.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class CheckpointBudget:
 
     def __init__(self) -> None:
         self.left = EVERY
-        """Calls until the next schedule point."""
+        """How many calls are left until the next schedule point."""
 
     def due(self) -> bool:
         """Count one call.  Returns True if it must be a schedule point."""

@@ -1,9 +1,9 @@
-"""Core: a socket below its public calls.
+"""Core: what is below the public calls of a socket.
 
 It holds the engine, the pipes, and the tasks that serve them.
 
-Each socket has one task that writes, so that a message to a hundred peers wakes one task, not a
-hundred.  Each pipe has a task that reads, and each dialer and listener a task that makes new
+Each socket has one task that writes: a message to a hundred peers then wakes one task, not a
+hundred.  Each pipe has a task that reads.  Each dialer and each listener has a task that makes new
 pipes.  A task that waits for a full kernel buffer exists only while the buffer is full.
 """
 
@@ -72,11 +72,11 @@ class Core:
         self.listeners: list[ListenerTask] = []
         self.dropped: Counter[DropReason] = Counter()
         self.waiting: dict[Receivers, None] = {}
-        """The queues in which tasks wait for a message: they hear when the socket is closed."""
+        """The queues in which tasks wait for a message.  They are woken when the socket is closed."""
         self.open = False
         """Whether the socket accepts calls."""
         self.open_in = 0
-        """The id of the thread of the trio run, from which calls are accepted; 0 if none are."""
+        """The id of the thread that may call: that of the trio run. 0: no thread may call."""
         self.closed_in_order = False
         """Whether ``aclose`` closed the socket, or is closing it."""
         self.in_device = False
@@ -112,7 +112,7 @@ class Core:
         """Raise RuntimeError unless the caller is a task of the socket's trio run.
 
         Before the socket is entered, and after it has ended, any caller is accepted.  In a forked
-        child none is: StateError.
+        child, every call raises StateError.
         """
         if self._thread:
             check_caller(self._thread)
@@ -120,7 +120,7 @@ class Core:
             raise StateError("the socket was made before a fork and belongs to the parent: make a new one in this process")
 
     def may_close(self) -> bool:
-        """Return whether there is something to close: nothing is in a forked child.
+        """Return whether there is something to close.  In a forked child there is nothing.
 
         Raises RuntimeError unless the caller is a task of the socket's trio run.
         """
@@ -174,7 +174,7 @@ class Core:
             self._end()
 
     def _end(self) -> None:
-        """Note that the socket has no tasks, and will have none."""
+        """Remember that the socket has no tasks, and will have none."""
         self._thread = 0
         self._ended.set()
 
@@ -203,7 +203,7 @@ class Core:
                 self.spawn(self._deliver)
             else:
                 await self._deliver()
-        if ours:  # called in ``authorize`` or ``health``: we would wait for ourselves
+        if ours:  # called in ``authorize`` or ``health``: this task would wait for itself
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         await self._ended.wait()
@@ -262,7 +262,9 @@ class Core:
         self.announce_change()
 
     def disown(self) -> None:
-        """Accept no calls and touch nothing: this is a forked child, the parent has the socket."""
+        """Accept no calls and touch nothing: this is a forked child, and the socket is the
+        parent's.
+        """
         self._state = _State.FORKED
         self.open = False
         self.open_in = self._thread = 0
@@ -311,11 +313,11 @@ class Core:
         return task
 
     def has_only(self, pipe: PipeTask) -> bool:
-        """Whether *pipe* is the only one, so that messages can come from no other."""
+        """Whether *pipe* is the only one, so that all messages come from it."""
         return self.open and len(self.pipes) == 1 and pipe.id in self.pipes
 
     def pipe_has_room(self, pipe: PipeTask) -> None:
-        """Let the messages that wait for room go: *pipe* can take some again."""
+        """Send messages that waited for room: *pipe* can take some again."""
         self.engine.pipe_has_room(pipe)
         self.senders.serve(pipe)
 
@@ -359,8 +361,8 @@ class Core:
             self._timer_wanted.set()
 
     async def _time(self) -> None:
-        # If new deadlines are never earlier than known ones, a task that sleeps until the first
-        # deadline is never late.
+        # Usually, new deadlines are never earlier than known ones, so a task that sleeps until the
+        # first deadline is never late.  For other engines ``wake_timer`` ends the sleep.
         engine = self.engine
         while True:
             deadline = engine.next_deadline()

@@ -30,7 +30,7 @@ log = logging.getLogger("sp")
 
 _random: Final = SystemRandom()  # one for all dialers: it has no state, but takes 3 kB
 _STABLE: Final = 1.0
-"""Seconds after which a pipe counts as a success even if its peer has sent nothing."""
+"""A pipe that lasts for this many seconds is a success, even if its peer has sent nothing."""
 
 
 class BackOff:
@@ -51,7 +51,8 @@ class BackOff:
 
         If the failure is *permanent*, this is the longest wait: trying again soon is pointless.
 
-        *asked* is the wait that the peer asks for.  It counts if it is longer than ours, up to the longest wait.
+        *asked* is the wait that the peer asks for.  It applies if it is longer than ours, up to the
+        longest wait.
         """
         if permanent:
             return self._longest
@@ -65,7 +66,7 @@ class BackOff:
 
 @uninterrupted
 class DialerTask:
-    """What dials one URL until it is closed.  The application sees it as its ``handle``."""
+    """The task that dials one URL until it is closed.  Applications see its ``handle``."""
 
     def __init__(self, core: Core, address: Address, endpoint: EndpointConfig, priority: int, *, once: bool) -> None:
         self.error: Exception | None = None
@@ -161,8 +162,8 @@ class DialerTask:
                 self._give_up = False
                 began = trio.current_time()
                 reason = await self._serve(pipe)
-                # Otherwise we would forever dial at full speed a listener that hangs up right after
-                # the handshake, or that sends a message that is too large each time.
+                # Otherwise we would dial at full speed for ever if the listener hangs up right
+                # after the handshake, or always sends a message that is too large.
                 served = pipe.messages_received > 0 or trio.current_time() - began >= _STABLE
                 misbehaved = isinstance(reason, PeerError) and not isinstance(reason, PeerClosed)
                 if served and not misbehaved:
@@ -189,8 +190,8 @@ class DialerTask:
             raise TimeoutError(f"no connection within {self._core.options.handshake_timeout:g} s") from None
         except BaseException as error:
             if self._tls_files is not None and isinstance(error, Error) and not _is_known(newcomer):
-                # Anybody between the peer and us can cause such an error, and could so delay the
-                # next attempt.
+                # TLS has not verified the peer, so anyone on the way can cause such an error.  They
+                # must not be able to delay the next attempt.
                 error.permanent = False
                 if isinstance(error, UpgradeRefused):
                     error.retry_after = 0.0
@@ -219,7 +220,7 @@ class DialerTask:
             self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._decided.set()
         try:
-            # A pipe would take the dialer's cancellation for that of the socket.
+            # Shield the pipe: it would mistake the dialer's cancellation for the socket's.
             with trio.CancelScope(shield=is_late):
                 await pipe.run()
         finally:

@@ -1,8 +1,8 @@
 """Direct reading: a task that waits for a message reads the socket's only pipe itself.
 
-Otherwise a message wakes two tasks: first the pipe's task, which reads it, and then the task that
-waits for it.  In a dialogue with the only peer of a socket, the pipe's task therefore grants
-reading to a task that waits, and a round trip wakes one task at each end instead of two.
+Normally a message wakes two tasks: first the pipe's task, which reads it, and then the task that
+waits for it.  In a dialogue with the only peer of a socket, the pipe's task lets the waiting task
+read instead.  A round trip then wakes one task at each end instead of two.
 
     NONE      The pipe's own task reads.
     OFFERED   The pipe's own task waits: the next task that waits for a message may read.
@@ -41,22 +41,22 @@ class _State(enum.Enum):
     STOPPING = "stopping"
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
-# every message.
+# These are looked up for every message, and looking up a member of an enum is slow.
 _NONE, _OFFERED, _READING, _STOPPING = _State.NONE, _State.OFFERED, _State.READING, _State.STOPPING
 
 
 @uninterrupted
 class DirectRead:
-    """Who reads the only pipe of a socket: its own task or one that waits for a message."""
+    """Decides which task reads the only pipe of a socket: the pipe's own or one that waits."""
 
     __slots__ = ("_core", "_left_over", "_pipe", "_reads", "_state", "_watching")
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._state = _NONE
-        self._pipe: PipeTask | None = None  # whose task has made the offer
-        self._left_over: list[Message] = []  # read directly, and not taken by the engine
+        self._pipe: PipeTask | None = None  # the pipe whose task made the offer
+        # Messages that were read directly and that the engine did not take.
+        self._left_over: list[Message] = []
         self._reads = 0
         self._watching = False
 
@@ -65,14 +65,14 @@ class DirectRead:
     async def grant(self, pipe: PipeTask) -> tuple[bool, list[Message]]:
         """Let a task that waits for a message read *pipe* instead of the caller.
 
-        The caller is the pipe's own task.  Returns when it has to read again: whether a task has
-        read, and the messages that the engine did not take from that task.
+        The caller is the pipe's own task.  Returns when it has to read again.  The result says
+        whether a task has read, and has the messages that the engine did not take from that task.
         """
         self._pipe = pipe
         self._state = _OFFERED
         try:
-            # The caller and the task that got the last message are both about to run.  If that task
-            # runs first and waits for the next message, it reads.
+            # Let the task that got the last message run first: if it waits for the next message, it
+            # can read.
             await trio.lowlevel.checkpoint()
             was_used = self._is_used
             while self._is_used:
@@ -93,7 +93,8 @@ class DirectRead:
     async def read(self, pipe: PipeTask, receiver: Receiver) -> Message | None:
         """Read *pipe*, which is ``offered``, until *receiver* has a message.
 
-        Returns None if the caller has to wait in another way.  If it is cancelled, nothing is lost.
+        Returns None if the caller has to wait in another way.  If the call is cancelled, nothing is
+        lost.
         """
         self._reads += 1
         message = None
@@ -102,10 +103,10 @@ class DirectRead:
                 self._state = _READING
                 batch = await pipe.connection.receive_batch()
                 must_stop = self._is_stopping
-                # So that nobody interrupts us while the engine has the messages.
+                # No other task may interrupt this one while the engine has the messages.
                 self._state = _OFFERED
                 if not batch:
-                    return None  # the pipe's own task will find the same
+                    return None  # the pipe's own task will see this too
                 pipe.count_received(batch)
                 pipe.deliver(batch)
                 self._left_over = batch
@@ -113,14 +114,15 @@ class DirectRead:
                 if message is not None or batch or must_stop or not pipe.is_attached:
                     return message
         except (PeerError, OSError, trio.ClosedResourceError):
-            return None  # we were interrupted, or the pipe's own task will find the same
+            return None  # we were interrupted, or the pipe's own task will see this too
         finally:
             if message is None or self._left_over or self._pipe is not pipe:
                 self._state = _NONE
                 pipe.resume()
             else:
                 self._state = _OFFERED
-                # A task that got its message mostly comes back for the next one, but it need not.
+                # The task that got this message usually comes back for the next one, but not
+                # always.
                 self._watch()
 
     def interrupt(self) -> None:

@@ -57,7 +57,7 @@ class EventQueue:
     def end(self) -> None:
         """Add no more events."""
         self._ended = True
-        # A closed socket accepts any caller, and this would keep the socket alive.
+        # This would keep the socket alive, and a closed socket accepts any caller anyway.
         self._check_caller = None
         self._arrived.set()
 
@@ -70,7 +70,7 @@ class EventLog:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # Made when it is needed: it takes 1 kB.
+        # Made only when it is needed, because it takes 1 kB.
         self._queues: weakref.WeakSet[EventQueue] | None = None
 
     def stream(self, check_caller: Callable[[], None], *, ended: bool) -> EventStream:
@@ -100,7 +100,7 @@ class EventLog:
 
 def _level(event: Event) -> int:
     if isinstance(event.error, (MessageTooLarge, MalformedMessage, TLSConfigError)):
-        # The peer may send such a message again and again, and its sender is told nothing.
+        # The peer may send such a message again and again, since nothing tells it what is wrong.
         return logging.WARNING
     if event.kind is EventKind.REFUSED and isinstance(event.error, PeerClosed) and event.error.silent:
         return logging.DEBUG  # load balancers connect and hang up every few seconds

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sp")
 
 cores: weakref.WeakSet[Core] = weakref.WeakSet()
-"""All sockets of this process.  In a forked child, each of them is disowned."""
+"""All sockets of this process.  A forked child must not use any of them."""
 
 
 def _disown_all() -> None:
@@ -29,7 +29,7 @@ def _disown_all() -> None:
 def end_child(error: BaseException | None) -> NoReturn:
     """End this process: a forked child that leaves an ``async with`` block of its parent.
 
-    *error* is the exception that leaves the block, if any.  If the child went on, it would take
+    *error* is the exception that leaves the block, if any.  If the child continued, it would take
     events from the parent, and unregister the descriptors that the parent waits for.
     """
     status: object = 1
@@ -43,7 +43,7 @@ def end_child(error: BaseException | None) -> NoReturn:
             exc_info=error,
         )
     for stream in (sys.stdout, sys.stderr):
-        # There is no such stream, or it is closed.
+        # The stream may be missing or closed.
         with suppress(AttributeError, OSError, ValueError):
             stream.flush()
     os._exit(status if isinstance(status, int) else 1)

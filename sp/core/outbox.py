@@ -1,9 +1,9 @@
 """Outbox: the messages that wait to be written to one peer, and the ways to write them.
 
-While nothing waits, the first message is written at once if the peer has sent something since our
-last write: such a dialogue wants each message soon.  Otherwise it is queued for the socket's writer
-task, so that more messages can join it in one write.  When the kernel takes no more, a task of the
-outbox waits until it does.
+If nothing waits and the peer has sent something since our last write, a message is written at once:
+this is a dialogue, and the peer may be waiting for it.  Otherwise it is queued for the socket's
+writer task, so that more messages can join it in one write.  When the kernel takes no more, a task
+of the outbox waits until it does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Writing(enum.Enum):
     BROKEN = "broken"
     """Writing failed.
 
-    What the peer sent before is still read, but not for longer than the linger time.
+    What the peer sent before that is still read, for the linger time at most.
     """
     ENDED = "ended"
     """The pipe has ended."""
@@ -90,14 +90,14 @@ class Outbox:
         self._limit = core.options.outbox_limit
         self._byte_limit = core.options.outbox_bytes
         self._takes = False
-        # The peer is to be told after the last message that it was the last.
+        # After the last message, tell the peer that it was the last.
         self._finishing = False
         self._writing = _PROMPT
-        # A message was turned away, so the engine must hear when there is room.
+        # A message was turned away, so tell the engine when there is room.
         self._refused = False
-        self._grace: trio.CancelScope | None = None  # the time that a broken pipe has left
-        self._times_writable = 0  # how often the kernel took something again after it had been full
-        self._watched = False  # true as well if watching would tell nothing
+        self._grace: trio.CancelScope | None = None  # how long a broken pipe may still be read
+        self._times_writable = 0  # how often the kernel took data again after it had been full
+        self._watched = False  # also true if watching would show nothing
 
     @property
     def broken(self) -> bool:
@@ -106,15 +106,15 @@ class Outbox:
 
     @property
     def unsent(self) -> int:
-        """The number of messages that are not written to their end."""
+        """The number of messages that are not completely written."""
         return len(self._messages) + (self._connection.unsent if self._opened else 0)
 
     @property
     def progress(self) -> int:
-        """A count that grows whenever a peer that kept us waiting has read something.
+        """A number that grows when a peer that kept us waiting has read something.
 
-        The kernel takes more only when a third of its megabytes is free, which may need minutes
-        with a slow peer.  So the count includes what the peer has acknowledged.
+        The kernel takes more data only when a third of its megabytes is free.  With a slow peer
+        that may need minutes, so the number includes what the peer has acknowledged.
         """
         return self._times_writable + self._connection.acknowledged()
 
@@ -131,7 +131,7 @@ class Outbox:
         size = len(message.header) + len(message.body)
         messages = self._messages
         if messages:
-            # Since something waits, a task is to write it already.
+            # Something waits already, so some task is going to write it.
             if len(messages) >= self._limit or self._bytes + size > self._byte_limit:
                 if self._writing is _DUE and self._write() is _IDLE:
                     self._writing = _DUE  # the writer has this outbox on its list already
@@ -203,7 +203,7 @@ class Outbox:
             self._grace.cancel()
 
     def settle(self) -> None:
-        """Subtract from ``messages_sent`` those that the connection never wrote to their end."""
+        """Subtract from ``messages_sent`` those that the connection never wrote completely."""
         self.messages_sent -= self._connection.unsent
 
     def look(self, now: float) -> bool:
@@ -219,10 +219,7 @@ class Outbox:
         return self._watched
 
     def _is_full(self, size: int) -> bool:
-        """Whether there is no room for a message of *size* bytes.
-
-        An empty outbox takes any message.
-        """
+        """Whether there is no room for a message of *size* bytes.  An empty outbox always has room."""
         messages = self._messages
         return bool(messages) and (len(messages) >= self._limit or self._bytes + size > self._byte_limit)
 
@@ -264,7 +261,7 @@ class Outbox:
             self._pipe.end(error)
 
     async def _write_blocked(self) -> None:
-        """Write on whenever the kernel takes something, until nothing waits."""
+        """Write whenever the kernel takes something, until nothing waits."""
         state = self._writing
         while state is _BLOCKED:
             try:
@@ -276,13 +273,13 @@ class Outbox:
                 return  # the pipe has ended
             state = self._write()
             if self._has_room_again():
-                # Which may block us again: then another task does this.
+                # These messages may block us again: then another task waits for that.
                 self._core.pipe_has_room(self._pipe)
 
     def _has_room_again(self) -> bool:
         """Whether a message was turned away and the outbox is half empty now.
 
-        True once, until the next one is turned away.
+        Returns True only once, until another message is turned away.
         """
         if not self._refused or not self._takes:
             return False

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from sp.transports.proxy_protocol import ProxyInfo
 
 _SOON: Final = 1.0
-"""Seconds: a pipe that ends earlier may never have been wanted by its peer."""
+"""If a pipe ends within this many seconds, its peer may never have wanted it."""
 PAIR_HINT: Final = "; a PAIR that already has a peer hangs up like this, and so does one whose authorize refuses"
-"""Added to errors that would explain nothing otherwise."""
+"""Added to errors that explain nothing by themselves."""
 _ids = itertools.count(secrets.randbits(31))
 
 
@@ -49,9 +49,9 @@ _GREETED, _ATTACHED, _LEAVING, _FINISHING, _ENDED = _State.GREETED, _State.ATTAC
 
 @uninterrupted
 class PipeTask:
-    """What reads and writes one connection.  The application sees it as its ``handle``.
+    """The task that reads and writes one connection.
 
-    Most of its attributes are described at ``Pipe``.
+    Applications see its ``handle``.  ``Pipe`` describes most of its attributes.
     """
 
     __slots__ = (
@@ -86,7 +86,8 @@ class PipeTask:
         self.handle = Pipe(self)
         """What the application sees."""
         self.outbox = outbox = Outbox(core, self)
-        # Engines call these for every message, so there is no method of ours in between.
+        # Engines call these for every message, so they are bound here without another call in
+        # between.
         self.offer, self.offer_many, self.discard_oldest = outbox.offer, outbox.offer_many, outbox.discard_oldest
         self._core = core
         self._peer: Peer = greeted
@@ -155,7 +156,7 @@ class PipeTask:
     def __repr__(self) -> str:
         return f"<PipeTask {self.id} {self._state.value} {self.peer_protocol} {self.remote_address}>"
 
-    # What the engine may do, with ``offer`` and its relatives (sp.protocols.engine.EnginePipe).
+    # For the engine, together with ``offer`` and its relatives (sp.protocols.engine.EnginePipe).
 
     @property
     def broken(self) -> bool:
@@ -166,7 +167,7 @@ class PipeTask:
         return self.outbox.progress
 
     def resume(self) -> None:
-        """Wake our task if it is parked.  It finds out by itself what has changed."""
+        """Wake our task if it is parked.  It checks by itself what has changed."""
         parked, self._parked = self._parked, None
         if parked is not None:
             trio.lowlevel.reschedule(parked)
@@ -175,7 +176,7 @@ class PipeTask:
         """End the pipe because of what the peer did."""
         self.end(error)
 
-    # What the core does.
+    # For the core.
 
     def is_of(self, core: Core) -> bool:
         """Whether it is, or was, a pipe of the socket with *core*."""
@@ -204,7 +205,7 @@ class PipeTask:
         self.resume()
 
     def finish(self) -> None:
-        """Write the messages that wait, tell the peer that this was all, and deliver nothing more.
+        """Write what waits, tell the peer that this was all, and deliver nothing more.
 
         The pipe ends when the peer ends the connection.
         """
@@ -243,8 +244,8 @@ class PipeTask:
     def _explained(self, error: PeerClosed | ConnectionError, began: float) -> Exception:
         """Return *error* with a hint if the peer may have refused us.
 
-        Other implementations complete the handshake with a second peer of a PAIR, and hang up soon
-        after.
+        A PAIR of other implementations completes the handshake with a second peer, and then hangs
+        up.
         """
         if not self._core.engine.single_peer or self.messages_received or trio.current_time() - began > _SOON:
             return error
@@ -265,7 +266,7 @@ class PipeTask:
             is_dialogue = len(batch) == 1
             self.count_received(batch)
             await self._deliver_all(batch)
-            del batch  # so that its messages are not kept alive while we wait
+            del batch  # or its messages would stay in memory while we wait
             while is_dialogue and self.connection.allows_direct_read and core.has_only(self):
                 was_read, left_over = await core.direct_read.grant(self)
                 await self._deliver_all(left_over)
@@ -305,7 +306,7 @@ class PipeTask:
             await self._hold(batch)
             if batch:
                 if not self._core.has_only(self):
-                    # Other pipes that were held deliver a message as well before we deliver the
+                    # Let other pipes that were held deliver a message too, before we deliver the
                     # rest.
                     await trio.lowlevel.checkpoint()
                 self.deliver(batch)

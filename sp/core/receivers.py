@@ -32,14 +32,14 @@ class Receivers:
         self._mailbox = mailbox
         self._exclusive = exclusive
         self._reading: Receiver | None = None  # the receiver of the task that reads directly
-        self._error: Exception | None = None  # why that task should stop
-        # The others, the oldest call first.
+        self._error: Exception | None = None  # the error that this task is to raise
+        # The other tasks, the oldest call first.
         self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()
-        # The same by receiver: a receiver may be closed alone.
+        # The same tasks by receiver, because one receiver may be closed alone.
         self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}
 
     async def wait(self, receiver: Receiver) -> Message:
-        """Wait until *receiver* has a message.  If it is cancelled, no message was taken."""
+        """Wait until *receiver* has a message.  If the call is cancelled, no message was taken."""
         has_read = False
         if self._mailbox.wake is None:
             pipe = self._core.direct_read.offered
@@ -85,13 +85,13 @@ class Receivers:
             self._serve_waiting()
             self._stop_listening()
             if self._core.waiting:
-                self._core.direct_read.revoke()  # so that the pipe is read for them
+                self._core.direct_read.revoke()  # the pipe's own task must read for them
         if message is None and error is not None:
             raise error
         return message
 
     def _listen(self) -> None:
-        """Be told of messages and errors."""
+        """Ask the mailbox to report messages and errors."""
         self._mailbox.wake = self._serve
         self._mailbox.fail = self.fail
         self._core.waiting[self] = None
@@ -103,7 +103,7 @@ class Receivers:
             self._core.waiting.pop(self, None)
 
     def _leave(self, task: trio.lowlevel.Task) -> None:
-        """Remove *task*, which waits no more."""
+        """Remove *task*, which no longer waits."""
         receiver = self._waiting.pop(task)
         others = self._of[receiver]
         del others[task]
@@ -113,12 +113,12 @@ class Receivers:
 
     def _serve(self) -> None:
         if self._reading is not None:
-            self._core.direct_read.interrupt()  # that task called first
+            self._core.direct_read.interrupt()  # it called first, so it may have the message
         else:
             self._serve_waiting()
 
     def _serve_waiting(self) -> None:
-        # A message is handed over with the wake-up, since from then on trio cannot cancel the task
+        # Hand the message over together with the wake-up: from then on trio cannot cancel the task
         # before it has the message.
         while self._waiting:
             task, receiver = next(iter(self._waiting.items()))

@@ -1,16 +1,16 @@
 """Senders: the tasks that wait to send.
 
-A message waits for room in one pipe, since a reply can only go where its request came from, or for
-room in any pipe.  Each of these has a line of waiting calls.  A call that finds a line joins its
-end without a try.  A line is tried only when something has changed for it: from the front, up to
-the first message that finds no room.  So the cost of a call does not depend on how many others
+A reply waits for room in one pipe, the one that its request came by.  Other messages wait for room
+in any pipe.  Calls that wait for the same room form a line.  A call that finds a line joins its end
+without trying to send.  A line is tried only when something has changed for it, from the front up
+to the first message that finds no room.  So the cost of a call does not depend on how many others
 wait, and no call overtakes another.
 
-The peer decides how many replies there are, so their line is bounded.  While ``reply_limit``
-replies or ``reply_bytes`` bytes of them wait for one pipe, we read no more requests from it, so
-that the peer is slowed down.  If we dropped replies or ended the pipe at once instead, a peer that
-only reads a little late would send all its requests again.  The pipe of a peer that reads nothing
-for a minute is ended.
+The peer decides how many replies there are, so their line has a limit.  While ``reply_limit``
+replies or ``reply_bytes`` bytes of them wait for one pipe, we read no more requests from it, which
+slows the peer down.  We do not drop replies or end the pipe at once: a peer that only reads a
+little late would then send all its requests again.  If a peer reads nothing for a minute, its pipe
+is ended.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from sp.protocols.engine import EnginePipe, Sender
 
 STALLED_AFTER: Final = 60.0
-"""Seconds without progress after which a pipe with too many waiting replies is ended.
-
-A REQ waits as long before it resends.
+"""A pipe with too many waiting replies is ended after this many seconds without progress.  This is
+also the time after which a REQ resends.
 """
 
 
@@ -71,7 +70,9 @@ class Senders:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def serve(self, pipe: EnginePipe) -> None:
-        """Try the line of *pipe*, which was attached, has room or has ended, and that of any pipe."""
+        """Try to send what waits for *pipe*, and what waits for any pipe.
+
+        Call this when *pipe* was attached, has room again, or has ended."""
         if not self.lines:
             return
         lines = [line for line in (self.lines.get(None), self.lines.get(pipe)) if line is not None]
@@ -95,13 +96,13 @@ class Senders:
         return True
 
     def fail(self, sender: Sender, error: Callable[[], Exception]) -> None:
-        """Wake the tasks that wait to send with *sender* with an error."""
+        """Wake the tasks that wait to send by *sender*; they raise an error."""
         for waiting in list(self._of.get(sender, ())):
             self._leave(waiting)
             trio.lowlevel.reschedule(waiting.task, outcome.Error(error()))
 
     def fail_all(self, error: Callable[[], Exception]) -> None:
-        """Wake all tasks with an error."""
+        """Wake all tasks; they raise an error."""
         for sender in list(self._of):
             self.fail(sender, error)
 
@@ -174,10 +175,10 @@ class _Line:
     __slots__ = ("bytes", "relief", "waiting")
 
     def __init__(self) -> None:
-        # A plain dict finds its first slowly after many were removed.
+        # In a plain dict, the first key is slow to find after many were removed.
         self.waiting: OrderedDict[_Waiting, None] = OrderedDict()
         self.bytes = 0
-        # Exists while the pipe is congested, and is set when it no longer is.
+        # Exists while the pipe is congested.  It is set when the congestion is over.
         self.relief: trio.Event | None = None
 
     @property

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class TLSFiles:
     """The files that the TLS configuration of one dialer or listener names.
 
-    Several dialers and listeners may share a configuration.  Whichever of them reads the files
-    again, each of them emits an event.
+    Several dialers and listeners may share a configuration.  When one of them reads the files
+    again, all of them emit an event.
     """
 
     __slots__ = ("_config", "_core", "_reported", "_url")

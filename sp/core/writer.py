@@ -1,6 +1,6 @@
 """Writer: the one task of a socket that writes to its pipes.
 
-So a message to a hundred peers wakes one task, not a hundred.
+A message to a hundred peers wakes this one task, not a hundred.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from sp.core.outbox import Outbox
 
 _WRITES_A_TURN: Final = 64
-"""Outboxes that are written before other tasks get their turn."""
+"""After this many outboxes, other tasks get their turn."""
 _LOOKS: Final = 8
-"""Looks at a pipe with data in flight within the keepalive time."""
+"""How often a pipe with data in flight is checked within the keepalive time."""
 
 
 @uninterrupted
@@ -28,7 +28,7 @@ class Writer:
     def __init__(self, tcp_keepalive: float | None) -> None:
         self._due: list[Outbox] = []
         self._task: trio.lowlevel.Task | None = None  # while it waits for something to write
-        # With data in flight, or written since the last look.
+        # Outboxes with data in flight, or written to since the last look.
         self._watched: dict[Outbox, None] = {}
         self._look_every = max(SHORTEST_KEEPALIVE, tcp_keepalive or 0) / _LOOKS
         self._until_look = trio.CancelScope()
@@ -79,6 +79,7 @@ class Writer:
             for count, outbox in enumerate(due, 1):
                 outbox.write_due()
                 if count % _WRITES_A_TURN == 0:
-                    # The end of the scope for looks must not make us forget the rest.
+                    # The deadline for the next look must not interrupt this: the rest would be
+                    # forgotten.
                     with trio.CancelScope(shield=True):
                         await trio.lowlevel.checkpoint()

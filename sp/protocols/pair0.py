@@ -34,7 +34,7 @@ class Pair0Engine(InboxEngine):
 
     def check_can_attach(self) -> None:
         if self._pipe is not None:
-            raise PipeRefused("refused: this PAIR has its peer already", kind=RefusalKind.NO_ROOM)
+            raise PipeRefused("refused: this PAIR already has a peer", kind=RefusalKind.NO_ROOM)
 
     def pipe_attached(self, pipe: EnginePipe) -> None:
         self.check_can_attach()

@@ -39,13 +39,13 @@ def received(engine: Pair0Engine) -> list[bytes]:
 
 
 def test_a_second_peer_is_refused_before_it_is_greeted(engine: Pair0Engine, pipe: FakePipe) -> None:
-    with pytest.raises(PipeRefused, match="this PAIR has its peer already"):
+    with pytest.raises(PipeRefused, match="this PAIR already has a peer"):
         engine.check_can_attach()
 
 
 def test_a_second_peer_is_refused_when_both_were_greeted_at_once(engine: Pair0Engine, pipe: FakePipe) -> None:
     second = FakePipe()
-    with pytest.raises(PipeRefused, match="this PAIR has its peer already"):
+    with pytest.raises(PipeRefused, match="this PAIR already has a peer"):
         engine.pipe_attached(second)
     assert engine.send(Message(b"hello"))
     assert (pipe.bodies, second.bodies) == ([b"hello"], [])

@@ -23,7 +23,7 @@ from .kinds import Kind, Talk, each, gone, talking
 
 __all__ = ["new_url", "scheme"]
 NewUrl = Callable[[], str]
-TAKEN = "this PAIR has its peer already"
+TAKEN = "this PAIR already has a peer"
 HINT = "a PAIR that already has a peer hangs up like this"
 
 PAIRS = [Kind(sp.Pair0), Kind(sp.Pair1), Kind(sp.Pair0, raw=True), Kind(sp.Pair1, raw=True)]

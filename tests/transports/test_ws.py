@@ -315,7 +315,7 @@ async def test_authorize_may_answer_before_there_is_a_websocket(url: str) -> Non
         assert refused.response.headers["www-authenticate"] == "Bearer"
         event = await expect(events, K.REFUSED)
         assert isinstance(event.error, sp.PipeRefused)
-        assert "authorize said 401" in event.reason
+        assert "authorize answered 401" in event.reason
         await req.dial(address, ws=sp.WSClientConfig(headers={"Authorization": "Bearer good"}))
         assert rep.statistics().listeners[0].failures == {"PipeRefused": 2}
 
