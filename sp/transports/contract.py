@@ -35,9 +35,13 @@ class EndpointConfig:
     """What a transport needs to know of the socket that it works for, and of the URL."""
 
     number: int
+    """Our protocol's number, for our greeting."""
     peer_number: int
+    """The number that is expected of the peer.  Admission compares it; a transport need not."""
     find_body: FindBody | None
+    """Where the body begins in what the peer sends; None: its messages have no header."""
     options: SocketOptions
+    """The options of the socket, such as ``max_message_size``."""
     tls: TLSServerConfig | TLSClientConfig | None = None
     """For a scheme with TLS: the side's configuration."""
     ws: WSServerConfig | WSClientConfig | None = None
@@ -221,6 +225,10 @@ class Connection(Peer, Protocol):
     async def receive_batch(self) -> list[Message]:
         """Return what has arrived, at least one message; empty: the peer has ended the connection.
 
+        Header and body of each message are apart, as ``find_body`` tells.  A message with a broken
+        header, or one above ``max_message_size``, is a PeerError; those before it are returned
+        first.
+
         Always a checkpoint.  A cancellation loses nothing.  Raises PeerError, OSError, or
         ClosedResourceError.
         """
@@ -256,7 +264,10 @@ class Acceptor(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop listening and free the address."""
+        """Stop listening and free the address.
+
+        A second call does nothing: somebody else may have the address by then.
+        """
         ...
 
 

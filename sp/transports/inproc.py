@@ -91,6 +91,8 @@ class InprocAcceptor:
         self.close()
 
     def close(self) -> None:
+        if self.closed:
+            return  # by now, another socket may have the name
         self.closed = True
         self._changed.set()
         _names().pop(self._name, None)

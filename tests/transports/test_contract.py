@@ -7,10 +7,15 @@ import os
 import socket
 from collections.abc import Callable
 
+import attrs
 import pytest
 import trio
 
 import sp
+from sp.address import Address
+from sp.options import SocketOptions
+from sp.transports import transport_for
+from sp.transports.contract import EndpointConfig
 from tests.transports.ends import client_tls, dial, listen, server_tls
 from tests.transports.wire import expect, until
 
@@ -226,6 +231,31 @@ async def test_a_second_listener_is_told_that_the_address_is_in_use_and_the_firs
             await dial(req, url)
             await req.send(b"who is there?")
             assert await first.receive() == b"who is there?"
+
+
+def test_a_scheme_without_a_transport_is_not_taken_for_another_one() -> None:
+    with pytest.raises(AssertionError, match="no transport for new://"):
+        transport_for(Address("new://a", "new", path="a"))
+
+
+async def test_an_acceptor_that_is_closed_twice_leaves_the_address_to_the_one_that_has_it_by_then(new_url: NewUrl) -> None:
+    url = new_url()
+    common = EndpointConfig(number=0x20, peer_number=0x21, find_body=None, options=SocketOptions())
+    ours = attrs.evolve(common, tls=server_tls(url), ws=sp.WSServerConfig())
+    theirs = attrs.evolve(common, tls=client_tls(url), ws=sp.WSClientConfig())
+    transport = transport_for(Address.parse(url))
+    first = await transport.listen(Address.parse(url), ours)
+    address = Address.parse(first[0].url)
+    first[0].close()
+    second = await transport.listen(address, ours)
+    first[0].close()
+    with trio.fail_after(5):
+        newcomer = await transport.connect(address, theirs)
+        (accepted,) = await second[0].accept()
+    newcomer.close()
+    accepted.close()
+    for acceptor in second:
+        acceptor.close()
 
 
 async def test_a_failed_listen_on_entry_raises_the_plain_error(new_url: NewUrl) -> None:
