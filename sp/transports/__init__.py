@@ -26,6 +26,8 @@ def transport_for(address: Address) -> Transport:
         from sp.transports import inproc  # noqa: PLC0415
 
         return inproc
-    from sp.transports import ipc  # noqa: PLC0415
+    if address.scheme in ("ipc", "abstract"):
+        from sp.transports import ipc  # noqa: PLC0415
 
-    return ipc
+        return ipc
+    raise AssertionError(f"transport_for names no transport for {address.scheme}://")
