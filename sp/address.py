@@ -286,7 +286,7 @@ def is_path(text: str) -> bool:
 
 
 def normal_path(path: str) -> str:
-    """Return the normal form of *path*, the same for all spellings with ``%XX`` (RFC 3986, 6.2.2)."""
+    """Return *path* in the form that all spellings with ``%XX`` share (RFC 3986, 6.2.2)."""
     return _ESCAPE.sub(_normal_escape, path)
 
 

@@ -160,7 +160,7 @@ class SocketOptions:
     0: they are dropped at once.
     """
     ipc_mode: int | None = attrs.field(default=None, validator=optional(count(0, 0o777)))
-    """The permissions of the socket file of an ``ipc`` or ``ws+unix`` listener, such as ``0o600``.
+    """The permissions of the socket file of an ``ipc`` or ``ws+unix`` listener: ``0o600``.
 
     None: the umask decides.
     """

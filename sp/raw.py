@@ -116,9 +116,10 @@ class Rep0(RawSocket, SendMessageVerbs, ReceiveVerbs):
 
 @uninterrupted
 class Surveyor0(RawSocket, SendMessageVerbs, ReceiveVerbs):
-    """Sends surveys, which have their backtrace, to all peers; receives all answers, at any time.
+    """Sends surveys, which have their backtrace, to all peers; receives all answers.
 
-    ``send_message`` never waits: a peer without room misses the survey, which is counted.
+    There is no deadline.  ``send_message`` never waits: a peer without room misses the survey,
+    which is counted.
     """
 
     def __init__(self, **options: Unpack[SocketKeywords]) -> None:

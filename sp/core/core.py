@@ -72,7 +72,7 @@ class Core:
         self.listeners: list[ListenerTask] = []
         self.dropped: Counter[DropReason] = Counter()
         self.waiting: dict[Receivers, None] = {}
-        """The queues in which tasks wait for a message.  They are woken when the socket is closed."""
+        """The queues in which tasks wait for a message.  Closing the socket wakes them."""
         self.open = False
         """Whether the socket accepts calls."""
         self.open_in = 0
@@ -262,9 +262,7 @@ class Core:
         self.announce_change()
 
     def disown(self) -> None:
-        """Accept no calls and touch nothing: this is a forked child, and the socket is the
-        parent's.
-        """
+        """Accept no calls and touch nothing: in this forked child, the socket is the parent's."""
         self._state = _State.FORKED
         self.open = False
         self.open_in = self._thread = 0

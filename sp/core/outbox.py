@@ -219,7 +219,7 @@ class Outbox:
         return self._watched
 
     def _is_full(self, size: int) -> bool:
-        """Whether there is no room for a message of *size* bytes.  An empty outbox always has room."""
+        """Whether there is no room for *size* bytes more.  An empty outbox always has room."""
         messages = self._messages
         return bool(messages) and (len(messages) >= self._limit or self._bytes + size > self._byte_limit)
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from sp.protocols.engine import EnginePipe, Sender
 
 STALLED_AFTER: Final = 60.0
-"""A pipe with too many waiting replies is ended after this many seconds without progress.  This is
-also the time after which a REQ resends.
+"""A pipe with too many waiting replies is ended after this many seconds without progress.
+
+A REQ resends after the same time.
 """
 
 

@@ -1,6 +1,4 @@
-"""A device from the shell:
-``python -m sp.device rep --front wss://*:443/ask --back ipc:///run/service``.
-"""
+"""A device from the shell: ``python -m sp.device rep --front URL --back URL``."""
 
 from __future__ import annotations
 
@@ -92,7 +90,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_use(options: argparse.Namespace) -> None:
-    """Raise for an option that would go unused: a user who gives a certificate expects encryption."""
+    """Raise for an option that would go unused.
+
+    A user who gives a certificate expects encryption."""
     listened = [Address.parse(url) for url in (*options.front, *options.back_listen)]
     dialed = [Address.parse(url) for url in (*options.front_dial, *options.back)]
     for name, given, used in (

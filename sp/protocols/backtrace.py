@@ -4,8 +4,8 @@ Each device pushes the id of the pipe by which the request arrived, with its hig
 request id has its high bit set, which marks the end of the header (request/reply draft, section 4).
 Surveys have the same header.
 
-The ttl is the number of words, including the id, with which a request or survey may arrive.  So a
-ttl of 8 lets it through 7 devices.  nanomsg, nng and mangos count in the same way, except for
+The ttl is the largest number of words, including the id, that a request or survey may arrive with.
+So a ttl of 8 lets it through 7 devices.  nanomsg, nng and mangos count in the same way, except for
 mangos' raw respondent, which accepts one less.  The largest ttl is 15 in nng and 255 here and in
 the others.  A message with more words is dropped and counted.
 """
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 
 WORD: Final = 4
 MAX_WORDS: Final = 256
-"""The longest header: 255 words, the largest ttl, and the one that a raw REP or RESPONDENT puts in
-front.
-"""
+"""The longest header: 255 words (the largest ttl), and the one that a raw REP puts in front."""
 _HIGH_BIT: Final = 0x8000_0000
 
 
 class Ids:
-    """Makes the 32-bit ids of requests and surveys, as they are on the wire: with the high bit set,
-    from a random start.
+    """Makes the 32-bit ids of requests and surveys.
+
+    They start at random, and have the high bit set, as on the wire.
     """
 
     __slots__ = ("_last",)
@@ -62,7 +61,7 @@ def backtrace_end(data: bytes, start: int, stop: int) -> int:
 
 
 def request_id_end(_data: bytes, start: int, stop: int) -> int:
-    """Return where the body of a reply to a REQ that is not raw begins: after the first word.
+    """Return where the body begins in a reply to a REQ that is not raw: after the first word.
 
     -1: the message is too short.
     """
@@ -75,9 +74,7 @@ def word_of(pipe: EnginePipe) -> bytes:
 
 
 def check_header(message: Message) -> None:
-    """Raise ValueError unless the header of *message*, which a raw socket is to send, is a whole
-    backtrace.
-    """
+    """Raise ValueError unless *message* has a whole backtrace.  A raw socket is to send it."""
     header = message.header
     if backtrace_end(header, 0, len(header)) != len(header):
         given = header[:64].hex() or "empty"

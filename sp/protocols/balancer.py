@@ -2,7 +2,7 @@
 
 Pipes of the best priority share the messages.  Those of the next priority get some only while none
 of the best has room, as in nanomsg; nng and mangos have no priorities.  A pipe without room leaves
-the round, and joins it at its end when it has room, as in nng.
+the round.  When it has room again, it joins the end of the round, as in nng.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class Balancer:
     __slots__ = ("_best", "_full", "_rounds")
 
     def __init__(self) -> None:
-        self._rounds: dict[int, deque[EnginePipe]] = {}  # the pipes with room, by priority, the best first; the next in turn comes first
+        # The pipes with room by priority, the best first; in each, the pipe whose turn is next
+        # comes first.
+        self._rounds: dict[int, deque[EnginePipe]] = {}
         self._best: deque[EnginePipe] = deque()  # the first round that has a pipe
         self._full: set[EnginePipe] = set()
 
@@ -66,10 +68,10 @@ class Balancer:
         return None
 
     def offer_many(self, messages: list[Message]) -> int:
-        """Offer *messages* in order until one is not taken; return how many were."""
+        """Offer *messages* in order until one is refused; return how many were taken."""
         taken = 0
         while taken < len(messages):
-            if len(self._best) == 1:  # no other pipe's turn comes in between
+            if len(self._best) == 1:  # no other pipe has a turn in between
                 taken += self._best[0].offer_many(messages[taken:])
             if taken == len(messages) or self.offer(messages[taken]) is None:
                 break

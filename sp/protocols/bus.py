@@ -1,9 +1,9 @@
 """BUS: each message goes to all directly connected peers, best effort, and is not forwarded.
 
-A BUS message on the wire is just its body.  Both directions drop, so that nobody can stall the
-others.  A peer that does not read misses the newest messages, as in nanomsg, nng and mangos.  An
-application that does not receive misses messages as in nng; mangos and nanomsg hold the peers back
-instead.
+A BUS message on the wire is just its body.  Both directions drop messages, so that no peer can
+stall the others.  A peer that does not read misses the newest messages, as in nanomsg, nng and
+mangos.  An application that does not receive misses messages as in nng; mangos and nanomsg hold the
+peers back instead.
 
 A raw BUS puts the id of the pipe into the header of each message that it receives: 4 bytes as in
 nng and mangos (nanomsg: 8).  It sends a message to all pipes but the one in its header; without a

@@ -1,8 +1,8 @@
 """The contract between engines and the rest of the library.
 
-An engine is a protocol without I/O.  Its methods are called for events and for the calls of the
-application.  It answers with return values, by offering messages to pipes, and by waking those that
-wait at a mailbox.  It never awaits, reads no clock and sees no byte stream.
+An engine is a protocol without I/O.  Its methods are called when something happens, and when the
+application calls.  It answers with return values, offers messages to pipes, and wakes the tasks
+that wait at a mailbox.  It never awaits, reads no clock and sees no byte stream.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from sp.message import FindBody, Message
 from sp.statistics import DropReason
 
 HOLD_TIME = 0.1
-"""Seconds for which a protocol that drops holds a pipe back before it starts to drop, so that a
-burst loses nothing.
-"""
+"""Seconds to hold a pipe back before dropping messages, so that a burst loses nothing."""
 
 
 class EnginePipe(Protocol):
@@ -30,7 +28,7 @@ class EnginePipe(Protocol):
 
     @property
     def handle(self) -> object:
-        """What ``message.pipe`` is for the messages that come by this pipe."""
+        """The value of ``message.pipe`` in messages that come by this pipe."""
         ...
 
     @property
@@ -56,7 +54,7 @@ class EnginePipe(Protocol):
         ...
 
     def offer_many(self, messages: list[Message], /) -> int:
-        """Offer *messages* in order until one is not taken; return how many were."""
+        """Offer *messages* in order until one is refused; return how many were taken."""
         ...
 
     def discard_oldest(self) -> bool:
@@ -64,7 +62,7 @@ class EnginePipe(Protocol):
         ...
 
     def resume(self) -> None:
-        """Go on reading after ``message_received`` returned False."""
+        """Read again, after ``message_received`` returned False."""
         ...
 
     def hang_up(self, error: PeerError) -> None:
@@ -90,8 +88,9 @@ class Mailbox:
         It may call ``receive`` at once, so bring the state of the engine in order first.
         """
         self.fail: Callable[[Callable[[], Exception]], None] | None = None
-        """Call it, with a function that makes the error, when the message that tasks wait for will
-        not come.
+        """Call it when the message that tasks wait for will never come.
+
+        Its argument is a function that makes the error for those tasks.
         """
 
 
@@ -99,8 +98,9 @@ class Sender(Protocol):
     """The sending half of a context."""
 
     def send(self, message: Message) -> bool:
-        """Take *message*, and set its header, also if it is not taken.  False: try again when a
-        pipe is attached or has room.
+        """Take *message*.  False: try again when a pipe is attached or has room.
+
+        Sets the header in either case.
 
         Raises StateError if the protocol does not allow sending now.
         """
@@ -109,9 +109,9 @@ class Sender(Protocol):
     def pipe_for(self, message: Message) -> EnginePipe | None:
         """Return the pipe that must have room for *message*.  None: any pipe will do.
 
-        This binds a reply to the request that it answers now.  If the application receives another
-        request meanwhile, ``send`` raises StateError.  Raises StateError if the protocol does not
-        allow sending now.
+        This binds a reply to the current request.  If the application receives another request
+        meanwhile, ``send`` raises StateError.  This method raises StateError if the protocol does
+        not allow sending now.
         """
         ...
 
@@ -120,12 +120,12 @@ class BatchSender(Sender, Protocol):
     """The sending half of a socket that can send in batches."""
 
     def send_batch(self, messages: list[Message]) -> int:
-        """Send *messages* in order until one is not taken; return how many were."""
+        """Send *messages* in order until one is refused; return how many were taken."""
         ...
 
 
 def send_each(send: Callable[[Message], bool], messages: list[Message]) -> int:
-    """Call *send* with each of *messages* until one is not taken; return how many were.
+    """Call *send* with each of *messages* until one is refused; return how many were taken.
 
     For engines without a faster way.
     """
@@ -166,8 +166,9 @@ class BatchReceiver(Receiver, Protocol):
 
 
 class Engine:
-    """The base of all engines.  The methods do nothing here; an engine overrides those that it
-    needs.
+    """The base of all engines.
+
+    The methods do nothing here.  An engine overrides those that it needs.
 
     For each pipe, ``pipe_attached`` is called first and ``pipe_detached`` last, each once.  A pipe
     that was refused is never detached.
@@ -182,31 +183,31 @@ class Engine:
     sends_again: bool = False
     """Whether messages that a pipe has not written when it ends will be sent again."""
     timed: bool = False
-    """Whether it can have a deadline.  Such an engine is not raw and does not send in batches."""
+    """Whether the engine can have a deadline.  If so, it is not raw and does not send in batches."""
     deadlines_come_nearer: bool = False
-    """Whether a new deadline may come before those that are known."""
+    """Whether a new deadline may be earlier than the known ones."""
     hold_time: float = math.inf
-    """Seconds that a received message waits for room before ``force_message`` is called."""
+    """How many seconds a received message waits for room before ``force_message`` is called."""
     reply_limit: float = math.inf
     """How many replies may wait for one pipe before ``pipe_congested`` is called."""
     reply_bytes: float = math.inf
     """The same limit in bytes of headers and bodies."""
     balances: bool = False
-    """Whether it picks a pipe for each message, so that priorities matter."""
+    """Whether the engine picks a pipe for each message.  If so, priorities matter."""
     fans_out: bool = False
-    """Whether it sends each message to all pipes."""
+    """Whether the engine sends each message to all pipes."""
     takes_batches: bool = False
     """Whether ``messages_received`` may be called.
 
     A message that was held always comes by ``message_received``.
     """
     takes_headers: bool = False
-    """Whether messages to be sent have their header already, because the socket is raw."""
+    """Whether the socket is raw: messages to be sent already have their header."""
     single_peer: bool = False
-    """Whether it takes one peer only.
+    """Whether there can be only one peer.
 
-    A listener then greets no peer before the place is free, and keeps the place for a peer in its
-    handshake.
+    A listener then greets a peer only when the place is free, and keeps the place for that peer
+    during its handshake.
     """
 
     def __init__(self) -> None:
@@ -231,12 +232,13 @@ class Engine:
         """*pipe*, which has turned an offer down, has room again."""
 
     def pipe_congested(self, pipe: EnginePipe) -> None:
-        """Take no more requests from *pipe*: ``reply_limit`` replies, or ``reply_bytes``, wait for
-        it.
+        """Take no more requests from *pipe*, because too many replies wait for it.
+
+        Their number has reached ``reply_limit``, or their size ``reply_bytes``.
         """
 
     def pipe_relieved(self, pipe: EnginePipe) -> None:
-        """Take requests from *pipe* again: at most half of that waits, or the pipe has ended."""
+        """Take requests from *pipe* again: half of its replies are gone, or the pipe has ended."""
 
     def pipe_for(self, message: Message) -> EnginePipe | None:
         """Return the pipe that must have room for *message*, as ``Sender`` does."""
@@ -257,15 +259,14 @@ class Engine:
         raise NotImplementedError
 
     def force_message(self, pipe: EnginePipe, message: Message) -> None:
-        """Take *message* or drop one: ``hold_time`` is over, and ``message_received`` has just
-        returned False again.
+        """Take *message* or drop one, because ``hold_time`` is over.
+
+        ``message_received`` has just returned False again.
         """
         raise NotImplementedError
 
     def next_deadline(self) -> float | None:
-        """Return the earliest time at which ``deadline_reached`` must be called; None: it need not
-        be.
-        """
+        """Return when ``deadline_reached`` must be called next.  None: there is no deadline."""
         return None
 
     def deadline_reached(self, now: float) -> None:
@@ -274,7 +275,7 @@ class Engine:
     def socket_closed(self) -> None:
         """Release all messages: nothing is received or sent any more.
 
-        ``queued`` still counts those that waited.
+        ``queued`` still counts the messages that were waiting.
         """
 
     def offer_to_all(self, pipes: Collection[EnginePipe], message: Message) -> None:

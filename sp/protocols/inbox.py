@@ -66,7 +66,7 @@ class Inbox(Mailbox):
         return True
 
     def offer_many(self, pipe: EnginePipe, batch: list[Message]) -> int:
-        """Offer the messages of *batch* in order until one is not taken; return how many were."""
+        """Offer *batch* in order until a message is refused; return how many were taken."""
         messages = self._messages
         first = batch[: max(0, self._limit - len(messages))]
         size = sum([len(message.body) for message in first])
@@ -130,7 +130,7 @@ class Inbox(Mailbox):
         if len(kept) < len(self._messages):
             self._messages = deque(kept)
             self._bytes = sum(len(message.body) for message in kept)
-        # All of them: the messages that they hold may be removed as well, and then nothing would
+        # Resume all pipes.  The messages that they hold may be dropped too, and then nothing would
         # resume the others.
         self._relax(all_pipes=True)
 
@@ -140,7 +140,7 @@ class Inbox(Mailbox):
         self._bytes = 0
 
     def forget(self, pipe: EnginePipe) -> None:
-        """*pipe* has ended.  It needs no resuming, but the one behind it may."""
+        """*pipe* has ended.  It need not be resumed, but the pipe behind it may have to be."""
         if self._held or self._dropping:
             self._held.pop(pipe, None)
             self._relax()
@@ -163,7 +163,7 @@ class Inbox(Mailbox):
         if len(self._messages) > self._low or self._bytes > self._byte_limit // 2:
             return
         self._dropping = False
-        # Resume no more pipes than there are places.  Otherwise the first to run could take all
+        # Resume only as many pipes as there are places.  Otherwise the first to run could take all
         # places, and the others would have to queue again.
         for pipe in list(islice(self._held, None if all_pipes else self._limit - len(self._messages))):
             del self._held[pipe]

@@ -1,8 +1,8 @@
 """PAIR0: one peer, and messages both ways.
 
-A PAIR0 message on the wire is just its body.  The first peer stays.  A listener does not greet
-another one, so that one never has a pipe.  (nanomsg, nng and mangos let it in, drop what it sends,
-and hang up.)  Both directions wait for room; nothing is dropped.
+A PAIR0 message on the wire is just its body.  The first peer stays.  A listener does not greet a
+second peer, which therefore never has a pipe.  (nanomsg, nng and mangos let it in, drop what it
+sends, and hang up.)  Both directions wait for room; nothing is dropped.
 """
 
 from __future__ import annotations
@@ -50,5 +50,5 @@ class Pair0Engine(InboxEngine):
         return self._pipe is not None and self._pipe.offer(message)
 
     def send_batch(self, messages: list[Message]) -> int:
-        """Send *messages* in order until one is not taken; return how many were."""
+        """Send *messages* in order until one is refused; return how many were taken."""
         return 0 if self._pipe is None else self._pipe.offer_many(messages)

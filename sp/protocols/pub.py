@@ -57,9 +57,7 @@ class PubEngine(Engine):
         return send_each(self.send, messages)
 
     def _drop(self, pipe: EnginePipe, message: Message) -> None:
-        """Make room for *message* in *pipe*, which is full, by dropping its oldest messages; or
-        drop *message*.
-        """
+        """Drop the oldest messages of *pipe* to make room for *message*, or drop *message*."""
         self.dropped[DropReason.PEER_FULL] += 1
         if not self._drops_oldest:
             return

@@ -1,6 +1,6 @@
 """PULL: receives fairly from all PUSH peers.
 
-A full inbox holds the pipes back and then lets each deliver in turn, so no peer can shut out
+A full inbox holds the pipes back.  Each of them then delivers in turn, so no peer can shut out
 another.  Nothing is dropped.
 """
 

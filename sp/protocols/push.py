@@ -1,5 +1,6 @@
-"""PUSH: each message goes to one peer, the next in turn that has room.  If none has, the message
-waits.
+"""PUSH: each message goes to one peer, the next in turn that has room.
+
+While no peer has room, the message waits.
 
 A PUSH message on the wire is just its body, and nothing comes back.  A message from a peer is
 dropped and counted; nanomsg, nng and mangos drop it as well.  Messages that a pipe has not written
@@ -48,5 +49,5 @@ class PushEngine(Engine):
         return self._balancer.offer(message) is not None
 
     def send_batch(self, messages: list[Message]) -> int:
-        """Send *messages* in order until one is not taken; return how many were."""
+        """Send *messages* in order until one is refused; return how many were taken."""
         return self._balancer.offer_many(messages)

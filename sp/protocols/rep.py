@@ -1,10 +1,10 @@
 """REP: receives requests and answers them, one at a time in each context.
 
-The header of a request is the backtrace that it gathered on its way.  The reply carries it back
-unchanged.  A reply for a requester that has left is dropped.  A reply for a requester that does not
-read waits, as in nng and mangos; nanomsg drops it.  While too many replies wait for one requester,
-its requests are not read.  A request without the end of its header ends the pipe, as in nng; one
-with more hops than the ttl is dropped, as in all implementations.
+The header of a request is its backtrace.  The reply carries it back unchanged.  A reply for a
+requester that has left is dropped.  A reply for a requester that does not read waits, as in nng and
+mangos; nanomsg drops it.  While too many replies wait for one requester, its requests are not read.
+A request without the end of its header ends the pipe, as in nng; one with more hops than the ttl is
+dropped, as in all implementations.
 
 A raw REP pushes the id of the pipe onto the header of each request, and takes it off each reply to
 find the pipe.  A reply for a pipe that has ended or has no room is dropped and counted, as in nng:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class RepContext:
-    """One conversation: the request that was received and not yet answered, if there is one."""
+    """One conversation: the request that is to be answered, if there is one."""
 
     __slots__ = ("_engine", "_request")
 
@@ -41,7 +41,7 @@ class RepContext:
         return self._engine.inbox
 
     def receive(self) -> Message | None:
-        """Return the next request.  The one before is given up if it was not answered."""
+        """Return the next request.  If the one before has no answer yet, it gets none."""
         request = self._engine.inbox.take()
         if request is not None:
             self._request = request
@@ -99,7 +99,7 @@ class RepEngine(Engine):
 
     def pipe_congested(self, pipe: EnginePipe) -> None:
         self._congested.add(pipe)
-        self.inbox.forget(pipe)  # otherwise it would be resumed instead of one that can deliver
+        self.inbox.forget(pipe)  # or it would be resumed in place of a pipe that can deliver
 
     def pipe_relieved(self, pipe: EnginePipe) -> None:
         self._congested.remove(pipe)

@@ -1,13 +1,15 @@
-"""REQ: sends a request, again if necessary, until its reply comes; one at a time in each context.
+"""REQ: sends a request, and repeats it if necessary, until its reply comes.
+
+Each context has one request at a time.
 
 The header is a 32-bit request id with its high bit set.  Ids start at random.  The peer sends the
 id back unchanged.
 
-A request goes to the next pipe in turn that has room.  It is sent again when the pipe that carried
-it ends, as soon as another pipe has room, and when no reply has come for ``resend_after`` seconds.
-A reply is accepted only from a pipe that carried its request: ids are consecutive, so another peer
-could guess one.  Other replies are dropped and counted.  A reply of fewer than four bytes ends the
-pipe, as in nng.
+A request goes to the next pipe in turn that has room.  If that pipe ends, the request is sent again
+as soon as another pipe has room.  It is also sent again if no reply has come for ``resend_after``
+seconds.  A reply is accepted only from a pipe that carried its request: ids are consecutive, so
+another peer could guess one.  Other replies are dropped and counted.  A reply of fewer than four
+bytes ends the pipe, as in nng.
 
 A raw REQ sends messages that have their backtrace already, once, to the next pipe in turn that has
 room.  It receives all replies; the header is their whole backtrace, as in nng.  (In nanomsg and
@@ -44,8 +46,7 @@ class _State(enum.Enum):
     ANSWERED = "answered"
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
-# every message.
+# These are looked up for every message, and looking up a member of an enum is slow.
 _IDLE, _UNSENT, _SENT, _ANSWERED = _State.IDLE, _State.UNSENT, _State.SENT, _State.ANSWERED
 
 
@@ -68,7 +69,7 @@ class ReqContext:
     def send(self, message: Message) -> bool:
         """Begin a request.
 
-        It replaces the one under way: whoever waits for that reply gets RequestReplaced.
+        It replaces the current one: a task that waits for that reply gets RequestReplaced.
         """
         return self._engine.start(self, message)
 
@@ -109,8 +110,10 @@ class ReqEngine(Engine):
         self._clock = clock
         self._ids = Ids(random)
         self._balancer = Balancer()
-        self._under_way: dict[bytes, ReqContext] = {}  # by the id as it is on the wire; the one that was sent first comes first
-        self._unsent: OrderedDict[ReqContext, None] = OrderedDict()  # those whose pipe has ended, in the order of their requests
+        # By the id as it is on the wire; the request that was sent first comes first.
+        self._under_way: dict[bytes, ReqContext] = {}
+        # Contexts whose pipe has ended, in the order of their requests.
+        self._unsent: OrderedDict[ReqContext, None] = OrderedDict()
 
     def open_context(self) -> ReqContext:
         return ReqContext(self)

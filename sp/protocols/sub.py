@@ -67,7 +67,7 @@ class Subscriptions:
         if not node.ends or node.stem != prefix:
             return False
         node.ends = False
-        for above in reversed(way):  # take out what neither ends nor branches any more
+        for above in reversed(way):  # remove nodes that are no prefix and do not branch any more
             if node.ends or len(node.below) > 1:
                 break
             del above.below[prefix[above.size]]
@@ -79,8 +79,8 @@ class Subscriptions:
 
     def match(self, body: bytes) -> bool:
         """Whether *body* begins with one of the prefixes."""
-        # The way down looks only at the bytes where prefixes differ.  Where it comes to the end of
-        # a prefix, all others further down begin with that one, so it alone can match.
+        # Going down, look only at the bytes where prefixes differ.  At the end of a prefix, stop:
+        # all prefixes further down begin with this one, so if they match, it matches too.
         node = self._start
         try:
             while not node.ends:
@@ -106,7 +106,7 @@ class _Node:
         self.stem = stem
         self.size = len(stem)
         self.ends = False  # the stem is a prefix itself
-        self.below: dict[int, _Node] = {}  # longer ones, by the byte that follows the stem
+        self.below: dict[int, _Node] = {}  # longer prefixes, by the byte that follows the stem
 
     def branched(self, prefix: bytes) -> _Node:
         """Return a new node above this one: the common beginning of its stem and *prefix*.
@@ -150,7 +150,9 @@ class SubContext:
         self.subscriptions.add(prefix)  # a second time changes nothing, as in nng and mangos
 
     def unsubscribe(self, prefix: bytes) -> bool:
-        """End a subscription, and remove messages that no other one matches, as nng and mangos do.
+        """End a subscription, and remove the messages that no other one matches.
+
+        nng and mangos do the same.
 
         False: there was none.
         """
@@ -201,8 +203,8 @@ class SubEngine(Engine):
         self.may_have_topics = any(other.subscriptions for other in self._contexts)
         if not self.may_have_topics:
             return
-        # Log it instead of warnings.warn: topics may rightly come later, and the call would fail where
-        # warnings are errors.
+        # Log it instead of warnings.warn: topics may rightly come later, and the call would fail
+        # where warnings are errors.
         self._has_warned = True
         if context is next(iter(self._contexts)):  # the socket's own
             log.warning("SUB: the socket itself has no topics, so receive gets nothing: topics of a context count for that context only")

@@ -1,15 +1,16 @@
-"""SURVEYOR: asks all respondents at once and takes answers until the time is up; one survey at a
-time in each context.
+"""SURVEYOR: asks all respondents at once, and takes answers until the time is up.
+
+Each context has one survey at a time.
 
 The header is a 32-bit survey id with its high bit set.  Ids start at random.  Respondents send the
 id back unchanged (surveyor draft).  A respondent without room misses the survey, as in nanomsg, nng
 and mangos.
 
-Answers are accepted until the deadline, from any pipe, since a device passes on the answers of
-many.  Later answers, and answers to other surveys, are dropped and counted.  Answers that came in
-time can be received after the deadline (nng forgets them).  An answer of fewer than four bytes ends
-the pipe, as in nng.  If the application does not receive, respondents are held back for
-``HOLD_TIME``; then their newest answers are dropped, as in mangos.
+Answers are accepted until the deadline.  They may come by any pipe, because a device passes on the
+answers of many respondents.  Later answers, and answers to other surveys, are dropped and counted.
+Answers that came in time can be received after the deadline (nng forgets them).  An answer of fewer
+than four bytes ends the pipe, as in nng.  If the application does not receive, respondents are held
+back for ``HOLD_TIME``; then their newest answers are dropped, as in mangos.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     from sp.options import SocketOptions
 
 _SPARE: Final = 64
-"""How many deadlines of surveys that ended early are kept at least, before the heap is built anew.
-"""
+"""How many deadlines of surveys that ended early may be kept before the heap is built anew."""
 
 
 class _State(enum.Enum):

@@ -44,7 +44,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
     and those loops raise ClosedResourceError.
     """
 
-    _module = ""  # before the class's name in ``repr``
+    _module = ""  # what ``repr`` puts before the name of the class
 
     def __init__(self, engine: Engine, options: SocketOptions) -> None:
         self._options = options
@@ -73,11 +73,11 @@ class Socket(Verbs, trio.abc.AsyncResource):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Close the socket: as by ``aclose``, or at once if there is an exception."""
-        # With GeneratorExit it may be the garbage collector that ends the block, from no task.
+        # With GeneratorExit, the garbage collector may be ending the block, outside of any task.
         if not isinstance(error, GeneratorExit) and not self._core.may_close():
             end_child(error)
         if self._manager is None:
-            raise StateError("the socket is in no block: its 'async with' has not begun, or has ended already")
+            raise StateError("the socket is not in a block: its 'async with' has not begun, or has already ended")
         if error is not None:
             return await self._leave(error)
         try:
@@ -93,21 +93,23 @@ class Socket(Verbs, trio.abc.AsyncResource):
         """Close now and end the nursery.  True: *error* was the nursery's own cancellation."""
         try:
             self._core.close()
-        finally:  # also if a handler of the log has raised: a nursery that is left open ends in a TrioInternalError
+        finally:
+            # Even if a log handler raises: a nursery that stays open ends in a TrioInternalError.
             swallowed = await self._end_nursery(error)
         return swallowed
 
     async def _end_nursery(self, error: BaseException | None) -> bool:
         manager, self._manager = self._manager, None
         assert manager is not None
-        # The nursery must see a cancellation, which may be its own.  It would wrap other errors.
+        # Show the nursery a cancellation, which may be its own, and no other error: it would wrap
+        # that.
         seen = error if _has_cancelled(error) else None
         try:
             swallowed = await manager.__aexit__(type(seen) if seen else None, seen, seen.__traceback__ if seen else None)
         except BaseExceptionGroup as group:
             rest = plain(group)
             if rest is None:
-                return False  # cancelled from further out
+                return False  # an outer scope was cancelled
             raise rest from error
         return bool(swallowed) and seen is not None
 
@@ -119,8 +121,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
         (``DropReason.SOCKET_CLOSED``), and the log has a warning.  If the call is cancelled, the
         socket is closed at once.  Does nothing the second time.
 
-        Inside ``authorize`` or ``health`` it returns while the socket is still delivering: those
-        run in tasks of the socket, which have to end first.
+        If ``authorize`` or ``health`` calls it, it returns while the socket is still delivering:
+        they run in tasks of the socket, and those have to end first.
         """
         await self._core.aclose()
 
@@ -159,7 +161,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
         address.check_dialable()
         rank = self._rank(priority)
         endpoint = config_to_dial(self._core.endpoint_config, address, tls, ws)
-        self._core.check_open()  # also before anything else runs: in a forked child that would be the parent's tasks
+        # Before anything else can run: in a forked child, that would be the parent's tasks.
+        self._core.check_open()
         await trio.lowlevel.checkpoint()
         self._core.check_open()
         dialer = DialerTask(self._core, address, endpoint, rank, once=wait)
@@ -190,13 +193,13 @@ class Socket(Verbs, trio.abc.AsyncResource):
         ``listener.url`` has the port, or the abstract name, that was bound.  Several sockets of a
         trio run may share a host and port of ``ws`` or ``wss``, each with a path of its own.
 
-        - *priority* (PUSH and REQ; 1, the best, to 16; None: 8): that of all peers that connect
-          here, as with ``dial``.
+        - *priority* (PUSH and REQ; 1, the best, to 16; None: 8): the priority of all peers that
+          connect here, as with ``dial``.
         - *tls* (for ``tls+tcp`` and ``wss``, where a certificate is needed; None: that of the
           socket).
         - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: that of the socket, or else the defaults).
-        - *proxy_protocol* (not for ``ipc``, ``abstract`` and ``inproc``; None: as the socket has
-          it): whether each connection begins with a PROXY protocol header.
+        - *proxy_protocol* (not for ``ipc``, ``abstract`` and ``inproc``; None: the socket's
+          option): whether each connection begins with a PROXY protocol header.
 
         If the call is cancelled, nothing stays bound.  Raises AddressError for a URL that cannot be
         listened on, TLSConfigError if *tls* does not fit the URL, OSError if the system refuses,
@@ -277,8 +280,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
         return self._core.statistics()
 
     def __reduce__(self) -> NoReturn:
-        """Raise TypeError: another process, or a copy, could not have the connections."""
-        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: pass on its URL, and make a socket with that")
+        """Raise TypeError: a copy, or another process, cannot have the connections."""
+        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: pass on its URL, and make a new socket for it")
 
     def __repr__(self) -> str:
         core = self._core
@@ -297,8 +300,7 @@ class Conversation(Receiver, Protocol):
 
 @uninterrupted
 class Context(Verbs, trio.abc.AsyncResource):
-    """One conversation on a socket, beside others: the base of ``Req0Context``, ``Sub0Context`` and
-    so on.
+    """One of several conversations on a socket: the base of ``Req0Context`` and so on.
 
     ``socket.context()`` makes one.  It ends by ``close``, at the end of its ``async with`` block,
     or with its socket.
@@ -327,7 +329,8 @@ class Context(Verbs, trio.abc.AsyncResource):
             self._closed = True
             self._conversation.close()
             self._receivers.fail(_context_closed, self._conversation)
-            self._core.senders.fail(cast("Sender", self._conversation), _context_closed)  # a SUB has none that wait
+            # A SUB has no calls that wait to send.
+            self._core.senders.fail(cast("Sender", self._conversation), _context_closed)
 
     async def aclose(self) -> None:
         """Do as ``close``."""
@@ -343,7 +346,7 @@ def _context_closed() -> Exception:
 def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
     """Turn the keyword arguments of a socket into its options.
 
-    TypeError for an unknown one lists the known ones, with *own*.
+    Raises TypeError for an unknown one, which lists the known ones and *own*.
     """
     unknown = keywords.keys() - SocketKeywords.__annotations__.keys()
     if unknown:

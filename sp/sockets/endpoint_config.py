@@ -1,7 +1,7 @@
 """From the arguments of ``dial`` and ``listen`` to the EndpointConfig of their URL.
 
-An argument of the call counts first, then the option of the socket, then the default.  What does
-not fit the URL is refused.
+An argument of the call overrides the option of the socket, which overrides the default.  Arguments
+that do not fit the URL are refused.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def config_to_listen(base: EndpointConfig, address: Address, tls: object, ws: ob
 def _tls(options: SocketOptions, address: Address, verb: str, given: object, kind: type[_TLS]) -> _TLS | None:
     """Return the TLS configuration for *address*.
 
-    One that would go unused is refused: whoever gives it expects encryption.
+    A configuration that would go unused is refused: a caller who gives one expects encryption.
     """
     if not address.is_encrypted:
         expected = "expected wss://" if address.is_http else "expected tls+tcp://"
@@ -95,5 +95,5 @@ def _proxy_protocol(options: SocketOptions, address: Address, given: object) -> 
     wanted = options.proxy_protocol if given is None else check_flag("proxy_protocol", given)
     possible = address.is_network or address.is_http
     if given and not possible:
-        raise AddressError(f"proxy_protocol was given to listen on {address.url!r}, and no proxy can forward to that")
+        raise AddressError(f"proxy_protocol was given to listen on {address.url!r}, but no proxy can forward to that")
     return wanted and possible

@@ -21,10 +21,10 @@ from sp.sockets.verbs import ReceiveManyVerbs, SendManyVerbs
 class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     """Talks with exactly one peer, both ways.
 
-    The first peer stays until it leaves.  Another one is refused, which an event tells, and may
-    dial again later.  ``send`` waits while the peer has no room, or while there is no peer; if it
-    is cancelled, the message was not sent.  When the application falls behind, the peer is slowed
-    down; nothing is dropped.  If ``receive`` is cancelled, no message is lost.
+    The first peer stays until it leaves.  Another peer is refused, with a ``REFUSED`` event, and
+    may dial again later.  ``send`` waits while the peer has no room, or while there is no peer; if
+    it is cancelled, the message was not sent.  When the application falls behind, the peer is
+    slowed down; nothing is dropped.  If ``receive`` is cancelled, no message is lost.
     """
 
     def __init__(self, **options: Unpack[SocketKeywords]) -> None:
@@ -43,10 +43,10 @@ class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     *ttl* (1 to 255, default 8): a message that came through that many devices or more is dropped
     and counted.  *poly* (default False): True accepts any number of peers.
 
-    With *poly*, the ``pipe`` of ``receive_message`` tells which peer sent a message, and
-    ``send_message(sp.Message(body, pipe=pipe))`` sends to one of them: it waits for the room of
-    that peer alone, and drops and counts a message for a peer that has left.  ``send`` goes to the
-    peer that has been there longest.
+    With *poly*, ``receive_message`` tells which ``pipe`` a message came by, and
+    ``send_message(sp.Message(body, pipe=pipe))`` sends to one peer.  It waits until that peer has
+    room; a message for a peer that has left is dropped and counted.  ``send`` sends to the peer
+    that has been there longest.
     """
 
     def __init__(self, *, ttl: int = 8, poly: bool = False, **options: Unpack[SocketKeywords]) -> None:

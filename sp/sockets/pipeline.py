@@ -17,9 +17,9 @@ class Push0(Socket, SendManyVerbs):
     """Hands each message to one of its PULL peers, in turn among those that have room.
 
     A slow worker delays the sender only when all workers are full: then ``send`` waits.  If it is
-    cancelled, the message was not sent.  Messages that were accepted for a pipe and not written
-    when it ends are lost and counted.  ``dial`` and ``listen`` take a priority: peers with a better
-    one get messages first.
+    cancelled, the message was not sent.  Messages that a pipe has accepted but not written when it
+    ends are lost and counted.  ``dial`` and ``listen`` take a priority: peers with a better one get
+    messages first.
     """
 
     def __init__(self, **options: Unpack[SocketKeywords]) -> None:

@@ -41,7 +41,7 @@ class Pub0(Socket, SendManyVerbs):
 class Sub0Context(ReceiveManyVerbs, Context):
     """Topics and a queue of its own.
 
-    The topics of the socket, and those of its other contexts, do not count here.
+    The topics of the socket and of its other contexts have no effect here.
     """
 
     def __init__(self, core: Core, budget: CheckpointBudget, conversation: SubContext) -> None:
@@ -71,9 +71,9 @@ class Sub0(Socket, ReceiveManyVerbs):
     """Receives the messages of PUB peers whose body begins with one of its topics.
 
     Without a topic it receives nothing.  ``subscribe`` and ``unsubscribe`` change the topics at any
-    time.  ``context`` opens further queues, each with topics of its own.  A call that receives
-    without topics, while another queue of the socket has some, gets nothing; the log then has one
-    warning.
+    time.  ``context`` opens further queues, each with topics of its own.  A queue without topics
+    gets nothing.  If a call waits on it while another queue of the socket has topics, the log warns
+    once.
 
     *topics* (bytes, or a sequence of them; default none): what to subscribe to at first; ``b""``
     matches all messages.  *inbox_drops* (``"oldest"`` or ``"newest"``, default ``"oldest"``): which

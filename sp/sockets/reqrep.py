@@ -42,18 +42,19 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Asks a question and waits for the answer.  Several peers get the questions in turn.
 
     Use ``request`` for one question and its answer; any number of tasks may call it at once.
-    ``send`` and ``receive`` are one conversation of the socket, in which a new request replaces the
-    one before: whoever waits for the reply gets RequestReplaced.  ``context`` opens further
-    conversations.
+    ``send`` and ``receive`` are one conversation of the socket.  In it, a new request replaces the
+    one before, and a task that waits for the old reply gets RequestReplaced.  ``context`` opens
+    further conversations.
 
     *resend_after* (seconds, default 60): how long to wait for a reply before the request is sent
     again.  None: requests are never sent again, and ``receive`` raises RequestLost when the pipe
     that carried the request ends.
 
     ``send`` waits while no peer has room.  A request whose pipe ends is sent again at once, to
-    another peer if there is one.  Replies to no request under way are dropped and counted.  If
-    ``receive`` is cancelled, the request stays under way and the next ``receive`` gets its reply.
-    (nanomsg does so; nng and mangos give the request up.)  ``dial`` and ``listen`` take a priority.
+    another peer if there is one.  Replies that belong to no current request are dropped and
+    counted.  If ``receive`` is cancelled, the request stays under way and the next ``receive`` gets
+    its reply.  (So does nanomsg; nng and mangos give the request up.)  ``dial`` and ``listen`` take
+    a priority.
     """
 
     def __init__(self, *, resend_after: float | None = 60.0, **options: Unpack[SocketKeywords]) -> None:
@@ -96,7 +97,7 @@ class Rep0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
 
 @uninterrupted
 class Request:
-    """A request that REP received, or a survey that RESPONDENT received, and the way to answer it.
+    """A request of a REP, or a survey of a RESPONDENT, with a method to answer it.
 
     Any task may answer it, once.  It may also stay unanswered: a requester then asks again, and a
     surveyor gets the answers of the others.
@@ -121,15 +122,15 @@ class Request:
     async def reply(self, value: BytesLike) -> None:
         """Answer with *value*; wait while the requester does not read.
 
-        If the requester is gone, the reply is dropped and counted; that is no error.
-        If the call is cancelled, nothing was sent and the request can still be answered.
-        Raises StateError when the request was answered before, TypeError for a *value* that is not
-        bytes-like, ClosedResourceError when the socket is closed.
+        If the requester is gone, the reply is dropped and counted, without an error.  If the call
+        is cancelled, nothing was sent and the request can still be answered.  Raises StateError
+        when the request was answered before, TypeError for a *value* that is not bytes-like,
+        ClosedResourceError when the socket is closed.
         """
         try:
             await self._context.send(value)
         except StateError:
-            raise StateError("this request was answered already") from None
+            raise StateError("this request has already been answered") from None
 
     def __repr__(self) -> str:
         return f"<Request {len(self.body)} bytes from {self.pipe!r}>"
@@ -190,7 +191,7 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         self._receivers = self._core.receivers(self._engine.inbox)
 
     def requests(self) -> RequestStream:
-        """Return an async iterator over requests, which any task may answer, in any order."""
+        """Return an async iterator over requests.  Any task may answer them, in any order."""
         return RequestStream(self.context, self._core)
 
     def context(self) -> Rep0Context:

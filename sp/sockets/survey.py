@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
-    """A SURVEYOR conversation: send a survey, receive its answers until the time is up, and again.
+    """A SURVEYOR conversation: send a survey, receive answers until the time is up, and repeat.
 
     It does what the socket's own ``send`` and ``receive`` do.  Any number of contexts can be in use
     at once.
@@ -38,8 +38,8 @@ class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]
 class Survey:
     """An async iterator over the answers to one survey.
 
-    The survey is sent when the iteration begins.  It ends when its time is up, or by ``close`` if
-    that comes first.
+    The survey is sent when the iteration begins.  It ends when its time is up, or when ``close`` is
+    called.
     """
 
     def __init__(self, context: Surveyor0Context, value: bytes) -> None:
@@ -114,21 +114,18 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         self._receivers = self._core.receivers(conversation.mailbox)
 
     def survey(self, value: BytesLike, *, deadline: float | None = None) -> Survey:
-        """Return an async iterator that sends *value* to all peers and gives the bodies of the
-        answers.
+        """Return an async iterator that sends *value* to all peers and yields their answers.
 
         The survey is sent when the iteration begins, and takes answers for *deadline* seconds
-        (None: as the socket has it).  Any number of surveys may be under way at once.  After
-        leaving the loop early, call ``close``: until its time is up, the survey would go on
-        collecting answers.  Raises TypeError or ValueError for a wrong argument,
-        ClosedResourceError when the socket is closed.
+        (None: the socket's deadline).  Any number of surveys may run at once.  If you leave the
+        loop early, call ``close``; otherwise the survey collects answers until its time is up.
+        Raises TypeError or ValueError for a wrong argument, ClosedResourceError when the socket is
+        closed.
         """
         return Survey(self.context(deadline=deadline), to_body(value))
 
     def context(self, *, deadline: float | None = None) -> Surveyor0Context:
-        """Open another conversation, whose surveys take *deadline* seconds (None: as the socket has
-        it).
-        """
+        """Open another conversation; its surveys take *deadline* seconds (None: the socket's)."""
         self._check_open()
         seconds = self._deadline if deadline is None else check_seconds("deadline", deadline)
         return Surveyor0Context(self._core, self._budget, self._engine.open_context(seconds))
@@ -166,9 +163,7 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
         self._receivers = self._core.receivers(self._engine.inbox)
 
     def surveys(self) -> RequestStream:
-        """Return an async iterator over surveys, which any task may answer, in any order, or not at
-        all.
-        """
+        """Return an async iterator over surveys.  Any task may answer them, in any order."""
         return RequestStream(self.context, self._core)
 
     def context(self) -> Respondent0Context:

@@ -25,12 +25,12 @@ from sp.pipe import Pipe
 from sp.protocols.engine import BatchReceiver, BatchSender, Receiver, Sender
 
 _MANY: Final = 64
-"""Messages of one ``send_many`` after which other tasks run."""
+"""After this many messages of one ``send_many``, other tasks run."""
 
 
 @uninterrupted
 class Verbs:
-    """What the methods of all sockets and contexts work with."""
+    """What the methods of all sockets and contexts have in common."""
 
     _core: Core
     _budget: CheckpointBudget
@@ -44,7 +44,7 @@ class Verbs:
     async def _begin(self) -> None:
         """Be a cancel point, and raise unless calls are accepted.
 
-        ``send`` and ``receive`` have this code in line, which saves a call for each message.
+        ``send`` and ``receive`` repeat this code, which saves a call for each message.
         """
         core = self._core
         try:
@@ -57,8 +57,9 @@ class Verbs:
 
     @property
     def _is_over(self) -> bool:
-        """Whether loops end without an error: the context was closed, or the socket was closed in
-        order.
+        """Whether loops end without an error.
+
+        They do if the context was closed, or the socket was closed in order.
         """
         return self._closed or self._core.closed_in_order
 
@@ -73,11 +74,12 @@ class SendMessageVerbs(Verbs):
     _sender: Sender
 
     async def send_message(self, message: Message) -> None:
-        """Send *message*: a raw socket sends its header as well, and PAIR1 with *poly* sends it to
-        its ``pipe``.
+        """Send *message*; wait while there is no room for it.
 
-        Other sockets send the body only, as by ``send``, so a message that was received can be sent
-        on.  With *poly*, a message for a pipe that has ended is dropped and counted
+        A raw socket sends its header as well.  ``Pair1(poly=True)`` sends it to its ``pipe``.
+
+        Other sockets send only the body, like ``send``, so a message that was received can be
+        passed on.  With *poly*, a message for a pipe that has ended is dropped and counted
         (``peer gone``).  Waits, and can be cancelled, like ``send``.  Raises ValueError for a
         header that the protocol cannot have and for a pipe of another socket; otherwise as
         ``send``.
@@ -109,13 +111,12 @@ class SendVerbs(SendMessageVerbs, trio.abc.SendChannel[bytes]):
     """Sending one body at a time."""
 
     async def send(self, value: BytesLike) -> None:
-        """Send *value* (bytes, bytearray or memoryview) as one message; wait while there is no room
-        for it.
+        """Send *value* as one message; wait while there is no room for it.
 
-        Returns when the message is queued or written.  If the call is cancelled, the message was
-        not sent.  Raises TypeError for other types, ClosedResourceError when the socket or context
-        is closed, and StateError if the protocol does not allow sending now, for example a REP
-        without a request.
+        *value* is bytes, bytearray or memoryview.  Returns when the message is queued or written.
+        If the call is cancelled, the message was not sent.  Raises TypeError for other types,
+        ClosedResourceError when the socket or context is closed, and StateError if the protocol
+        does not allow sending now, for example a REP without a request.
         """
         core = self._core
         try:
@@ -165,8 +166,8 @@ class SendManyVerbs(SendVerbs):
         """Send each of *values* in order, as ``send`` does, at a fraction of its cost.
 
         If the call is cancelled or fails, the messages before some point were sent and the others
-        were not.  Of an iterator, the last one that was taken out was not sent.  Raises as ``send``
-        does.
+        were not.  If *values* is an iterator, the last value taken from it was not sent.  Raises as
+        ``send`` does.
         """
         await self._begin()
         if isinstance(values, bytes | bytearray | memoryview | str):
@@ -175,7 +176,7 @@ class SendManyVerbs(SendVerbs):
         is_list = isinstance(values, list | tuple)
         rest = iter(values)
         count = 0
-        # A body that is taken out of an iterator and not sent would be lost: take one at a time.
+        # Take one body at a time from an iterator: a body that is taken but not sent would be lost.
         while messages := [Message(value if type(value) is bytes else to_body(value)) for value in islice(rest, _MANY if is_list else 1)]:
             if count and count % _MANY == 0:
                 await checkpoint()
@@ -206,7 +207,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         ClosedResourceError when the socket or context is closed, and StateError if the protocol
         does not allow receiving now, for example a REQ without a request.
         """
-        # This is receive_message in line, which saves three calls for each message.
+        # This repeats receive_message, which saves three calls for each message.
         core = self._core
         try:
             await checkpoint_if_cancelled()
@@ -243,9 +244,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
             raise StopAsyncIteration from None
 
     async def receive_message(self) -> Message:
-        """Return the next message as a ``Message``, which has the pipe that it came by; otherwise
-        as ``receive``.
-        """
+        """Return the next message as a ``Message``, which has its pipe; otherwise like ``receive``."""
         await self._begin()
         message = self._receiver.receive()
         if message is None:
@@ -264,7 +263,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
             self._core.check_caller()
         message = self._receiver.receive()
         if message is None:
-            raise trio.WouldBlock("no message is here")
+            raise trio.WouldBlock("no message has arrived")
         return message.body
 
 
@@ -275,8 +274,9 @@ class ReceiveManyVerbs(ReceiveVerbs):
     _batches: BatchReceiver
 
     async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
-        """Wait for a message; return its body and those of all others that have arrived, at most
-        *max_messages* (None: no limit).
+        """Wait for a message; return the bodies of all that have arrived.
+
+        These are at most *max_messages* (None: no limit).
 
         Otherwise as ``receive``.
         """

@@ -93,11 +93,11 @@ async def test_a_socket_can_be_entered_once(kind: Kind) -> None:
 @every_socket
 async def test_a_block_that_has_not_begun_cannot_end_nor_can_one_twice(kind: Kind, name: str) -> None:
     socket = kind(listen=name)
-    with pytest.raises(sp.StateError, match="in no block"):
+    with pytest.raises(sp.StateError, match="not in a block"):
         await socket.__aexit__(None, None, None)
     async with socket:
         assert len(socket.listeners) == 1
-    with pytest.raises(sp.StateError, match="in no block"):
+    with pytest.raises(sp.StateError, match="not in a block"):
         await socket.__aexit__(None, None, None)
 
 
@@ -812,7 +812,7 @@ def test_what_a_protocol_cannot_do_raw_is_absent_from_its_class(kind: Kind) -> N
 async def test_a_raw_socket_has_no_wrong_moment(kind: Kind) -> None:
     async with kind() as socket:
         if kind.receives:
-            with pytest.raises(trio.WouldBlock, match="no message is here"):
+            with pytest.raises(trio.WouldBlock, match="no message has arrived"):
                 socket.receive_nowait()
         if kind.sends and not kind.waits_for_peers:
             await socket.send_message(sp.Message(b"x", kind.header))

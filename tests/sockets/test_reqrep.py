@@ -166,7 +166,7 @@ async def test_a_request_can_be_answered_once(name: str) -> None:
         await req.send(b"x")
         request = await anext(rep.requests())
         await request.reply(b"y")
-        with pytest.raises(sp.StateError, match="answered already"):
+        with pytest.raises(sp.StateError, match="already been answered"):
             await request.reply(b"z")
 
 

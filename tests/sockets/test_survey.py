@@ -457,7 +457,7 @@ async def test_a_service_answers_surveys_in_any_order_and_leaves_some_unanswered
         for survey in surveys[:1:-1]:
             assert survey.pipe is respondent.pipes[0]
             await survey.reply(survey.body + b"!")
-        with pytest.raises(sp.StateError, match="answered already"):
+        with pytest.raises(sp.StateError, match="already been answered"):
             await surveys[-1].reply(b"twice")
         assert [await context.receive() for context in contexts[2:]] == [b"2!", b"3!", b"4!"]
         with pytest.raises(trio.WouldBlock):
