@@ -192,3 +192,9 @@ def test_a_resend_time_is_positive_or_off() -> None:
     for wrong in ("1", True, b"1"):
         with pytest.raises(TypeError, match="resend_after must be a number of seconds or None, not"):
             check_seconds_or_none("resend_after", wrong)
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("tls", "TLSServerConfig or a TLSClientConfig"), ("ws", "WSServerConfig or a WSClientConfig")])
+def test_a_configuration_of_another_kind_is_refused(name: str, kinds: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a {kinds}, not dict"):
+        SocketOptions(**{name: {}})  # type: ignore[arg-type]
