@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
 from sp.checks import check_seconds
+from sp.core.core import Core
 from sp.core.pipe_task import PipeTask
 from sp.core.tls_files import TLSFiles
 from sp.errors import Error, StateError
@@ -19,12 +20,8 @@ from sp.events import Event, EventKind
 from sp.interrupts import uninterrupted
 from sp.listener import Listener
 from sp.statistics import ListenerStatistics
-from sp.transports.contract import AnsweredByHTTP, HandedOver
-
-if TYPE_CHECKING:
-    from sp.core.core import Core
-    from sp.tls.config import TLSServerConfig
-    from sp.transports.contract import Acceptor, Newcomer
+from sp.tls.config import TLSServerConfig
+from sp.transports.contract import Acceptor, AnsweredByHTTP, HandedOver, Newcomer
 
 log = logging.getLogger("sp")
 

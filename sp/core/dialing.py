@@ -6,25 +6,23 @@ import inspect
 import logging
 from collections import Counter
 from random import Random, SystemRandom
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
+from sp.address import Address
+from sp.core.core import Core
 from sp.core.pipe_task import PAIR_HINT, PipeTask
 from sp.core.tls_files import TLSFiles
 from sp.dialer import Dialer
 from sp.errors import Error, PeerClosed, PeerError, UpgradeRefused
 from sp.events import Event, EventKind
 from sp.interrupts import uninterrupted
+from sp.options import ShouldRedial
+from sp.pipe import Pipe
 from sp.statistics import DialerStatistics
 from sp.transports import transport_for
-
-if TYPE_CHECKING:
-    from sp.address import Address
-    from sp.core.core import Core
-    from sp.options import ShouldRedial
-    from sp.pipe import Pipe
-    from sp.transports.contract import EndpointConfig, Newcomer
+from sp.transports.contract import EndpointConfig, Newcomer
 
 log = logging.getLogger("sp")
 

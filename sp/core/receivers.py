@@ -25,7 +25,7 @@ class Receivers:
     (``sp.core.direct_read``).
     """
 
-    __slots__ = ("_core", "_error", "_exclusive", "_mailbox", "_of", "_reading", "_waiting")
+    __slots__ = ("_by_receiver", "_core", "_error", "_exclusive", "_mailbox", "_reading", "_waiting")
 
     def __init__(self, core: Core, mailbox: Mailbox, *, exclusive: bool) -> None:
         self._core = core
@@ -36,7 +36,7 @@ class Receivers:
         # The other tasks, the oldest call first.
         self._waiting: OrderedDict[trio.lowlevel.Task, Receiver] = OrderedDict()
         # The same tasks by receiver, because one receiver may be closed alone.
-        self._of: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}
+        self._by_receiver: dict[Receiver, dict[trio.lowlevel.Task, None]] = {}
 
     async def wait(self, receiver: Receiver) -> Message:
         """Wait until *receiver* has a message.  If the call is cancelled, no message was taken."""
@@ -54,7 +54,7 @@ class Receivers:
         self._waiting[task] = receiver
         if has_read:
             self._waiting.move_to_end(task, last=False)
-        self._of.setdefault(receiver, {})[task] = None
+        self._by_receiver.setdefault(receiver, {})[task] = None
         self._listen()
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -105,10 +105,10 @@ class Receivers:
     def _leave(self, task: trio.lowlevel.Task) -> None:
         """Remove *task*, which no longer waits."""
         receiver = self._waiting.pop(task)
-        others = self._of[receiver]
+        others = self._by_receiver[receiver]
         del others[task]
         if not others:
-            del self._of[receiver]
+            del self._by_receiver[receiver]
         self._stop_listening()
 
     def _serve(self) -> None:
@@ -130,7 +130,7 @@ class Receivers:
 
     def fail(self, error: Callable[[], Exception], receiver: Receiver | None = None) -> None:
         """Wake the tasks that wait for *receiver*, or all if it is None, with an error."""
-        for task in list(self._waiting if receiver is None else self._of.get(receiver, ())):
+        for task in list(self._waiting if receiver is None else self._by_receiver.get(receiver, ())):
             self._leave(task)
             trio.lowlevel.reschedule(task, outcome.Error(error()))
         if self._reading is not None and receiver in (None, self._reading):

@@ -42,12 +42,12 @@ A REQ resends after the same time.
 class Senders:
     """The tasks of one socket that wait to send, in the order of their calls."""
 
-    __slots__ = ("_core", "_numbers", "_of", "lines")
+    __slots__ = ("_by_sender", "_core", "_numbers", "lines")
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._numbers = itertools.count()
-        self._of: dict[Sender, dict[_Waiting, None]] = {}
+        self._by_sender: dict[Sender, dict[_Waiting, None]] = {}
         self.lines: dict[EnginePipe | None, _Line] = {}
         """The lines by pipe; None stands for any pipe.  No line is empty."""
 
@@ -98,17 +98,17 @@ class Senders:
 
     def fail(self, sender: Sender, error: Callable[[], Exception]) -> None:
         """Wake the tasks that wait to send by *sender*; they raise an error."""
-        for waiting in list(self._of.get(sender, ())):
+        for waiting in list(self._by_sender.get(sender, ())):
             self._leave(waiting)
             trio.lowlevel.reschedule(waiting.task, outcome.Error(error()))
 
     def fail_all(self, error: Callable[[], Exception]) -> None:
         """Wake all tasks; they raise an error."""
-        for sender in list(self._of):
+        for sender in list(self._by_sender):
             self.fail(sender, error)
 
     def _join(self, waiting: _Waiting) -> None:
-        self._of.setdefault(waiting.sender, {})[waiting] = None
+        self._by_sender.setdefault(waiting.sender, {})[waiting] = None
         pipe, engine = waiting.pipe, self._core.engine
         line = self.lines.get(pipe)
         if line is None:
@@ -123,10 +123,10 @@ class Senders:
             self._core.spawn(self._watch, pipe, line, line.relief)
 
     def _leave(self, waiting: _Waiting) -> None:
-        others = self._of[waiting.sender]
+        others = self._by_sender[waiting.sender]
         del others[waiting]
         if not others:
-            del self._of[waiting.sender]
+            del self._by_sender[waiting.sender]
         pipe, engine = waiting.pipe, self._core.engine
         line = self.lines[pipe]
         del line.waiting[waiting]

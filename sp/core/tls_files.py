@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from sp.core.core import Core
 from sp.events import Event, EventKind
 from sp.interrupts import uninterrupted
-
-if TYPE_CHECKING:
-    from sp.core.core import Core
-    from sp.tls.config import TLSClientConfig, TLSServerConfig
+from sp.tls.config import TLSClientConfig, TLSServerConfig
 
 
 @uninterrupted

@@ -5,15 +5,13 @@ A message to a hundred peers wakes this one task, not a hundred.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
+from sp.core.outbox import Outbox
 from sp.interrupts import uninterrupted
 from sp.transports.contract import SHORTEST_KEEPALIVE
-
-if TYPE_CHECKING:
-    from sp.core.outbox import Outbox
 
 _WRITES_A_TURN: Final = 64
 """After this many outboxes, other tasks get their turn."""

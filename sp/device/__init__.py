@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
+from sp.core.core import Core
 from sp.protocol_numbers import COUNTERPARTS, protocol_name
-from sp.raw import RawSocket
+from sp.raw import RawSocket, Wiring
 from sp.sockets.base import Socket, plain
-
-if TYPE_CHECKING:
-    from sp.core.core import Core
-    from sp.raw import Wiring
 
 __all__ = ["device"]
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from sp.message import Message
-    from sp.protocols.engine import EnginePipe
+from sp.message import Message
+from sp.protocols.engine import EnginePipe
 
 WORD: Final = 4
 MAX_WORDS: Final = 256

@@ -8,11 +8,9 @@ the round.  When it has room again, it joins the end of the round, as in nng.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sp.message import Message
-    from sp.protocols.engine import EnginePipe
+from sp.message import Message
+from sp.protocols.engine import EnginePipe
 
 
 class Balancer:

@@ -13,16 +13,12 @@ devices.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sp.message import Message
+from sp.options import DropPolicy, SocketOptions
 from sp.protocol_numbers import BUS
 from sp.protocols.backtrace import WORD, word_of
 from sp.protocols.engine import HOLD_TIME, EnginePipe, send_each
 from sp.protocols.inbox import InboxEngine
-
-if TYPE_CHECKING:
-    from sp.options import DropPolicy, SocketOptions
 
 
 class BusEngine(InboxEngine):

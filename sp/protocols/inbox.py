@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from sp.message import Message
+from sp.options import DropPolicy, SocketOptions
 from sp.protocols.engine import Engine, EnginePipe, Mailbox
-
-if TYPE_CHECKING:
-    from sp.options import DropPolicy, SocketOptions
 
 
 class Inbox(Mailbox):

@@ -7,17 +7,13 @@ sends, and hang up.)  Both directions wait for room; nothing is dropped.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sp.errors import PipeRefused
+from sp.message import Message
+from sp.options import SocketOptions
 from sp.protocol_numbers import PAIR0
 from sp.protocols.engine import EnginePipe
 from sp.protocols.inbox import InboxEngine
 from sp.refusal import RefusalKind
-
-if TYPE_CHECKING:
-    from sp.message import Message
-    from sp.options import SocketOptions
 
 
 class Pair0Engine(InboxEngine):

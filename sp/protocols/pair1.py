@@ -14,17 +14,14 @@ nng drops it.  A message for a peer that has left is dropped and counted.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sp.message import Message
+from sp.options import SocketOptions
 from sp.protocol_numbers import PAIR1
-from sp.protocols.engine import send_each
+from sp.protocols.engine import EnginePipe, Sender, send_each
 from sp.protocols.pair0 import Pair0Engine
 from sp.statistics import DropReason
-
-if TYPE_CHECKING:
-    from sp.options import SocketOptions
-    from sp.protocols.engine import EnginePipe, Sender
 
 _WORD: Final = 4
 _HOPS: Final = [bytes([0, 0, 0, hops]) for hops in range(256)]

@@ -7,16 +7,12 @@ process.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sp.errors import MalformedMessage
+from sp.message import Message
+from sp.options import DropPolicy
 from sp.protocol_numbers import PUB, SUB
 from sp.protocols.engine import Engine, EnginePipe, send_each
 from sp.statistics import DropReason
-
-if TYPE_CHECKING:
-    from sp.message import Message
-    from sp.options import DropPolicy
 
 
 class PubEngine(Engine):

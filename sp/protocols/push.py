@@ -9,15 +9,11 @@ when it ends are lost and counted.  They are not sent again, because the peer ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from sp.message import Message
 from sp.protocol_numbers import PULL, PUSH
 from sp.protocols.balancer import Balancer
 from sp.protocols.engine import Engine, EnginePipe
 from sp.statistics import DropReason
-
-if TYPE_CHECKING:
-    from sp.message import Message
 
 
 class PushEngine(Engine):

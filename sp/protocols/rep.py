@@ -13,18 +13,14 @@ waiting for one requester would delay all others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sp.errors import StateError
 from sp.message import Message
+from sp.options import SocketOptions
 from sp.protocol_numbers import REP, REQ
 from sp.protocols.backtrace import WORD, backtrace_end, check_header, word_of
 from sp.protocols.engine import Engine, EnginePipe, Mailbox
 from sp.protocols.inbox import Inbox, InboxEngine
 from sp.statistics import DropReason
-
-if TYPE_CHECKING:
-    from sp.options import SocketOptions
 
 
 class RepContext:

@@ -23,19 +23,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import takewhile
 from random import Random
-from typing import TYPE_CHECKING
 
 from sp.errors import Error, RequestLost, RequestReplaced, StateError
 from sp.message import Message
+from sp.options import SocketOptions
 from sp.protocol_numbers import REP, REQ
 from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
 from sp.protocols.balancer import Balancer
 from sp.protocols.engine import Engine, EnginePipe, Mailbox
 from sp.protocols.inbox import InboxEngine
 from sp.statistics import DropReason
-
-if TYPE_CHECKING:
-    from sp.options import SocketOptions
 
 
 class _State(enum.Enum):

@@ -9,15 +9,12 @@ as in nng and mangos: it is subscribed to everything.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
+from sp.message import Message
+from sp.options import DropPolicy, SocketOptions
 from sp.protocol_numbers import PUB, SUB
 from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Mailbox
 from sp.protocols.inbox import Inbox
-
-if TYPE_CHECKING:
-    from sp.message import Message
-    from sp.options import DropPolicy, SocketOptions
 
 log = logging.getLogger("sp")
 

@@ -21,18 +21,16 @@ import weakref
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sp.errors import StateError
 from sp.message import Message
+from sp.options import SocketOptions
 from sp.protocol_numbers import RESPONDENT, SURVEYOR
 from sp.protocols.backtrace import Ids, backtrace_end, check_header, request_id_end
 from sp.protocols.engine import HOLD_TIME, Engine, EnginePipe, Mailbox
 from sp.protocols.inbox import Inbox, InboxEngine
 from sp.statistics import DropReason
-
-if TYPE_CHECKING:
-    from sp.options import SocketOptions
 
 _SPARE: Final = 64
 """How many deadlines of surveys that ended early may be kept before the heap is built anew."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import Unpack, cast
 
 from sp.checks import check_choice
+from sp.core.budget import CheckpointBudget
+from sp.core.core import Core
 from sp.interrupts import uninterrupted
 from sp.message import BytesLike, to_body
 from sp.options import DROP_POLICIES, DropPolicy, SocketKeywords
@@ -13,10 +15,6 @@ from sp.protocols.pub import PubEngine
 from sp.protocols.sub import SubContext, SubEngine
 from sp.sockets.base import Context, Socket, options_from
 from sp.sockets.verbs import ReceiveManyVerbs, SendManyVerbs
-
-if TYPE_CHECKING:
-    from sp.core.budget import CheckpointBudget
-    from sp.core.core import Core
 
 
 @uninterrupted

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import SystemRandom
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import trio
 
 from sp.checks import check_seconds_or_none, check_ttl
+from sp.core.budget import CheckpointBudget
+from sp.core.core import Core
+from sp.core.receivers import Receivers
 from sp.errors import StateError
 from sp.interrupts import uninterrupted
 from sp.message import BytesLike, Message
 from sp.options import SocketKeywords
+from sp.pipe import Pipe
 from sp.protocols.rep import RepContext, RepEngine
 from sp.protocols.req import ReqContext, ReqEngine
 from sp.sockets.base import Context, Socket, options_from
 from sp.sockets.verbs import ReceiveVerbs, SendVerbs
-
-if TYPE_CHECKING:
-    from sp.core.budget import CheckpointBudget
-    from sp.core.core import Core
-    from sp.core.receivers import Receivers
-    from sp.pipe import Pipe
 
 
 class Req0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):

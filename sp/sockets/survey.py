@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from random import SystemRandom
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import trio
 
 from sp.checks import check_seconds, check_ttl
+from sp.core.budget import CheckpointBudget
+from sp.core.core import Core
 from sp.interrupts import uninterrupted
 from sp.message import BytesLike, to_body
 from sp.options import SocketKeywords
@@ -16,10 +18,6 @@ from sp.protocols.surveyor import SurveyorContext, SurveyorEngine
 from sp.sockets.base import Context, Socket, options_from
 from sp.sockets.reqrep import Rep0Context, RequestStream
 from sp.sockets.verbs import ReceiveVerbs, SendVerbs
-
-if TYPE_CHECKING:
-    from sp.core.budget import CheckpointBudget
-    from sp.core.core import Core
 
 
 class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):

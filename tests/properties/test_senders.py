@@ -262,7 +262,7 @@ class Trial:
         assert {key for key, each in line.lines.items() if each.relief is not None} == model.congested
         assert self.core.engine.told == model.told
         assert self.core.watched == [pipe for what, pipe in model.told if what == "congested"]
-        assert len(line._of) == len({sender for sender, _, _ in model.waiting.values()})
+        assert len(line._by_sender) == len({sender for sender, _, _ in model.waiting.values()})
 
 
 async def run(script: Sequence[object]) -> None:

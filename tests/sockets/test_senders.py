@@ -141,7 +141,7 @@ async def test_a_cancelled_call_and_a_closed_context_leave_the_line(name: str) -
         with pytest.raises(trio.WouldBlock):
             rep.context().receive_nowait()
         assert not req._core.senders.lines
-        assert not req._core.senders._of
+        assert not req._core.senders._by_sender
 
 
 @pytest.mark.slow

@@ -81,7 +81,6 @@ class _Head:
     def __init__(self) -> None:
         self.begun = b""
         """The first bytes, for error texts."""
-        self.complete = False
         self.size = 0
         self._last = b""
 
@@ -92,7 +91,6 @@ class _Head:
         before = len(self._last)
         end = (self._last + received).find(_END)
         if end >= 0:
-            self.complete = True
             size = end + len(_END) - before
             self.size += size
             return received[:size], received[size:]
