@@ -121,7 +121,7 @@ class Outbox:
     def open(self, connection: Connection) -> None:
         """Take messages from now on, and write them to *connection*."""
         self._connection = connection
-        self._watched = not connection.watchable
+        self._watched = not connection.detects_silence
         self._opened = self._takes = True
 
     def offer(self, message: Message, /) -> bool:
@@ -206,13 +206,13 @@ class Outbox:
         """Subtract from ``messages_sent`` those that the connection never wrote completely."""
         self.messages_sent -= self._connection.unsent
 
-    def look(self, now: float) -> bool:
-        """Return whether to look again.
+    def check_silence(self, now: float) -> bool:
+        """End the pipe if its peer acknowledges nothing any more.
 
-        Ends the pipe if its peer acknowledges nothing any more.
+        Returns whether to check again.
         """
         try:
-            self._watched = self._connection.look(now)
+            self._watched = self._connection.check_silence(now)
         except PeerSilent as error:
             self._pipe.end(error)
             return False

@@ -15,7 +15,7 @@ from sp.transports.contract import SHORTEST_KEEPALIVE
 
 _WRITES_A_TURN: Final = 64
 """After this many outboxes, other tasks get their turn."""
-_LOOKS: Final = 8
+_CHECKS: Final = 8
 """How often a pipe with data in flight is checked within the keepalive time."""
 
 
@@ -26,10 +26,10 @@ class Writer:
     def __init__(self, tcp_keepalive: float | None) -> None:
         self._due: list[Outbox] = []
         self._task: trio.lowlevel.Task | None = None  # while it waits for something to write
-        # Outboxes with data in flight, or written to since the last look.
+        # Outboxes with data in flight, or written to since the last check.
         self._watched: dict[Outbox, None] = {}
-        self._look_every = max(SHORTEST_KEEPALIVE, tcp_keepalive or 0) / _LOOKS
-        self._until_look = trio.CancelScope()
+        self._check_every = max(SHORTEST_KEEPALIVE, tcp_keepalive or 0) / _CHECKS
+        self._until_check = trio.CancelScope()
 
     def write_soon(self, outbox: Outbox) -> None:
         """Write *outbox* at the next turn."""
@@ -39,10 +39,10 @@ class Writer:
             trio.lowlevel.reschedule(task)
 
     def watch(self, outbox: Outbox) -> None:
-        """Look at *outbox* from time to time, until ``outbox.look`` returns False."""
+        """Check *outbox* from time to time, until ``outbox.check_silence`` returns False."""
         self._watched[outbox] = None
         if len(self._watched) == 1:
-            self._plan_look()
+            self._plan_check()
 
     def forget(self, outbox: Outbox) -> None:
         """Watch *outbox* no more: its pipe has ended."""
@@ -51,18 +51,18 @@ class Writer:
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            with trio.CancelScope() as self._until_look:
-                self._plan_look()
+            with trio.CancelScope() as self._until_check:
+                self._plan_check()
                 await self._write_due()
-            self._look()
+            self._check()
 
-    def _plan_look(self) -> None:
+    def _plan_check(self) -> None:
         if self._watched:
-            self._until_look.deadline = trio.current_time() + self._look_every
+            self._until_check.deadline = trio.current_time() + self._check_every
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = trio.current_time()
-        self._watched = {outbox: None for outbox in list(self._watched) if outbox.look(now)}
+        self._watched = {outbox: None for outbox in list(self._watched) if outbox.check_silence(now)}
 
     async def _write_due(self) -> None:
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -77,7 +77,7 @@ class Writer:
             for count, outbox in enumerate(due, 1):
                 outbox.write_due()
                 if count % _WRITES_A_TURN == 0:
-                    # The deadline for the next look must not interrupt this: the rest would be
+                    # The deadline for the next check must not interrupt this: the rest would be
                     # forgotten.
                     with trio.CancelScope(shield=True):
                         await trio.lowlevel.checkpoint()

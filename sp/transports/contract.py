@@ -186,15 +186,16 @@ class Connection(Peer, Protocol):
         ...
 
     @property
-    def watchable(self) -> bool:
-        """Whether ``look`` can tell something."""
+    def detects_silence(self) -> bool:
+        """Whether ``check_silence`` can find out anything: only Linux tells, and only about TCP."""
         ...
 
-    def look(self, now: float) -> bool:
-        """Return whether data is in flight, so that it is worthwhile to look again.
+    def check_silence(self, now: float) -> bool:
+        """Raise PeerSilent if the peer, or the way to it, seems to be gone.
 
-        Raises PeerSilent when the peer, or the way to it, seems to be gone: for the time of
-        ``tcp_keepalive`` it has not acknowledged what was sent.  *now* is trio's time.
+        That is so if it has not acknowledged what was sent for the time of ``tcp_keepalive``.
+        Returns whether data is in flight, so that another check is worthwhile.  *now* is trio's
+        time.
         """
         ...
 

@@ -108,7 +108,7 @@ class InprocConnection:
         self.unsent = 0
         self.tls = self.proxy = self.proxy_address = self.http = self.keep_alive = None
         self.stage = "greeting"
-        self.watchable = False
+        self.detects_silence = False
         self.defers_greeting = False
         self.allows_direct_read = False  # it saves less than waiting for a reader costs that does not come back
         self._endpoint = endpoint
@@ -163,7 +163,7 @@ class InprocConnection:
     async def linger_close(self, error: Exception | None = None) -> None:
         pass
 
-    def look(self, now: float) -> bool:
+    def check_silence(self, now: float) -> bool:
         return False
 
     def acknowledged(self) -> int:

@@ -68,8 +68,8 @@ class Link(Protocol):
         ...
 
     @property
-    def watchable(self) -> bool: ...
-    def look(self, now: float) -> bool: ...
+    def detects_silence(self) -> bool: ...
+    def check_silence(self, now: float) -> bool: ...
     def acknowledged(self) -> int: ...
     def interrupt(self) -> None: ...
     def finish(self) -> bool: ...
@@ -94,7 +94,7 @@ class SocketLink:
 
     tls = None
     stage = "greeting"
-    watchable = False
+    detects_silence = False
 
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str, *, proxied: bool = False) -> None:
         """If *proxied*, a PROXY protocol header comes first."""
@@ -158,7 +158,7 @@ class SocketLink:
             self.writer = None
             done.set()
 
-    def look(self, now: float) -> bool:
+    def check_silence(self, now: float) -> bool:
         return False
 
     def acknowledged(self) -> int:

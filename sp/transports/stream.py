@@ -73,11 +73,11 @@ class LinkConnection(OverLink, abc.ABC):
         self.closed = False
 
     @property
-    def watchable(self) -> bool:
-        return self._link.watchable
+    def detects_silence(self) -> bool:
+        return self._link.detects_silence
 
-    def look(self, now: float) -> bool:
-        return self._link.look(now)
+    def check_silence(self, now: float) -> bool:
+        return self._link.check_silence(now)
 
     def acknowledged(self) -> int:
         return self._link.acknowledged()

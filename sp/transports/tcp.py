@@ -251,7 +251,7 @@ def accept_pending(listening: socket.socket) -> list[socket.socket]:
 class TCPLink(SocketLink):
     """A TCP socket on Linux: it tells whether the peer still answers while data is in flight."""
 
-    watchable = True
+    detects_silence = True
 
     __slots__ = ("_limit", "_silence")
 
@@ -261,7 +261,7 @@ class TCPLink(SocketLink):
         self._limit = limit
         self._silence: tcp_info.Silence | None = None  # while data is in flight
 
-    def look(self, now: float) -> bool:
+    def check_silence(self, now: float) -> bool:
         try:
             info = tcp_info.decode(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.SIZE))
         except OSError:

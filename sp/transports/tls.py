@@ -341,11 +341,11 @@ class TLSLink:
         return self._inner.writer
 
     @property
-    def watchable(self) -> bool:
-        return self._inner.watchable
+    def detects_silence(self) -> bool:
+        return self._inner.detects_silence
 
-    def look(self, now: float) -> bool:
-        return self._inner.look(now)
+    def check_silence(self, now: float) -> bool:
+        return self._inner.check_silence(now)
 
     def acknowledged(self) -> int:
         return self._inner.acknowledged()

@@ -32,7 +32,7 @@ class Wire:
 
     peer_number = 0x10
     unsent = 0
-    watchable = False
+    detects_silence = False
 
     def __init__(self, room: float = math.inf) -> None:
         self.room = room

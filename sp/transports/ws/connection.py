@@ -219,7 +219,7 @@ class WSConnection(LinkConnection):
                         await trio.lowlevel.checkpoint()
                 try:
                     # A ping on its way is data in flight, even to a peer that need not answer it.
-                    self.look(now)
+                    self.check_silence(now)
                     if self._heard:
                         deadline = math.inf
                     elif now >= deadline:
