@@ -1,4 +1,4 @@
-"""How a listener and a dialer of ``ws``, ``wss`` and ``ws+unix`` treat HTTP."""
+"""The HTTP side of listeners and dialers of ``ws``, ``wss`` and ``ws+unix``."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def _origin(value: str) -> str:
         return value
     match = _ORIGIN.fullmatch(value.lower())
     if match is None or int(match[2] or 0) > _MAX_PORT:
-        raise ValueError(f'{value!r} is no origin: expected SCHEME://HOST or SCHEME://HOST:PORT, "null", or "*" for all')
+        raise ValueError(f'{value!r} is not an origin: expected SCHEME://HOST or SCHEME://HOST:PORT, "null", or "*" for all')
     default = match[2] is not None and _DEFAULT_PORTS.get(match[1]) == int(match[2])
     return normal_origin(value.rpartition(":")[0] if default else value)
 
 
 def normal_origin(value: str) -> str:
-    """Return an origin that a browser sent in the form that ``origins`` has."""
+    """Return an origin that a browser sent, in the form that ``origins`` uses."""
     return value.lower()
 
 
@@ -68,7 +68,9 @@ def _networks(value: str | Iterable[str]) -> tuple[IPNetwork | str, ...]:
         try:
             found.append(ipaddress.ip_network(network))
         except ValueError as error:
-            raise ValueError(f'trusted_proxies: {network!r} is no network like 10.0.0.0/8 or 2001:db8::7, nor "unix": {error}') from None
+            raise ValueError(
+                f'trusted_proxies: {network!r} is not a network like 10.0.0.0/8 or 2001:db8::7, and not "unix": {error}'
+            ) from None
     return tuple(found)
 
 
@@ -105,7 +107,7 @@ class _WSConfig:
     Otherwise the pipe ends with ``PeerSilent``.
     """
     ping_everyone: bool = attrs.field(default=False, validator=flag)
-    """True: ping every peer, and end the pipe of a peer that stays silent.
+    """True: ping every peer, and end the pipe if the peer stays silent.
 
     False, the default: a peer that may be libnanomsg gets no pings, because it passes each ping to
     its application as a message and never answers.  libnng and mangos get pings, but a missing
@@ -163,7 +165,7 @@ class WSServerConfig(_WSConfig):
         return "*" in self.origins or normal_origin(origin) in self.origins
 
     def trusts(self, address: IPAddress | None) -> bool:
-        """Whether a peer with this address is a trusted proxy; None: one that came by a unix socket."""
+        """Whether a peer at this address is a trusted proxy.  None: it came by a unix socket."""
         if address is None:
             return _UNIX in self.trusted_proxies
         return any(not isinstance(network, str) and address in network for network in self.trusted_proxies)

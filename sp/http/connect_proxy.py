@@ -1,4 +1,4 @@
-"""What a dialer needs to know of a proxy that it asks by CONNECT (RFC 9110, 9.3.6)."""
+"""What a dialer needs to know about a proxy that it uses by CONNECT (RFC 9110, 9.3.6)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sp.errors import AddressError
 
 @attrs.frozen
 class ConnectProxy:
-    """Where the proxy is, and how we log in there."""
+    """The address of the proxy, and our credentials for it."""
 
     host: str
     port: int
@@ -80,9 +80,9 @@ def proxy_for(address: Address, setting: str | Literal[True] | None) -> ConnectP
 
 
 def _is_local(host: str) -> bool:
-    """Whether no proxy could reach *host* for us.
+    """Whether *host* is this machine, which a proxy cannot reach for us.
 
-    As in Go, the environment's proxy is not used then.
+    As in Go, the proxy of the environment is not used then.
     """
     if without_zone(host) != host:
         return True

@@ -23,13 +23,13 @@ _MAX_FORWARDED: Final = 8192
 
 
 def parse_ip(text: str) -> tuple[IPAddress, str] | None:
-    """Return the address in *text* and its port, ``""`` without one; None if *text* is no address.
+    """Return the address and the port (or ``""``) in *text*; None if it is not an address.
 
     *text* is ``v4``, ``v4:port``, ``v6``, ``[v6]`` or ``[v6]:port``.
     """
     text = text.strip(" \t")
     port = ""
-    if "%" in text:  # a zone means something on the proxy's machine only, and may be any text
+    if "%" in text:  # a zone means something only on the proxy's machine, and may be any text
         return None
     if text.startswith("["):
         text, bracket, rest = text[1:].partition("]")
@@ -62,7 +62,7 @@ _ELEMENT: Final = re.compile(r'\s*([-!#$%&\'*+.^_`|~0-9A-Za-z]+)\s*=\s*(?:"((?:[
 
 
 def _parse_forwarded(value: str) -> list[dict[str, str]]:
-    """Return the elements of a ``Forwarded`` header (RFC 7239, 4); one empty element if it is broken."""
+    """Return the elements of a ``Forwarded`` header (RFC 7239, 4).  A broken header: one, empty."""
     elements: list[dict[str, str]] = [{}]
     if len(value) > _MAX_FORWARDED:
         return elements
@@ -73,8 +73,8 @@ def _parse_forwarded(value: str) -> list[dict[str, str]]:
         elif value[place] != ";":
             match = _ELEMENT.match(value, place)
             if match is None:
-                # Nobody knows where the broken part ends, and what is to its left may be the
-                # client's: ignore all of it.
+                # It is unknown where the broken part ends, and the client may have written what
+                # comes before it: ignore the whole header.
                 return [{}]
             quoted = match[2]
             elements[-1].setdefault(match[1].lower(), match[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
@@ -97,13 +97,16 @@ class Client:
 
 
 def client_of(config: WSServerConfig, headers: HTTPHeaders, peer: str, scheme: str, *, unix: bool) -> Client:
-    """Return the client behind *peer*: the right-most address in the header that is no trusted proxy's.
+    """Return the client behind *peer*.
 
-    It is *peer* itself if that is no trusted proxy, or there is no header, and ``unknown`` if the
-    header cannot be read.  *scheme* is the one that *peer* uses; *unix* says that *peer* came by a
+    That is the right-most address in the header that does not belong to a trusted proxy.
+
+    It is *peer* itself if that is not a trusted proxy or if there is no header.  It is ``unknown``
+    if the header cannot be read.  *scheme* is the one that *peer* uses.  *unix*: *peer* came by a
     unix socket.
     """
-    found = None if unix else parse_ip(_ZONE.sub("", peer))  # a zone in *peer* is of our machine
+    # A zone in *peer* belongs to our machine.
+    found = None if unix else parse_ip(_ZONE.sub("", peer))
     if not config.trusted_proxies or not config.trusts(None if unix or found is None else found[0]) or (found is None and not unix):
         return Client(peer, scheme, via=False)
     if config.forwarded_header == "Forwarded":
@@ -114,7 +117,7 @@ def client_of(config: WSServerConfig, headers: HTTPHeaders, peer: str, scheme: s
         value = headers.get("X-Forwarded-For", "").strip()
         names = value.rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if value else []
         protocols = [part.strip().lower() for part in headers.get("X-Forwarded-Proto", "").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:]]
-        # Either one proxy sets the header for all, or each one adds its own.
+        # Either one proxy sets the header for all of them, or each one adds its own value.
         per_hop = protocols if len(protocols) == len(names) else [protocols[-1]] * len(names)
         hops = list(zip(names, per_hop, strict=True))
     address = peer

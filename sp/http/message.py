@@ -80,7 +80,7 @@ def _check_header(name: object, value: object) -> None:
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError(f"a header's name and value must be str, not {type(name).__name__} and {type(value).__name__}")
     if not _TOKEN.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a header: expected letters, digits and -!#$%&'*+.^_`|~ only")
+        raise ValueError(f"{name!r} is not a header name: expected letters, digits and -!#$%&'*+.^_`|~ only")
     if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
         raise ValueError(f"header {name!r} belongs to the handshake and cannot be set")
     if not _VALUE.fullmatch(value) or value != value.strip(" \t"):
@@ -119,7 +119,7 @@ class HTTPResponse(RefusalResponse):
 
     @classmethod
     def received(cls, status: int, body: bytes, headers: Iterable[tuple[str, str]]) -> HTTPResponse:
-        """Return a response of a server, which may have values that an application cannot set."""
+        """Return a server's response, which may have values that an application cannot set."""
         response = cls(status if status >= 200 else 200, body)
         object.__setattr__(response, "status", status)
         object.__setattr__(response, "headers", HTTPHeaders(headers))
@@ -152,10 +152,10 @@ _BUSY: Final = (429, 503)
 
 
 def retry_after(response: HTTPResponse, now: float) -> float:
-    """Return for how many seconds a busy server does not want to be asked again (RFC 9110, 10.2.3).
+    """Return how many seconds a busy server asks us to wait (RFC 9110, 10.2.3).
 
-    0: it does not say.  A date is compared with the response's own ``Date``, since clocks may
-    differ, or else with *now*, a POSIX time.
+    0: it does not ask for a wait.  A date is compared with the response's own ``Date``, since
+    clocks may differ, or else with *now*, a POSIX time.
     """
     wanted = response.headers.get("Retry-After", "") if response.status in _BUSY else ""
     if _NUMBER.fullmatch(wanted):
@@ -197,7 +197,7 @@ class HTTPInfo:
     response_headers: HTTPHeaders = attrs.field(factory=HTTPHeaders)
     """Headers of the response; empty before it was sent."""
     scheme: str = "http"
-    """``http`` or ``https``: how the client has reached us or, if that says so, a trusted proxy."""
+    """``http`` or ``https``: how the client reached us, or the trusted proxy if that reports it."""
     via_trusted_proxy: bool = False
     """Whether the request came from one of ``trusted_proxies``, whose headers can be believed."""
 

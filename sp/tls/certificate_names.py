@@ -1,7 +1,7 @@
 """The names in a certificate, and whether one of them is the expected name.
 
-The names are parsed one by one, so that an odd one does not spoil the others.  cryptography would
-parse all of them or none, and so would service-identity, which compares them here.
+The names are parsed one by one, so an odd one does not spoil the others. cryptography parses all of
+them or none, and so does service-identity, which compares them here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def wrong_name(certificate: x509.Certificate, name: str) -> str:
-    """Return why *certificate* is not for the server *name*.  Empty: it is."""
+    """Return why *certificate* is not for the server *name*; empty if it is."""
     try:
         wanted = DNS_ID(name) if packed_address(name) is None else IPAddress_ID(name)
     except ValueError:
@@ -70,14 +70,14 @@ def _pattern(kind: str, value: str) -> DNSPattern | IPAddressPattern | None:
         return None
     try:
         return DNSPattern.from_bytes(value.encode())
-    except CertificateError:  # a wildcard that is too wide, an IP address, or nothing
+    except CertificateError:  # the wildcard is too wide, or it is an IP address, or it is empty
         return None
 
 
 def _names(certificate: x509.Certificate) -> list[tuple[str, str]]:
     try:
         found = [name for tag, content in _general_names(certificate) if (name := _name(tag, content))]
-    except (IndexError, ValueError):  # it is not a list of names
+    except (IndexError, ValueError):  # this is not a list of names
         return []
     return found
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Reloadable:
-    """What both sides have beside their fields."""
+    """What both sides have apart from their fields."""
 
     __slots__ = ()
 
@@ -44,8 +44,8 @@ def _context_source(config: ServerSettings | ClientSettings) -> ContextSource:
 class TLSServerConfig(ServerSettings, _Reloadable):
     """How a listener uses TLS.  ``certificate`` is required.
 
-    By default any client may connect.  With ``client_ca``, a client must show a certificate that
-    one of these authorities has signed.
+    By default any client may connect.  With ``client_ca``, a client must show a certificate that is
+    signed by one of these authorities.
 
     A configuration can be shared by any number of listeners, which then also resume each other's
     sessions.  All files are read and everything is checked when it is made: TLSConfigError names
@@ -57,7 +57,7 @@ class TLSServerConfig(ServerSettings, _Reloadable):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        # Not a default: attrs runs the validators after those.
+        # This cannot be a default, since attrs sets defaults before it runs the validators.
         object.__setattr__(self, "contexts", _context_source(self))
 
 

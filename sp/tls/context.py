@@ -1,4 +1,4 @@
-"""One OpenSSL context of a TLS configuration: reads the files, and says what is wrong with them."""
+"""Builds the OpenSSL context of a TLS configuration, and says what is wrong with its files."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ log = logging.getLogger("sp")
 _VERSIONS: Final = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
 _GROUPS: Final = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 _CIPHERS: Final = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!eNULL:!aDSS:!PSK:!SRP"
-"""For TLS 1.2: only forward secrecy and authenticated encryption, which all peers have."""
+"""For TLS 1.2: only forward secrecy and authenticated encryption, which all peers support."""
 HTTP_1_1: Final = b"http/1.1"
 """The only protocol that wss offers by ALPN: WebSocket over HTTP/2 is another protocol."""
 _RELEASE_BUFFERS: Final = 0x10
-"""SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL does not name.  It saves an idle connection 34 KiB."""
+"""SSL_MODE_RELEASE_BUFFERS, not defined in pyOpenSSL.  It saves an idle connection 34 KiB."""
 _PARTIAL_WRITE: Final = 0x01
 """SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets.
 
@@ -79,7 +79,7 @@ def _build(config: ServerSettings | ClientSettings) -> SSL.Context:
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     context.set_mode(_RELEASE_BUFFERS)
     context.clear_mode(_PARTIAL_WRITE)
-    # A server keeps nothing: its tickets hold the sessions.  A client has a cache of our own.
+    # A server stores nothing, because its tickets hold the sessions.  A client uses our own cache.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     if not config.session_reuse:
         begin_no_sessions(context)
@@ -154,10 +154,11 @@ def _ready_made(config: ServerSettings | ClientSettings) -> SSL.Context:
         field.name for field in attrs.fields(type(config)) if field.name in _ABOUT_CONTEXT and getattr(config, field.name) != field.default
     ]
     if set_twice:
-        raise TLSConfigError(f"context= replaces {', '.join(set_twice)}, so they cannot be given together: set that on the context itself")
+        raise TLSConfigError(f"context= replaces {', '.join(set_twice)}, so they cannot be given together: set them on the context itself")
     try:
         if isinstance(config, ServerSettings):
-            context.set_session_id(_SESSION_ID)  # without an id, a client with a certificate cannot resume but fails
+            # Without an id, a client with a certificate fails when it tries to resume.
+            context.set_session_id(_SESSION_ID)
         if not config.session_reuse:
             begin_no_sessions(context)
     except ValueError as error:

@@ -37,7 +37,7 @@ class TLSInfo:
     def group(self) -> str:
         """The group of the key exchange, for example ``X25519MLKEM768``.
 
-        Empty if OpenSSL is too old to tell.
+        Empty if this OpenSSL is too old to say.
         """
         try:
             return self._connection.get_group_name() or ""
@@ -58,7 +58,7 @@ class TLSInfo:
     def peer_certificate(self) -> x509.Certificate | None:
         """The peer's certificate.
 
-        None: the peer sent none, or it was not verified and cannot be parsed.
+        None: the peer sent none, or sent one that was not verified and cannot be parsed.
         """
         try:
             return self._connection.get_peer_certificate(as_cryptography=True)
@@ -84,7 +84,7 @@ class TLSInfo:
 
     @property
     def subject(self) -> str:
-        """The subject of the peer's certificate (RFC 4514), for example ``CN=client 7,O=Example``.
+        """The subject of the peer's certificate (RFC 4514), such as ``CN=client 7,O=Example``.
 
         Empty if the peer sent no certificate.
         """

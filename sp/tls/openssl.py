@@ -1,10 +1,11 @@
 """Everything that uses OpenSSL below pyOpenSSL's public interface.
 
-Each use has a fallback without it.
+Each use has a fallback.
 
-The reasons: with ``Connection.recv`` and the like, a small message costs three times as much (each
-call takes an allocation and two Python frames, and returns only one record).  And nothing else
-tells whether a session was resumed, or sends the greeting in the server's first flight.
+There are two reasons.  With ``Connection.recv`` and the like, a small message costs three times as
+much: each call takes an allocation and two Python frames, and returns only one record.  And there
+is no other way to learn whether a session was resumed, or to send the greeting in the server's
+first flight.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 from OpenSSL import SSL
 
 BUFFER_SIZE: Final = 256 * 1024
-"""The most that is read at once, encrypted or not."""
+"""The most bytes that are read at once, encrypted or not."""
 
 _lib: Any = getattr(SSL, "_lib", None)
 _ffi: Any = getattr(SSL, "_ffi", None)
@@ -48,9 +49,9 @@ class PlainBytes:
         self.has_more = False
         """Whether ``read`` may return data before more is fed."""
         self.ended = False
-        """Whether the peer has said that it will send no more."""
+        """Whether the peer announced that it will send no more."""
         self.output = 1
-        """How many bytes were waiting for ``drain`` after the last read; here always 1, for unknown.
+        """How many bytes waited for ``drain`` after the last read; always 1 here, for "unknown".
 
         A peer may ask for answers without end, so the caller has to watch this."""
 
@@ -60,9 +61,9 @@ class PlainBytes:
             self._connection.bio_write(ciphertext)
 
     def drain(self) -> bytes | memoryview:
-        """Return a bounded part of what is to be sent.  Empty: nothing is.
+        """Return some of what is to be sent.  Empty: nothing is to be sent.
 
-        It is valid until the next call of ``drain`` or ``read``, also those of other connections.
+        The result is valid until the next call of ``drain`` or ``read`` of any connection.
         """
         try:
             return self._connection.bio_read(BUFFER_SIZE)
@@ -108,9 +109,9 @@ class _Buffer(threading.local):
 
 
 class DirectBytes:
-    """The same, by direct calls of OpenSSL that return many records at once.
+    """The same by direct calls of OpenSSL, which return many records at once.
 
-    It uses the buffer of the thread that it is made in, and must stay in that thread.
+    It uses the buffer of the thread in which it is made, and must stay in that thread.
     """
 
     __slots__ = (
@@ -136,7 +137,7 @@ class DirectBytes:
         self._ssl: Any = inside._ssl
         self._into_ssl: Any = inside._into_ssl
         self._from_ssl: Any = inside._from_ssl
-        self._failed: Exception | None = None  # to be raised by the next read
+        self._failed: Exception | None = None  # the next read raises it
         self.has_more = False
         self.ended = False
         self.output = 0
@@ -144,7 +145,8 @@ class DirectBytes:
     def feed(self, ciphertext: bytes) -> None:
         size = len(ciphertext)
         if size and _BIO_write(self._into_ssl, ciphertext, size) != size:
-            raise MemoryError("OpenSSL has no memory for what was received")  # it fails for no other reason
+            # There is no other reason to fail.
+            raise MemoryError("OpenSSL has no memory for what was received")
 
     def drain(self) -> bytes | memoryview:
         size = _BIO_read(self._from_ssl, self._cdata, BUFFER_SIZE)
@@ -164,7 +166,7 @@ class DirectBytes:
                 break
             done += result
             if _BIO_get_mem_data(into, start) <= 0:
-                break  # that was the last record, and asking for another would cost as much again
+                break  # that was the last record, and asking for another one would double the cost
             at += result
         self.output = _BIO_get_mem_data(self._from_ssl, start)
         self.has_more = done == size or self.ended or self._failed is not None
@@ -189,7 +191,7 @@ class DirectBytes:
 
     def write(self, plaintext: bytes | memoryview) -> None:
         left = len(plaintext)
-        while left:  # once, unless a ready-made context stops after each record
+        while left:  # only one round, unless a ready-made context stops after each record
             result = _SSL_write(self._ssl, plaintext if type(plaintext) is bytes else _ffi.from_buffer(plaintext), left)
             if result <= 0:
                 try:
@@ -233,7 +235,7 @@ def begin_no_sessions(context: SSL.Context) -> None:
     """Make connections of *context* begin no session that can be resumed.
 
     A TLS 1.3 server still sends tickets, which cannot be used, unless their number can be set.  No
-    known pyOpenSSL has that call.
+    version of pyOpenSSL known to us can do that.
     """
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
@@ -268,8 +270,8 @@ def verification_of(connection: SSL.Connection) -> str:
 def expect_name(connection: SSL.Connection, name: str, address: bytes | None) -> None:
     """Let OpenSSL check the peer's *name*, or its packed IP *address*, too.
 
-    We check it ourselves in any case, but then OpenSSL's alert tells the peer about its
-    certificate.
+    We check it ourselves in any case, but OpenSSL's alert then tells the peer that its certificate
+    is at fault.
     """
     names = ("SSL_get0_param", "X509_VERIFY_PARAM_set1_host", "X509_VERIFY_PARAM_set1_ip", "X509_VERIFY_PARAM_set_hostflags")
     if all(hasattr(_lib, function) for function in names):
@@ -298,14 +300,14 @@ class EarlyGreeting:
         self._room: Any = _ffi.new("char[1]")
 
     def step(self) -> None:
-        """Go on with the handshake.
+        """Continue the handshake.
 
-        Return when the client's hello is complete or, in TLS 1.2, when the handshake is.
+        Return when the client's hello is complete or, in TLS 1.2, when the handshake is complete.
 
         Raises what ``do_handshake`` raises.
         """
-        # 0 means not yet, or an error; otherwise it is 2, no early data, since no context of ours
-        # allows any.
+        # 0 means "not yet", or an error.  Otherwise it is 2, "no early data", because no context of
+        # ours allows any.
         if _lib.SSL_read_early_data(self._ssl, self._room, 1, self._size) == 0:
             self._connection._raise_ssl_error(self._ssl, 0)
 

@@ -1,7 +1,7 @@
-"""Reads certificates, private keys and revocation lists from PEM, and says what is wrong with them.
+"""Reads certificates, keys and revocation lists from PEM, and says what is wrong with them.
 
 Any source may hold a private key, and a parser's error may quote what it could not parse.  So no
-text of a parser reaches an error of ours, nor its cause or context.
+text of a parser gets into an error of ours, or into its cause or context.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----([^-]*(?:-(?!----)[^-]*)*)-----END \1-----")
-"""The lookahead is at dashes only.
+"""The lookahead is only at dashes.
 
-At every byte, it would make a large revocation list a hundred times slower.
+A lookahead at every byte would make a large revocation list a hundred times slower.
 """
 _KEY: Final = re.compile(rb"(?:([A-Z0-9]+) )?PRIVATE KEY")
 _WIDTH: Final = 64
@@ -138,7 +138,7 @@ def _secret(password: str | bytes | None) -> bytes | None:
 
 
 def _tidy(block: re.Match[bytes]) -> bytes:
-    """Return *block* as parsers accept it, without blank lines and spaces that copying added."""
+    """Return *block* without the blank lines and spaces that copying added: parsers reject them."""
     lines = [line.strip() for line in block[2].splitlines()]
     headers = [line for line in lines if b":" in line]  # RFC 1421; base64 has no colon
     body = b"".join(b"".join(line.split()) for line in lines if b":" not in line)

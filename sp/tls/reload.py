@@ -1,4 +1,4 @@
-"""How a context is replaced when its files change."""
+"""Replaces a context when its files change."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class ContextSource:
     def check_files(self) -> None:
         """Reload if a file has changed, or if the last reload failed.
 
-        The cause of a failure may go away without a change to a file.  ``status`` has the result.
+        After a failure it tries again even if no file has changed, since the cause may be gone.
+        ``status`` has the result.
         """
         if self.failure is not None or self._signature() != self._seen:
             try:
@@ -78,7 +79,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _stamp(path: Path) -> object:
-    """Return what differs after the file at *path* was changed or replaced."""
+    """Return a value that changes when the file at *path* is changed or replaced."""
     try:
         found = path.stat()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
 """One TLS connection without I/O: pyOpenSSL over memory buffers.
 
-The caller feeds what came from the network, reads until OpenSSL wants more, then drains what is to
-be sent.  After a failure, what is left to drain is the alert that tells the peer.  Every failure is
-a TLSError or its subclass AuthenticationError.
+The caller feeds what came from the network, reads until OpenSSL wants more, and then drains what is
+to be sent.  After a failure, the alert for the peer is left to drain.  Every failure is a TLSError
+or its subclass AuthenticationError.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class TLSSession:
     def __init__(self, context: TLSContext, *, peer: str = "", host: str = "", port: int = 0, http: bool = False) -> None:
         """Prepare a connection of *context*.
 
-        *peer* names the other side in errors.  A client gives *host* and *port*, where it has
-        connected: they tell which name to verify and which session to resume.  *http* says that
-        HTTP will be spoken, which the handshake announces (ALPN, RFC 7301).  SP has no such name.
+        *peer* names the other side in errors.  A client gives the *host* and *port* that it
+        connected to: they determine which name to verify and which session to resume.  *http*: HTTP
+        will be spoken, which the handshake announces (ALPN, RFC 7301).  SP has no name for ALPN.
         """
         self.http = http
         self.established = False
@@ -52,17 +52,17 @@ class TLSSession:
         self._first = b""  # the peer's first bytes, until the handshake is complete
         self._refusal = ""  # why we refused the peer's certificate
         self.problem: Exception | None = None
-        """What went wrong in a callback, which OpenSSL lets no exception through."""
+        """What went wrong in a callback.  OpenSSL does not pass exceptions of callbacks on."""
         self.is_not_tls = False
-        """Whether the peer turned out not to speak TLS.  OpenSSL then has no alert for it."""
+        """Whether the peer does not speak TLS.  OpenSSL then has no alert for it."""
         self._failed = False
         self._info: TLSInfo | None = None
         connection = SSL.Connection(context.context)
         self._connection = connection
         self.bytes = bytes_of(connection, self._failure)
-        """Moves bytes, and knows whether the peer has ``ended`` or it ``has_more`` to read."""
-        # Every message passes through these, so they are the methods themselves, without a frame of
-        # ours.
+        """Moves the bytes; knows whether the peer has ``ended`` and whether there is more to read."""
+        # Every message passes through these, so they are bound here without another call in
+        # between.
         self.receive_data = self.bytes.feed
         """Take what came from the network, after the handshake."""
         self.read = self.bytes.read
@@ -72,14 +72,14 @@ class TLSSession:
         self.write = self.bytes.write
         """Encrypt all of what is given.  Raises TLSError."""
         self.data_to_send = self.bytes.drain
-        """Return a bounded part of what is to be sent.
+        """Return some of what is to be sent.
 
-        Empty: nothing is.  It is valid until the next call of any session."""
+        Empty: nothing is to be sent.  The result is valid until the next call of any session."""
         self._early: EarlyGreeting | None = None
         self._name = self._server = ""
         self._session: SSL.Session | None = None  # the newest known
         self._reads_watched = 0
-        self._heard = False  # the peer has sent something, so it has not refused us
+        self._heard = False  # the peer has sent something, so it did not refuse us
         if not context.ready_made:
             connection.set_app_data(self)  # for callbacks
         if context.is_server:
@@ -108,7 +108,7 @@ class TLSSession:
 
     @property
     def info(self) -> TLSInfo | None:
-        """The connection's facts.  None until it is established."""
+        """What ``pipe.tls`` shows.  None until the connection is established."""
         return self._info if self.established else None
 
     def handshake(self, data: bytes, greeting: bytes) -> bool:
@@ -158,10 +158,10 @@ class TLSSession:
         if self._early is not None:
             self._early.step()
             early, self._early = self._early, None
-            # A client that was asked for a certificate gets no greeting before it is verified, so
-            # that a greeting always means that it was accepted.  A resumed session has verified it
-            # already. If the client was asked for another hello, there is no cipher yet, and the
-            # greeting would be sent in plain text.
+            # A client that was asked for a certificate gets no greeting before the certificate is
+            # verified, so a greeting always means that the client was accepted.  In a resumed
+            # session it was verified before.  If the client was asked for another hello, there is
+            # no cipher yet, and the greeting would be sent in plain text.
             has_keys = connection.get_protocol_version() == SSL.TLS1_3_VERSION and connection.get_cipher_name() is not None
             may_greet = has_keys and (not self._context.verifies or self._resumed_validly())
             if may_greet and greeting:
@@ -181,8 +181,8 @@ class TLSSession:
             self._reads_watched = _READS_WATCHED
             self.read = self._read_and_watch
             if connection.get_protocol_version() == SSL.TLS1_3_VERSION:
-                # Tickets come later.  This session cannot be resumed; it is kept to tell a new one
-                # by.
+                # Tickets come later.  This session cannot be resumed; it is kept to recognize a new
+                # one.
                 self._session = connection.get_session()
 
     def _resumed_validly(self) -> bool:
@@ -193,7 +193,7 @@ class TLSSession:
         return True
 
     def _check_name(self, info: TLSInfo) -> None:
-        """Check the name for a ready-made context, since OpenSSL alone checks no names."""
+        """Check the name for a ready-made context, which does not check names itself."""
         certificate = info.peer_certificate
         reason = "it sent none" if certificate is None else wrong_name(certificate, self._name)
         if reason:
@@ -202,7 +202,7 @@ class TLSSession:
     def _check_dates(self, info: TLSInfo) -> None:
         """Check the dates, which OpenSSL does not do when it resumes.
 
-        The name is right: the cache is by name.
+        The name need not be checked, because the cache is by name.
         """
         certificate = info.peer_certificate
         if certificate is not None and not certificate.not_valid_before_utc <= _now() <= certificate.not_valid_after_utc:
@@ -223,7 +223,8 @@ class TLSSession:
                 reason = wrong_name(readable, self._name) or reason
             if reason:
                 subject = printable(readable.subject.rfc4514_string()) or "one without a subject"
-        except Exception as unreadable:  # OpenSSL accepts more than cryptography can parse, but we need the names
+        except Exception as unreadable:
+            # OpenSSL accepts more than cryptography can parse, and we need the names.
             reason = reason or f"it cannot be read: {printable(str(unreadable))}"
         if reason and not self._refusal:
             expected = "" if self._context.is_server else f"; expected a certificate for {self._name!r}"
@@ -233,7 +234,7 @@ class TLSSession:
     def _read_and_watch(self, size: int) -> bytes:
         """Read, and look for a new ticket.
 
-        When one has come, or none is to be expected, go on without looking.
+        Once a ticket has come, or none is expected any more, later reads do not look.
         """
         data = self.bytes.read(size)
         if data:
@@ -261,7 +262,7 @@ class TLSSession:
     def _drop_output(self) -> None:
         """Drop what is left to send.
 
-        OpenSSL saw nothing wrong, so that would tell of a success.
+        OpenSSL saw nothing wrong, so this would report success to the peer.
         """
         while self.bytes.drain():
             pass
@@ -271,11 +272,10 @@ class TLSSession:
         return f"{stage}{f' with {self._peer}' if self._peer else ''}: {reason}"
 
     def _failure(self, error: Exception) -> TLSError:
-        """Return the TLSError that tells what *error* means."""
+        """Return the TLSError that says what *error* means."""
         self._failed = True
         if not self._heard and self._context.sessions is not None:
-            # The server may have refused the session that was resumed, and may refuse the others
-            # too.
+            # The server may have refused the resumed session, and may refuse the other ones too.
             self._context.sessions.forget(self._server)
         if isinstance(error, TLSError):
             self._drop_output()
@@ -296,8 +296,8 @@ class TLSSession:
             return self._alerted(side, reason)
         if "bad record mac" in reason and self.established and not (self._context.is_server or self._heard):
             # libnng (mbedTLS) encrypts its alerts with the keys of the handshake, which are no
-            # longer in use.  It may have refused our certificate or only given up, so a dialer
-            # tries again as after any error.
+            # longer in use.  Perhaps it refused our certificate, perhaps it only gave up.  So a
+            # dialer tries again as after any error.
             hint = f"its alert cannot be decrypted, as with libnng ({reason})"
             return TLSError(self._describe(f"the server refused us or gave up: {hint}"))
         if "did not return a certificate" in reason:
@@ -309,7 +309,7 @@ class TLSSession:
         return TLSError(self._describe(reason))
 
     def _alerted(self, side: str, reason: str) -> TLSError:
-        """Return what an alert from the peer, the *side*, means.  *reason* is OpenSSL's text."""
+        """Return what an alert means.  The peer is the *side*, and *reason* is OpenSSL's text."""
         about_certificates = any(word in reason for word in _ABOUT_CERTIFICATES) or self._lacked_certificate(reason)
         # An alert before the peer's hello cannot be about a certificate, and anyone on the way can
         # send it.

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from OpenSSL import SSL
 
 _SESSIONS_PER_SERVER: Final = 8
-"""Tickets kept for one server: as many dialers can resume at once."""
+"""How many tickets are kept for one server, and so how many dialers can resume at once."""
 
 
 class SessionCache:
-    """Sessions by server, each for one use.  The server unused for longest is forgotten first."""
+    """Sessions by server, each for one use.  The least recently used server is forgotten first."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -33,9 +33,10 @@ _FILES = ("certificate", "private_key", "revoked", "client_ca", "ca", "key_log_f
 def _source(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, str | os.PathLike | bytes):
         raise TypeError(f"{attribute.name} must be a path (str or PathLike) or PEM bytes, not {type(value).__name__}")
-    if not value:  # as a path, it would mean the current directory
+    if not value:  # an empty path would mean the current directory
         raise TLSConfigError(f"{attribute.name} is empty: give a path or PEM bytes, or leave it out")
-    if isinstance(value, str) and _CONTENT.search(value):  # may be a key, so the error must not show it
+    # May be a key, so the error must not show it.
+    if isinstance(value, str) and _CONTENT.search(value):
         raise TLSConfigError(f"{attribute.name} is PEM text in a str, but a str must be a path: give the text as bytes")
 
 
@@ -100,7 +101,7 @@ class TLSSettings:
     ciphersuites: str | None = attrs.field(default=None, validator=optional(_text))
     """Cipher suites for TLS 1.3, separated by colons.  None: OpenSSL's default."""
     group: Group | None = attrs.field(default=None, validator=optional(choice(*_GROUPS)))
-    """The only group for the key exchange.  None: OpenSSL's default, which prefers X25519MLKEM768.
+    """The only group for the key exchange.  None: OpenSSL's default, X25519MLKEM768 first.
 
     pyOpenSSL can set one of these groups, but no list."""
     session_reuse: bool = attrs.field(default=True, validator=flag)
@@ -160,7 +161,7 @@ class ClientSettings(TLSSettings):
     session_cache_size: int = attrs.field(default=256, validator=count(1))
     """The most servers whose sessions are remembered.
 
-    The server unused for longest is forgotten first."""
+    The least recently used server is forgotten first."""
     insecure_skip_verification: bool = attrs.field(default=False, validator=flag)
     """True: accept any server, without looking at its certificate, and ignore ``ca``.
 
