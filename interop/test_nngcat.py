@@ -20,5 +20,5 @@ class TestNngcat(ToolContract):
             events = ours.events()
             async with self.connected(ours, "Sub0", "ws", "theirs", tmp_path):
                 event = await next_event(events, sp.EventKind.DIAL_FAILED, sp.UpgradeRefused)
-            assert "the server has answered 400" in event.reason
+            assert "the server answered 400" in event.reason
             assert not ours.pipes

@@ -228,7 +228,7 @@ async def test_a_refusal_comes_through_with_its_status_its_headers_and_its_body(
         cause = caught.value.__cause__
         assert isinstance(cause, sp.UpgradeRefused)
         assert (cause.response.status, cause.response.body, cause.response.headers["X-Price"]) == (402, b"first pay\nthen ask\n", "7")
-        assert "the server has answered 402 Payment Required: 'first pay'" in str(cause)
+        assert "the server answered 402 Payment Required: 'first pay'" in str(cause)
         await req.dial(f"wss://127.0.0.1:{running.port}/?friend")
 
 
@@ -293,9 +293,9 @@ async def test_who_speaks_the_wrong_protocol_is_told_so_by_name(file: str, direc
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("proxy_http_version 1.1;", "505 HTTP Version Not Supported: 'no WebSocket request: unsupported HTTP version: HTTP/1.0'"),
-        ("proxy_set_header   Upgrade    $http_upgrade;", "426 Upgrade Required: 'no WebSocket request: missing Upgrade header'"),
-        ("proxy_set_header   Connection $connection_upgrade;", "426 Upgrade Required: 'no WebSocket request: invalid Connection header"),
+        ("proxy_http_version 1.1;", "505 HTTP Version Not Supported: 'not a WebSocket request: unsupported HTTP version: HTTP/1.0'"),
+        ("proxy_set_header   Upgrade    $http_upgrade;", "426 Upgrade Required: 'not a WebSocket request: missing Upgrade header'"),
+        ("proxy_set_header   Connection $connection_upgrade;", "426 Upgrade Required: 'not a WebSocket request: invalid Connection header"),
     ],
     ids=["version", "Upgrade", "Connection"],
 )
@@ -308,7 +308,7 @@ async def test_a_line_that_a_proxy_lacks_shows_in_the_answer(
         in_front(file, directory, rep, **{line: ""}) as running,
         sp.Req0(tls=tls, ws=DIRECT) as req,
     ):
-        with pytest.raises(sp.DialError, match=f"the server has answered {answer}"):
+        with pytest.raises(sp.DialError, match=f"the server answered {answer}"):
             await req.dial(f"wss://127.0.0.1:{running.port}")
 
 

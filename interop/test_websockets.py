@@ -574,7 +574,7 @@ async def test_its_refusal_is_told_with_status_and_words(status: int) -> None:
         error = caught.value.__cause__
         assert isinstance(error, sp.UpgradeRefused)
         assert (error.response.status, error.response.body) == (status, b"not today\n")
-        assert f"the server has answered {status}" in str(error)
+        assert f"the server answered {status}" in str(error)
         assert ("ws://elsewhere.example/" if status == 302 else "not today") in str(error)
         assert error.permanent is (status in (401, 403))
 

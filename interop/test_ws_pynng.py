@@ -258,7 +258,7 @@ async def test_a_partner_that_asks_for_another_path_is_answered_404() -> None:
         async with partner("Req0") as theirs:
             theirs.dial(listener.url.replace("/a", "/b"), block=False)
             event = await next_event(events, sp.EventKind.REFUSED)
-        assert "HTTP 404: nobody listens at '/b'" in event.reason
+        assert "HTTP 404: no socket listens at '/b'" in event.reason
         assert not ours.pipes
 
 

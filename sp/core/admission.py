@@ -97,7 +97,7 @@ class Admission:
             if keep_alive is not None:
                 core.spawn(keep_alive)
             return pipe
-        late = "authorize has not decided" if is_greeted else f"the {newcomer.stage} was not complete"
+        late = "authorize did not decide" if is_greeted else f"the {newcomer.stage} was not complete"
         timeout = GreetingError(f"{late} within {seconds:g} s")
         newcomer.close(timeout)
         raise timeout

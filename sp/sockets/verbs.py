@@ -244,7 +244,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
             raise StopAsyncIteration from None
 
     async def receive_message(self) -> Message:
-        """Return the next message as a ``Message``, which has its pipe; otherwise like ``receive``."""
+        """Return the next message as a ``Message``, which has its pipe; else like ``receive``."""
         await self._begin()
         message = self._receiver.receive()
         if message is None:

@@ -60,7 +60,7 @@ class TLSSession:
         connection = SSL.Connection(context.context)
         self._connection = connection
         self.bytes = bytes_of(connection, self._failure)
-        """Moves the bytes; knows whether the peer has ``ended`` and whether there is more to read."""
+        """Moves the bytes; knows whether the peer has ``ended`` and whether more can be read."""
         # Every message passes through these, so they are bound here without another call in
         # between.
         self.receive_data = self.bytes.feed

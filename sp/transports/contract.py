@@ -1,7 +1,7 @@
 """What a transport offers to a socket.
 
 A transport connects or listens.  Both give newcomers, which become connections once they are
-greeted and accepted.  A connection moves messages in batches and without waiting where it can: a
+greeted and accepted.  A connection moves messages in batches, and does not wait if it need not.  A
 caller's ``send`` may write by itself, and a task waits only when the kernel takes no more.
 """
 
@@ -26,13 +26,13 @@ from sp.transports.proxy_protocol import ProxyInfo
 SHORTEST_KEEPALIVE: Final = 2
 """In seconds.
 
-The kernel counts whole seconds, and needs one until it asks and one for the answer.
+The kernel counts whole seconds.  It needs one before it asks, and one for the answer.
 """
 
 
 @attrs.frozen(kw_only=True)
 class EndpointConfig:
-    """What a transport needs to know of the socket that it works for, and of the URL."""
+    """What a transport needs to know about its socket and about the URL."""
 
     number: int
     """Our protocol's number, for our greeting."""
@@ -43,23 +43,23 @@ class EndpointConfig:
     options: SocketOptions
     """The options of the socket, such as ``max_message_size``."""
     tls: TLSServerConfig | TLSClientConfig | None = None
-    """For a scheme with TLS: the side's configuration."""
+    """The TLS configuration of this side, for a scheme with TLS."""
     ws: WSServerConfig | WSClientConfig | None = None
-    """For a scheme over WebSocket: the side's configuration."""
+    """The WebSocket configuration of this side, for a scheme over WebSocket."""
     proxy_protocol: bool = False
     """For a listener: whether connections begin with a PROXY protocol header."""
 
 
-class HandedOver(Exception):  # how ``greet`` may end, and no error
-    """The newcomer is for another listener on the same port, which has it now."""
+class HandedOver(Exception):  # one way for ``greet`` to end, not an error
+    """The newcomer belongs to another listener on the same port, which has it now."""
 
 
-class AnsweredByHTTP(Exception):  # how ``greet`` may end, and no error
-    """The newcomer was a health check, and has its answer."""
+class AnsweredByHTTP(Exception):  # one way for ``greet`` to end, not an error
+    """The newcomer was a health check, and has been answered."""
 
 
 class Peer(Protocol):
-    """What is known of a peer that has greeted us."""
+    """What we know about a peer that has greeted us."""
 
     @property
     def local_address(self) -> str: ...
@@ -74,7 +74,7 @@ class Peer(Protocol):
 
     @property
     def proxy_address(self) -> str | None:
-        """The address of the proxy, if ``remote_address`` is that of its client; None without one."""
+        """The address of the proxy, if ``remote_address`` is its client; None without a proxy."""
         ...
 
     @property
@@ -98,8 +98,8 @@ class Peer(Protocol):
 class Newcomer(Protocol):
     """A new connection, before the two sides have greeted.
 
-    ``greet`` makes it a ``Greeted``, whose ``accept`` makes it a ``Connection``.  The newcomer
-    stays the one to close, in whatever state the connection is.
+    ``greet`` makes it a ``Greeted``, whose ``accept`` makes it a ``Connection``.  In each of these
+    states, ``close`` of the newcomer ends the connection.
     """
 
     @property
@@ -122,25 +122,25 @@ class Newcomer(Protocol):
 
     @property
     def defers_greeting(self) -> bool:
-        """Whether our greeting waits for ``Greeted.accept``: the peer has no pipe before."""
+        """Whether our greeting waits for ``Greeted.accept``: until then the peer has no pipe."""
         ...
 
     def defer_greeting(self) -> None:
-        """Let our greeting wait for ``Greeted.accept``.  To be called before ``greet``."""
+        """Let our greeting wait for ``Greeted.accept``.  Call this before ``greet``."""
         ...
 
     async def greet(self) -> Greeted:
         """Exchange greetings.  The caller sets the time limit.
 
-        Raises PeerError or OSError; ClosedResourceError if it is closed meanwhile; HandedOver or
-        AnsweredByHTTP if there is to be no pipe and nothing is wrong.
+        Raises PeerError or OSError, or ClosedResourceError if it is closed meanwhile.  Raises
+        HandedOver or AnsweredByHTTP if nothing is wrong but there will be no pipe.
         """
         ...
 
     async def linger_close(self, error: Exception | None = None) -> None:
-        """Give a peer that was rejected, because of *error*, a moment to read why.
+        """Give a peer that was rejected because of *error* a moment to read why.
 
-        To be called before ``close``, which could take our last words back (RST).
+        Call this before ``close``, which could destroy our last words on their way (RST).
         """
         ...
 
@@ -153,7 +153,7 @@ class Newcomer(Protocol):
 
 
 class Greeted(Peer, Protocol):
-    """A connection whose peer has greeted us, and is to be accepted or rejected."""
+    """A connection whose peer has greeted us.  It will be accepted or rejected."""
 
     @property
     def peer_number(self) -> int:
@@ -161,13 +161,13 @@ class Greeted(Peer, Protocol):
         ...
 
     def accept(self) -> Connection:
-        """Take the peer: send it our greeting, if that has waited.  Raises OSError."""
+        """Accept the peer: send it our greeting, if that was deferred.  Raises OSError."""
         ...
 
     async def reject(self, error: PipeRefused | WrongProtocol) -> None:
-        """Tell the peer that it was turned away, as far as there are words for that.
+        """Tell the peer that it was turned away, if the transport has a way to say so.
 
-        ``close`` has to follow.
+        Call ``close`` afterwards.
         """
         ...
 
@@ -177,36 +177,36 @@ class Connection(Peer, Protocol):
 
     @property
     def allows_direct_read(self) -> bool:
-        """Whether it pays that a task that waits for a message reads the connection itself."""
+        """Whether it is faster if a task that waits for a message reads the connection itself."""
         ...
 
     @property
     def keep_alive(self) -> Callable[[], Awaitable[None]] | None:
-        """What is to run beside the pipe as long as it is attached; None: nothing."""
+        """A function to run in a task of its own while the pipe is attached; None: nothing."""
         ...
 
     @property
     def detects_silence(self) -> bool:
-        """Whether ``check_silence`` can find out anything: only Linux tells, and only about TCP."""
+        """Whether ``check_silence`` can find out anything: only Linux says, and only about TCP."""
         ...
 
     def check_silence(self, now: float) -> bool:
         """Raise PeerSilent if the peer, or the way to it, seems to be gone.
 
-        That is so if it has not acknowledged what was sent for the time of ``tcp_keepalive``.
-        Returns whether data is in flight, so that another check is worthwhile.  *now* is trio's
+        That is so if it has acknowledged nothing of what was sent for ``tcp_keepalive`` seconds.
+        Returns whether data is in flight: if so, another check is worthwhile.  *now* is trio's
         time.
         """
         ...
 
     def acknowledged(self) -> int:
-        """Return how many bytes the peer's system has taken; always 0 if our system does not tell."""
+        """Return how many bytes the peer's system has taken; always 0 if that is not known."""
         ...
 
     def send_nowait(self, outbox: deque[Message]) -> bool:
-        """Write messages from the left of *outbox*, and remove those that were taken over.
+        """Write messages from the left of *outbox*; remove those that the connection takes.
 
-        True: all is written.  False: the peer takes no more now; ``wait_writable``, then call
+        True: all is written.  False: the peer takes no more now; call ``wait_writable``, then this
         again.  Raises OSError.
         """
         ...
@@ -220,11 +220,11 @@ class Connection(Peer, Protocol):
 
     @property
     def unsent(self) -> int:
-        """The number of messages that were taken over and are not written to their end."""
+        """The number of messages that the connection has, but has not completely written."""
         ...
 
     async def receive_batch(self) -> list[Message]:
-        """Return what has arrived, at least one message; empty: the peer has ended the connection.
+        """Return what has arrived, at least one message.  Empty: the peer ended the connection.
 
         Header and body of each message are apart, as ``find_body`` tells.  A message with a broken
         header, or one above ``max_message_size``, is a PeerError; those before it are returned
@@ -236,13 +236,13 @@ class Connection(Peer, Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Let a ``receive_batch`` that waits raise ClosedResourceError.  The next one works again."""
+        """Make a ``receive_batch`` that waits raise ClosedResourceError.  The next call works."""
         ...
 
     def finish(self) -> bool:
         """Tell the peer that nothing more will be sent.
 
-        False: it takes no more now; ``wait_writable``, then call again.
+        False: the peer takes no more now; call ``wait_writable``, then this again.
         """
         ...
 
@@ -256,12 +256,15 @@ class Acceptor(Protocol):
     async def accept(self) -> list[Newcomer]:
         """Wait for newcomers.
 
-        Raises ClosedResourceError when closed, and OSError, after which it may be called again.
+        Raises ClosedResourceError when closed.  Raises OSError, after which it may be called again.
         """
         ...
 
     def drain(self) -> None:
-        """Take no more newcomers: reject them where that can be said, or else stop listening."""
+        """Take no more newcomers.
+
+        Reject them if the transport has a way to say so; otherwise stop listening.
+        """
         ...
 
     def close(self) -> None:

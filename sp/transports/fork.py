@@ -1,4 +1,4 @@
-"""What a fork copies: a child has a descriptor of each of our sockets."""
+"""Forks: a child inherits a descriptor of each of our sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _inheritable: Final[weakref.WeakSet[socket.socket]] = weakref.WeakSet()
 def close_in_children(sock: socket.socket) -> socket.socket:
     """Return *sock*, and close it in every child that is forked.
 
-    A child's copy would keep the address taken, and keep the peer from seeing that we closed.
+    With a copy in a child, the address would stay taken, and the peer would not see that we closed.
     """
     _inheritable.add(sock)
     return sock

@@ -1,8 +1,8 @@
-"""The SP byte stream: an 8-byte greeting each way, then messages, each behind its length.
+"""The SP byte stream: an 8-byte greeting each way, then messages, each after its length.
 
-Without I/O.  Over tcp, a 64-bit big-endian length precedes each message (tcp mapping draft).  Over
-ipc, a message type byte, always 1, precedes the length (ipc mapping draft).  Whatever a peer sends,
-only PeerErrors are raised.
+There is no I/O here.  Over tcp, a 64-bit big-endian length precedes each message (tcp mapping
+draft).  Over ipc, a message type byte, always 1, precedes the length (ipc mapping draft).  Whatever
+a peer sends, only PeerErrors are raised.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sp.message import FindBody, Message
 GREETING_SIZE: Final = 8
 _MAGIC: Final = b"\0SP\0"
 _KEPT_TAIL: Final = 4096
-"""Less than this of a message is copied, so that it does not keep a whole read in memory."""
+"""A part of a message below this size is copied, so it does not keep a whole read in memory."""
 _MAX_BATCH: Final = 1024
 """The most messages that one call decodes."""
 _MAX_HEADER: Final = 1024
@@ -57,7 +57,7 @@ def frame_prefix(size: int, typed: bool) -> bytes:
 class FrameDecoder:
     """Cuts what arrives into messages.
 
-    A body is copied once: out of the read that holds it, or when its parts are joined.  Memory
+    A body is copied once: out of the read that contains it, or when its parts are joined.  Memory
     grows with the bytes that have arrived, never with the size that a peer announces.
     """
 
@@ -72,7 +72,7 @@ class FrameDecoder:
         self._limit = (1 << 64) - 1 if limit is None else limit
         self._typed = typed
         self._prefix_size = 9 if typed else 8
-        self._rest: bytes = b""  # what the last batch left, since it was full
+        self._rest: bytes = b""  # what the last batch left over because it was full
         self._start: bytes = b""  # an incomplete prefix
         self._parts: list[bytes | bytearray | memoryview] = []  # of an incomplete message
         self._missing = 0
@@ -115,8 +115,8 @@ class FrameDecoder:
         elif self._start:
             data = self._start + data
             self._start = b""
-        # Every message passes through this loop, so its names are local and a plain frame takes two
-        # slices.
+        # Every message passes through this loop, so it uses local names, and two slices for a plain
+        # frame.
         unpack = _length.unpack_from
         typed, prefix_size, limit, find_body = self._typed, self._prefix_size, self._limit, self._find_body
         add = messages.append
@@ -163,9 +163,9 @@ class FrameDecoder:
         self._missing = 0
 
     def _take_missing(self, data: bytes, messages: list[Message]) -> int:
-        """Go on with an incomplete message.
+        """Continue an incomplete message.
 
-        Return where the next one begins, or 0 if there is no next one.
+        Returns where the next message begins, or 0 if none does.
         """
         size = self._missing
         if len(data) < size:

@@ -1,6 +1,6 @@
 """inproc: messages between sockets of one trio run, without a copy.
 
-Names belong to the run, so that two runs in two threads, or two tests, never meet.
+Names belong to the run, so two runs in two threads, or two tests, never meet.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sp.transports.contract import Acceptor, Connection, EndpointConfig, Greeted
 from sp.transports.framing import broken_header, too_large
 
 _QUEUE_LIMIT: Final = 128
-"""The most messages in flight each way, in place of a kernel's buffer.
+"""The most messages in flight each way.
 
-The sender waits while it is full.
+This takes the place of a kernel's buffer: a sender waits while it is full.
 """
 _QUEUE_BYTES: Final = 4 << 20
 """The most bytes in flight each way."""
@@ -46,7 +46,7 @@ async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
     await trio.lowlevel.checkpoint()
     acceptor = _names().get(str(address.path))
     if acceptor is None:
-        raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on {address.url!r}")
+        raise ConnectionRefusedError(errno.ECONNREFUSED, f"no socket listens on {address.url!r}")
     ours, theirs = InprocConnection(address.url, endpoint), InprocConnection(address.url, acceptor.endpoint)
     ours.join(theirs)
     theirs.join(ours)
@@ -110,7 +110,8 @@ class InprocConnection:
         self.stage = "greeting"
         self.detects_silence = False
         self.defers_greeting = False
-        self.allows_direct_read = False  # it saves less than waiting for a reader costs that does not come back
+        # It would save less than it costs to wait for a reader that does not come back.
+        self.allows_direct_read = False
         self._endpoint = endpoint
         self._peer: InprocConnection
         self._queue: deque[Message] = deque()
@@ -156,8 +157,9 @@ class InprocConnection:
 
     async def reject(self, error: PipeRefused | WrongProtocol) -> None:
         if isinstance(error, WrongProtocol):
-            self._send_greeting()  # so that the peer sees which protocol we speak
-        elif error.kind is not RefusalKind.NO_ROOM:  # the dialer of a PAIR adds that by itself
+            self._send_greeting()  # it shows the peer which protocol we speak
+        elif error.kind is not RefusalKind.NO_ROOM:
+            # A PAIR that dials adds this to the error itself.
             self._peer._refusal = f": {error.kind.value}"
 
     async def linger_close(self, error: Exception | None = None) -> None:
@@ -237,7 +239,7 @@ class InprocConnection:
 
 
 def _as_received(message: Message, endpoint: EndpointConfig) -> Message:
-    """Return a message for the receiver, checked and split as if it had come over a wire."""
+    """Return a message for the receiver, checked and split as if it had come over a network."""
     header, body, find_body = message.header, message.body, endpoint.find_body
     limit = endpoint.options.max_message_size
     if limit is not None and message.size > limit:

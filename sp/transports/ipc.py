@@ -53,8 +53,8 @@ async def connect_link(address: Address) -> SocketLink:
         sock.setblocking(False)
         pause, longest = _PAUSES
         while (code := sock.connect_ex(_short(address.path))) == errno.EAGAIN:
-            # The backlog is full.  The kernel does not tell when it has room again, so we try again
-            # until the caller's time limit ends that.
+            # The backlog is full.  The kernel does not say when it has room again, so keep trying
+            # until the caller's time limit.
             await trio.sleep(uniform(pause / 2, pause))
             pause = min(pause * 2, longest)
         if code:
@@ -68,8 +68,8 @@ async def connect_link(address: Address) -> SocketLink:
 async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Bind *address*.
 
-    A socket file that nobody listens on any more is replaced.  If somebody does, OSError says that
-    the address is in use.
+    A socket file without a listener is replaced.  If there is a listener, OSError says that the
+    address is in use.
     """
     return await listen_link(address, endpoint, lambda link: StreamConnection(link, endpoint, typed=True))
 
@@ -82,7 +82,8 @@ async def listen_link(address: Address, endpoint: EndpointConfig, make: Callable
     sock = _bound(address, mode)
     try:
         if mode is not None and isinstance(address.path, str):
-            os.chmod(address.path, mode)  # adds the bits that the umask removed; there was never a bit more than asked for
+            # Adds the bits that the umask removed; at no time were there more bits than *mode* has.
+            os.chmod(address.path, mode)
         sock.listen(BACKLOG)
         sock.setblocking(False)
         if address.path == ANY_NAME:
@@ -104,12 +105,14 @@ def _short(path: str | bytes) -> str | bytes:
 
 
 def _bound(address: Address, mode: int | None) -> socket.socket:
-    path = address.path if address.path != ANY_NAME else b""  # empty: the system chooses a free name
+    # Empty: the system chooses a free name.
+    path = address.path if address.path != ANY_NAME else b""
     for attempt in (1, 2):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             if mode is not None:
-                os.fchmod(sock.fileno(), mode)  # Linux creates the file with this mode, so it never has another one
+                # Linux creates the file with this mode, so it never has another one.
+                os.fchmod(sock.fileno(), mode)
             sock.bind(_short(path))
             return sock
         except OSError as error:
@@ -124,9 +127,9 @@ def _bound(address: Address, mode: int | None) -> socket.socket:
 
 
 def _remove_stale(path: str) -> bool:
-    """Remove the socket file at *path* if nobody listens on it.
+    """Remove the socket file at *path* if no process listens on it.
 
-    False: somebody does, or it is not a socket.
+    False: one listens, or it is not a socket.
     """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -144,7 +147,7 @@ def _remove_stale(path: str) -> bool:
         except FileNotFoundError:
             return True  # its owner has just removed it
         except OSError:
-            return False  # EAGAIN: somebody listens, and the backlog is full
+            return False  # EAGAIN: a process listens, and its backlog is full
     return False
 
 
@@ -157,7 +160,7 @@ class IPCAcceptor:
         self._proxied = endpoint.proxy_protocol
         self._make = make
         self._file = address.path if isinstance(address.path, str) else None
-        self._identity = _identity(self._file)  # by the time we close, there may be another file
+        self._identity = _identity(self._file)  # when we close, there may be another file
 
     async def accept(self) -> list[Newcomer]:
         if self._socket.fileno() < 0:

@@ -38,11 +38,11 @@ class Link(Protocol):
 
     @property
     def stage(self) -> str:
-        """What ``open``, or the greeting after it, is waiting for: a word for errors."""
+        """What ``open``, or the greeting after it, is waiting for, in words for errors."""
         ...
 
     def set_peer_address(self, address: str) -> None:
-        """Take *address* for the peer's, since there is a proxy in between."""
+        """Use *address* as the peer's address, because there is a proxy in between."""
         ...
 
     async def open(self, greeting: bytes) -> None:
@@ -52,7 +52,7 @@ class Link(Protocol):
         """
         ...
 
-    # Attributes and not methods, so that a link can have those of its socket.
+    # These are attributes, not methods, so a link can use the methods of its socket directly.
     @property
     def recv(self) -> Callable[[int], bytes]: ...
     @property
@@ -64,7 +64,7 @@ class Link(Protocol):
 
     @property
     def writer(self) -> trio.Event | None:
-        """Set when the task that is in ``wait_writable`` returns.  None: there is no such task."""
+        """Set when the task in ``wait_writable`` returns.  None: no task is in it."""
         ...
 
     @property
@@ -97,7 +97,7 @@ class SocketLink:
     detects_silence = False
 
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str, *, proxied: bool = False) -> None:
-        """If *proxied*, a PROXY protocol header comes first."""
+        """Wrap *sock*.  If *proxied*, a PROXY protocol header comes first."""
         sock.setblocking(False)
         self._socket = close_in_children(sock)
         self._decoder = ProxyDecoder() if proxied else None
@@ -135,18 +135,20 @@ class SocketLink:
             self.set_peer_address(self.proxy.source)
 
     def set_peer_address(self, address: str) -> None:
-        """Take *address* for the peer's, since the other end of the socket is a proxy."""
+        """Use *address* as the peer's address, because the other end of the socket is a proxy."""
         if self.proxy_address is None:
             self.proxy_address = self.remote_address
         self.remote_address = address
 
     def wait_readable(self) -> Awaitable[None]:
-        if self._socket.fileno() < 0:  # trio takes waiting for a closed socket for a programming error
+        # Trio treats it as a programming error to wait for a closed socket.
+        if self._socket.fileno() < 0:
             raise trio.ClosedResourceError
         return trio.lowlevel.wait_readable(self._socket)  # noqa: ASYNC105  # the caller awaits it
 
     async def wait_writable(self) -> None:
-        if self.writer is not None:  # trio lets only one task wait, so the others wait for that task
+        # Trio lets only one task wait, so other tasks wait for that one.
+        if self.writer is not None:
             await self.writer.wait()
             return
         if self._socket.fileno() < 0:
@@ -165,7 +167,7 @@ class SocketLink:
         try:
             return tcp_info.acknowledged(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.SIZE))
         except (AttributeError, OSError):
-            return 0  # another system, a UNIX socket, or a closed one
+            return 0  # not Linux, or a UNIX socket, or closed
 
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._socket)
@@ -185,7 +187,7 @@ class SocketLink:
 def receive_first(link: Link, size: int, when: str) -> bytes:
     """Return the first bytes from *link*.
 
-    Raises PeerClosed, which tells *when*, if the peer leaves before it sends any.
+    Raises PeerClosed, which says *when*, if the peer leaves before it sends any.
     """
     try:
         data = link.recv(size)
@@ -199,8 +201,7 @@ def receive_first(link: Link, size: int, when: str) -> bytes:
 async def wait_for_either(link: Link, wait_readable: Callable[[], Awaitable[None]]) -> None:
     """Wait until there is something to read, or room to write.
 
-    If both sides only waited to read while they still have something to write, they would wait for
-    ever.
+    If two sides have something to write, and both wait only to read, they wait for ever.
     """
 
     @trio.lowlevel.enable_ki_protection

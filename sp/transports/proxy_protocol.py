@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: the header in which a proxy names its client.
 
-Without I/O, after HAProxy's proxy-protocol.txt (sections 2.1 and 2.2).  A header tells its own
-length early, so the decoder never asks for a byte beyond it.
+There is no I/O here.  The source is HAProxy's proxy-protocol.txt (sections 2.1 and 2.2).  A header
+gives its own length early, so the decoder never asks for a byte beyond it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _V1: Final = b"PROXY "
 _MAX_V1: Final = 107
 """The longest header of version 1, including its line end."""
 _FIRST: Final = 12
-"""Every header is longer, so these can be read before the version is known."""
+"""Every header has more bytes than this, so these can be read before the version is known."""
 _V2_HEAD: Final = 16
 MAX_V2: Final = 8192
 """The most bytes after the head of a version 2 header: enough for a client certificate."""
@@ -101,7 +101,7 @@ class ProxyDecoder:
     def missing(self) -> int:
         """How many more bytes certainly belong to the header.
 
-        One at a time in version 1, which does not tell its length.
+        In version 1 this is one byte at a time, because the header does not give its length.
         """
         data = self._data
         if len(data) < _FIRST:

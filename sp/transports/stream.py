@@ -1,4 +1,4 @@
-"""Messages over a link: what all stream transports share, and the connection of all but ws."""
+"""Messages over a link: what all stream transports share, and their connection except for ws."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LARGE_READ_SIZE: Final = 256 * 1024
 WRITE_SIZE: Final = 64 * 1024
 """Messages are joined up to this size.
 
-Above it the kernel gathers them, so that a large body is not copied.
+Above it the kernel gathers them, so a large body is not copied.
 """
 MAX_PARTS: Final = 1000
 """Below Linux's IOV_MAX of 1024."""
 
 
 class OverLink:
-    """What is known of a peer at the other end of a link."""
+    """What we know about a peer at the other end of a link."""
 
     __slots__ = ("_link",)
 
@@ -98,8 +98,8 @@ class LinkConnection(OverLink, abc.ABC):
             while outbox or self._unwritten:
                 if not self._unwritten:
                     self._unwritten = self._encode(outbox)
-                # What was taken from the outbox stays in _unwritten until it is written: writing
-                # may fail.
+                # Writing may fail, so what was taken from the outbox stays in _unwritten until it
+                # is written.
                 parts = self._unwritten
                 if len(parts) > 1:
                     self._unwritten = _rest(parts, self._link.send_parts(parts))
@@ -114,7 +114,7 @@ class LinkConnection(OverLink, abc.ABC):
     def _encode(self, outbox: deque[Message]) -> list[bytes | memoryview]:
         """Take as many messages out of *outbox* as one write should carry.
 
-        Return their frames, joined if they are small.
+        Returns their frames, joined if they are small.
         """
 
     async def wait_writable(self) -> None:
@@ -122,7 +122,7 @@ class LinkConnection(OverLink, abc.ABC):
         await self._link.wait_writable()
 
     def _check_open(self) -> None:
-        """Raise ClosedResourceError if closed: trio does not allow waiting for a closed socket."""
+        """Raise ClosedResourceError if closed: trio lets no task wait for a closed socket."""
         if self.closed:
             raise trio.ClosedResourceError
 
@@ -134,7 +134,7 @@ class LinkConnection(OverLink, abc.ABC):
 class StreamConnection(LinkConnection):
     """The SP byte stream: a greeting, then framed messages.
 
-    One object is newcomer, greeted and connection, so that an idle pipe takes little memory.
+    One object is the newcomer, the greeted and the connection, so an idle pipe takes little memory.
     """
 
     http = None
@@ -162,7 +162,7 @@ class StreamConnection(LinkConnection):
             self._check_open()
             await self._link.wait_readable()
             try:
-                # No byte beyond the greeting: what follows is for the decoder.
+                # Read no byte beyond the greeting: what follows is for the decoder.
                 received = (
                     self._link.recv(GREETING_SIZE - len(data))
                     if data
@@ -183,11 +183,12 @@ class StreamConnection(LinkConnection):
 
     def accept(self) -> Connection:
         if self.defers_greeting:
-            self._link.send(encode_greeting(self._endpoint.number))  # a fresh connection has room for 8 bytes
+            # A fresh connection has room for 8 bytes.
+            self._link.send(encode_greeting(self._endpoint.number))
         return self
 
     async def reject(self, error: PipeRefused | WrongProtocol) -> None:
-        # SP has no words for it, but our greeting shows which protocol we speak.
+        # SP has no message for this, but our greeting shows which protocol we speak.
         if isinstance(error, WrongProtocol):
             with suppress(OSError):
                 self.accept()

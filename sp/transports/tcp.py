@@ -24,20 +24,20 @@ _ACCEPT_BATCH: Final = 64
 BACKLOG: Final = 65535
 """How many connections the kernel may complete before we accept them.
 
-This is more than any kernel allows, so the kernel's own limit applies (``net.core.somaxconn``).  A
-dialer beyond it tries again after a second.
+This is more than any kernel allows, so the kernel's own limit applies (``net.core.somaxconn``).  If
+it is reached, the kernel of the dialer tries again after a second.
 """
 _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
-"""Seconds; the longest that Linux accepts for each of the keepalive times."""
+"""The largest number of seconds that Linux accepts for each of the keepalive times."""
 _HEAD_START: Final = 0.25
 """Seconds until the next address of a name is tried as well (RFC 8305, 5)."""
 _MAX_LOOKUPS: Final = 64
 """How many names are looked up at the same time, each in a thread."""
 _LOOKUP_SHARE: Final = 0.9
-"""The share of the time for a connection that a lookup may take.
+"""A lookup may take this share of the time for a connection.
 
-The rest is too short to connect, but lets the error say that the lookup was slow.
+The rest is too short to connect, but the error can then say that the lookup was slow.
 """
 _FAMILIES: Final = {"4": socket.AF_INET, "6": socket.AF_INET6}
 _Target = tuple[int, tuple[Any, ...]]
@@ -61,7 +61,7 @@ async def connect_link(address: Address, endpoint: EndpointConfig) -> SocketLink
 def _by_turns(targets: list[_Target]) -> list[_Target]:
     """Move an address of the other family to the second place (RFC 8305, 4).
 
-    The first family may not work here.
+    The first family may not work on this network.
     """
     other = next((place for place, target in enumerate(targets) if target[0] != targets[0][0]), None)
     if other is not None:
@@ -95,7 +95,7 @@ async def _race(targets: list[_Target]) -> socket.socket:
                 with trio.move_on_after(_HEAD_START):
                     await failed.wait()
         if not connected:
-            # The class is that of the last failure, and the text has the reasons of all.
+            # The error has the class of the last failure, and the reasons of all failures.
             reasons = dict.fromkeys(error.strerror or str(error) for error in failures)
             raise type(failures[-1])(failures[-1].errno, "; ".join(reasons)) from failures[-1]
         return connected.pop()
@@ -129,7 +129,7 @@ _lookups: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("sp.
 
 
 def _the_lookups() -> trio.CapacityLimiter:
-    """Return the limit for our threads: lookups that hang must not use up the application's."""
+    """Return the limit for our threads.  Lookups that hang must not use up the application's."""
     try:
         return _lookups.get()
     except LookupError:
@@ -172,7 +172,7 @@ async def _look_up_name(host: str, port: int, family: int, flags: int, limit: fl
     lookups = _the_lookups()
     with trio.move_on_after(limit):
         resolver = trio.socket.set_custom_hostname_resolver(None)
-        trio.socket.set_custom_hostname_resolver(resolver)  # there is no other way to get it
+        trio.socket.set_custom_hostname_resolver(resolver)  # there is no other way to read it
         if resolver is not None or not host.isascii():  # trio encodes other letters (IDNA)
             return await trio.socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
         look = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, flags)
@@ -186,7 +186,7 @@ async def _look_up_name(host: str, port: int, family: int, flags: int, limit: fl
 async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Bind *address*.
 
-    A name is bound at all of its addresses; no host means all interfaces, IPv4 and IPv6.
+    All addresses of a name are bound.  Without a host, all interfaces are bound, IPv4 and IPv6.
     """
     return await listen_link(address, endpoint, lambda link: StreamConnection(link, endpoint))
 
@@ -249,14 +249,14 @@ def accept_pending(listening: socket.socket) -> list[socket.socket]:
 
 
 class TCPLink(SocketLink):
-    """A TCP socket on Linux: it tells whether the peer still answers while data is in flight."""
+    """A TCP socket on Linux: it knows whether the peer still answers while data is in flight."""
 
     detects_silence = True
 
     __slots__ = ("_limit", "_silence")
 
     def __init__(self, sock: socket.socket, local_address: str, remote_address: str, limit: float, *, proxied: bool) -> None:
-        """After *limit* seconds of silence, the peer is taken for gone."""
+        """Wrap *sock*.  After *limit* seconds of silence, the peer counts as gone."""
         super().__init__(sock, local_address, remote_address, proxied=proxied)
         self._limit = limit
         self._silence: tcp_info.Silence | None = None  # while data is in flight
@@ -290,7 +290,7 @@ def _link(sock: socket.socket, endpoint: EndpointConfig) -> SocketLink:
 
 
 def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
-    """Let the kernel end the connection if the peer has been silent and unreachable for *seconds*.
+    """Let the kernel end the connection if the peer cannot be reached for *seconds*.
 
     The kernel does not do that while data is in flight; see ``tcp_info``.
     """
@@ -298,7 +298,7 @@ def _set_keepalive(sock: socket.socket, seconds: float | None) -> None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
-        # The first probe comes after half of the time, the others during the second half.
+        # The first probe is sent after half of the time, the others during the second half.
         whole = max(SHORTEST_KEEPALIVE, round(seconds))
         idle = min(max(1, whole // 2), _MAX_KEEPALIVE)
         interval = min(max(1, (whole - idle) // 4), _MAX_KEEPALIVE)

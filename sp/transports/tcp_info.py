@@ -1,10 +1,10 @@
 """What Linux says about a TCP connection (``TCP_INFO``), and whether the peer is gone.
 
-While data is in flight, the kernel sends no keepalive probes; it sends the data again for a quarter
-of an hour.  TCP_USER_TIMEOUT would end that sooner, but it would also end a connection to a living
-peer that does not read: its window is full, and the kernel asks it for room (probes it) only every
-two minutes in the end.  So a peer is not judged by the age of the data, but by whether it still
-answers.
+While data is in flight, the kernel sends no keepalive probes; it repeats the data for a quarter of
+an hour.  TCP_USER_TIMEOUT would end that sooner, but it would also end a connection to a living
+peer that does not read.  The window of such a peer is full, and in the end the kernel asks it for
+room (probes it) only every two minutes.  So the test for a peer is not how old the data is, but
+whether the peer still answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ACKNOWLEDGED: Final = struct.Struct("=120xQ")  # tcpi_bytes_acked
 _UNSENT: Final = struct.Struct("=144xI")
 SIZE: Final = _UNSENT.size
 _UNANSWERED: Final = 2
-"""A peer may be gone after so many unanswered packets; one answer may be on its way."""
+"""A peer may be gone after this many unanswered packets.  One answer may still be on its way."""
 
 
 @attrs.frozen
@@ -32,13 +32,13 @@ class TCPInfo:
     in_flight: bool
     """Whether any data is not acknowledged yet, or waits in the kernel to be sent."""
     repeated: int
-    """How often the kernel has sent the same data again, or probed for room, without an answer."""
+    """How often the kernel has repeated data, or probed for room, without getting an answer."""
     heard: float
     """Seconds since the peer last sent or acknowledged anything."""
 
 
 def decode(raw: bytes) -> TCPInfo | None:
-    """Return what *raw* says.  None: the kernel is too old to say it."""
+    """Return what *raw* says.  None: the kernel is too old to say this."""
     if len(raw) < SIZE:
         return None
     retransmits, probes, unacknowledged, last_data, last_acknowledgement = _FIRST.unpack_from(raw)
@@ -68,9 +68,9 @@ class Silence:
         self._before = info.repeated
 
     def check(self, info: TCPInfo, now: float, limit: float) -> None:
-        """Raise PeerSilent if it has lasted *limit* seconds and no repeated data was answered."""
+        """Raise PeerSilent after *limit* seconds of silence, if repeated data got no answer."""
         age = now - self._since
         if info.heard < age:
             self._since, self._before = now, info.repeated
         elif age >= limit and info.repeated >= self._before + _UNANSWERED:
-            raise PeerSilent(f"the peer has acknowledged nothing for {age:.3g} s, and has not answered what was sent again")
+            raise PeerSilent(f"the peer has acknowledged nothing for {age:.3g} s, and has not answered repeated data")

@@ -1,9 +1,9 @@
 """tls+tcp: SP over TLS over TCP.
 
 A TLSLink encrypts what it is given, and keeps what the kernel does not take.  Framing and
-connecting are those of tcp.  To save round trips, a server sends its greeting with its first
-flight.  A client sends its greeting, and its first message if there is one by then, together with
-its Finished: what is encrypted is not written before somebody has to wait for the peer.
+connecting are the same as for tcp.  To save round trips, a server sends its greeting with its first
+flight.  A client sends its Finished, its greeting and its first message together: encrypted data is
+not written before a task has to wait for the peer.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from sp.transports.stream import StreamConnection
 from sp.transports.tcp import connect_link, listen_link
 
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
-"""A fatal alert (protocol version) in plain text, for a peer that began without TLS."""
+"""A fatal alert (protocol version) in plain text, for a peer that does not speak TLS."""
 _HANDSHAKE: Final = 0x16
 _RECORD_HEADER: Final = 5
 _LARGE_READ_SIZE: Final = 128 * 1024
 """The size of a read after one that came back full.
 
-With twice as much, the bytes would have left the processor's cache when they are decrypted.
+With twice as much, the bytes would no longer be in the processor's cache when they are decrypted.
 """
 _WRITE_SIZE: Final = 128 * 1024
-"""Bytes; the most that is encrypted before the kernel takes it, a whole number of full records."""
+"""The most bytes that are encrypted before the kernel takes them, in full records."""
 
 
 async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
-    """Connect to *address*, as tcp does.  The TLS handshake belongs to the greeting."""
+    """Connect to *address*, as tcp does.  The TLS handshake is part of the greeting."""
     config = endpoint.tls
     assert isinstance(config, TLSClientConfig)
     return StreamConnection(TLSLink(await connect_link(address, endpoint), config, host=address.host, port=address.port), endpoint)
@@ -56,8 +56,8 @@ async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
 class _Turnstile:
     """Lets one step of one handshake through in each round of trio's scheduler.
 
-    A step takes up to a millisecond, so that many at once would hold up all other tasks.  A task
-    that finds the turnstile free does not wait.
+    A step takes up to a millisecond, so many at once would hold up all other tasks.  A task that
+    finds the turnstile free does not wait.
     """
 
     def __init__(self) -> None:
@@ -115,9 +115,9 @@ class TLSLink:
     def __init__(
         self, inner: SocketLink, config: TLSServerConfig | TLSClientConfig, *, host: str = "", port: int = 0, http: bool = False
     ) -> None:
-        """*host* and *port* are where a client has connected.
+        """*host* and *port* are those that a client connected to.
 
-        *http* says that HTTP will be spoken, for ALPN.
+        *http*: HTTP will be spoken (for ALPN).
         """
         self._inner = inner
         self._recv, self._send = inner.recv, inner.send
@@ -125,14 +125,15 @@ class TLSLink:
         self._host = host
         self._port = port
         self._http = http
-        self._session: TLSSession | None = None  # made late, so that accepting many at once is cheap
+        # Made late, so it is cheap to accept many connections at once.
+        self._session: TLSSession | None = None
         self._unflushed = False  # there may be ciphertext that the kernel has not taken
         self._left: bytes = b""  # the part of it that was drained from the session
         self._owed = 0  # bytes of its plaintext that `send` has not reported as sent
-        self._was_full = False  # whether the last read was, so that the next one is larger
+        self._was_full = False  # whether the last read was full; then the next one is larger
         self._finishing = False
         self._closed = False
-        self._queueing: trio.CancelScope | None = None  # of the wait at the turnstile
+        self._queueing: trio.CancelScope | None = None  # the scope of the wait at the turnstile
         self._error: TLSError | None = None  # nothing can be read after it
 
     @property
@@ -171,14 +172,13 @@ class TLSLink:
         if not greeting:
             self._flush_quietly()
         elif not session.greeted:
-            # This is not flushed, since the first message may follow at once.  `wait_readable`
-            # flushes.
+            # Do not flush this: the first message may follow at once.  `wait_readable` flushes.
             session.write(greeting)
 
     async def _first_record(self) -> bytes:
-        """Return the client's first bytes, a whole record or something other than TLS.
+        """Return the client's first bytes: a whole record, or something other than TLS.
 
-        A client that sends less takes no turn from others.
+        While a client has sent less, it takes no turn at the turnstile.
         """
         data = bytearray()
         while (not data or data[0] == _HANDSHAKE) and len(data) < _RECORD_HEADER + int.from_bytes(data[3:_RECORD_HEADER], "big"):
@@ -199,7 +199,7 @@ class TLSLink:
             return data
 
     async def _step(self, data: bytes, greeting: bytes) -> TLSSession | None:
-        """Go on with the handshake.  Return the session once it is established."""
+        """Continue the handshake.  Return the session once it is established."""
         turnstile = _the_turnstile()
         if not turnstile.pass_nowait():
             with trio.CancelScope() as self._queueing:
@@ -225,7 +225,8 @@ class TLSLink:
         assert session is not None
         moved = session.bytes
         if self._error is not None:
-            # Another task may have seen it first, one that read directly in place of the pipe.
+            # Another task may have seen the error first: one that read directly in place of the
+            # pipe.
             raise self._error
         try:
             if moved.has_more:
@@ -251,7 +252,7 @@ class TLSLink:
         raise BlockingIOError
 
     def _answer(self, size: int) -> None:
-        """Flush *size* bytes soon, which reading produced: a peer may ask for new keys."""
+        """Flush soon the *size* bytes that reading produced: a peer may ask for new keys."""
         self._unflushed = True
         if size > BUFFER_SIZE:
             raise TLSError(f"TLS: the peer asks for answers but does not read them: {size} bytes are waiting")
@@ -259,10 +260,10 @@ class TLSLink:
     def send(self, data: bytes | memoryview) -> int:
         """Encrypt and send *data* or a part of it.  Return the number of bytes.
 
-        After a BlockingIOError it must be called with the same data again: a part of it may already
-        be encrypted.
+        After a BlockingIOError it must be called with the same data again, because a part of it may
+        already be encrypted.
         """
-        # What was not flushed before, such as the end of a handshake, is sent together with this.
+        # This also sends what was not flushed before, such as the end of a handshake.
         if self._left and not self._flush():
             raise BlockingIOError
         if self._owed:
@@ -312,7 +313,7 @@ class TLSLink:
             if sent < len(data):
                 self._left = bytes(data[sent:])  # the session reuses its buffer
                 return False
-            # After what was left, or after a full buffer, there may be more.
+            # If some is left, or if the buffer was full, there may be more to send.
             self._unflushed = bool(self._left) or sent == BUFFER_SIZE
             self._left = b""
         if self._finishing:

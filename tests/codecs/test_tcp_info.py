@@ -59,7 +59,7 @@ def test_data_that_is_never_acknowledged_ends_it_when_the_time_is_over() -> None
     kernel.look()
     kernel.repeated = 9
     kernel.wait(LIMIT - 0.001)
-    with pytest.raises(PeerSilent, match="the peer has acknowledged nothing for 60 s, and has not answered what was sent again"):
+    with pytest.raises(PeerSilent, match="the peer has acknowledged nothing for 60 s, and has not answered repeated data"):
         kernel.wait(0.001)
 
 

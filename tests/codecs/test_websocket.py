@@ -1384,9 +1384,9 @@ def test_an_answer_that_does_not_agree_is_refused(change: dict[str, object], kin
 @pytest.mark.parametrize(
     ("data", "kind", "words"),
     [
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nwhat?", UpgradeRefused, "the server has answered 404 Not Found: 'what?'"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", UpgradeRefused, "the server has answered 200 OK"),
-        (b"HTTP/1.1 503 \r\nContent-Length: 0\r\n\r\n", UpgradeRefused, "the server has answered 503"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nwhat?", UpgradeRefused, "the server answered 404 Not Found: 'what?'"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", UpgradeRefused, "the server answered 200 OK"),
+        (b"HTTP/1.1 503 \r\nContent-Length: 0\r\n\r\n", UpgradeRefused, "the server answered 503"),
         (
             b"HTTP/1.1 302 Found\r\nLocation: https://else.example/\r\nContent-Length: 0\r\n\r\n",
             UpgradeRefused,
@@ -1395,7 +1395,7 @@ def test_an_answer_that_does_not_agree_is_refused(change: dict[str, object], kin
         (
             b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
             UpgradeRefused,
-            "the server has answered 502 Bad Gateway",
+            "the server answered 502 Bad Gateway",
         ),
         (b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n", UpgradeRefused, "400 Bad Request: 'no!'"),
         (
@@ -1523,7 +1523,7 @@ def test_the_head_of_a_refusal_may_be_written_carelessly(head: bytes) -> None:
         handshake = dialing()
         for start in range(0, len(head), step):
             assert not handshake.receive_data(head[start : start + step])
-        with pytest.raises(UpgradeRefused, match="the server has answered 503") as caught:
+        with pytest.raises(UpgradeRefused, match="the server answered 503") as caught:
             handshake.receive_data(b"")
         assert caught.value.response.status == 503
 

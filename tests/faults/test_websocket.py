@@ -556,10 +556,10 @@ HEALTHY = sp.WSServerConfig(health_path="/healthz", origins="https://app.example
 @pytest.mark.parametrize(
     ("data", "status", "words"),
     [
-        pytest.param(request(line="GET /nobody HTTP/1.1"), 404, "HTTP 404: nobody listens at '/nobody'", id="404"),
+        pytest.param(request(line="GET /nobody HTTP/1.1"), 404, "HTTP 404: no socket listens at '/nobody'", id="404"),
         pytest.param(request(line="GET /\x1b[31m HTTP/1.1"), 400, "control characters", id="400 with colour"),
         pytest.param(request(line="GET /p?a\rb HTTP/1.1"), 400, "control characters", id="400 with a line"),
-        pytest.param(request(line="GET /" + "a" * 8000 + " HTTP/1.1"), 404, "nobody listens at '/aaa", id="404 at length"),
+        pytest.param(request(line="GET /" + "a" * 8000 + " HTTP/1.1"), 404, "no socket listens at '/aaa", id="404 at length"),
         pytest.param(b"GET /favicon.ico HTTP/1.1\r\nHost: h\r\n\r\n", 404, "'/favicon.ico'", id="404 for a browser"),
         pytest.param(request(line="POST / HTTP/1.1"), 405, "POST", id="405"),
         pytest.param(request(("Content-Length", "5"), line="PUT / HTTP/1.1") + b"hello", 405, "PUT", id="405 with a body"),
@@ -721,7 +721,7 @@ async def test_a_client_that_stays_after_its_refusal_is_still_refused_for_what_i
                 assert Answer(await receive_end(stream)).status == 404
                 mock_clock.jump(0.6)
                 event = await expect(events, sp.EventKind.REFUSED)  # although it never closes its end
-                assert "HTTP 404: nobody listens at '/nobody'" in event.reason
+                assert "HTTP 404: no socket listens at '/nobody'" in event.reason
 
 
 @pytest.mark.parametrize("size", [1, 20, len(request()) - 1])

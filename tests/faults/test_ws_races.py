@@ -260,7 +260,7 @@ async def test_the_error_names_the_callback_that_decides_too_slowly(autojump_clo
         events = rep.events()
         health_check = b"GET /healthz HTTP/1.1\r\n\r\n"
         for head, words in (
-            (request("/", REP), "authorize has not decided within 3 s"),
+            (request("/", REP), "authorize did not decide within 3 s"),
             (health_check, "answer of health"),
         ):
             stream = await connect_plainly(rep.url)

@@ -429,7 +429,7 @@ def test_an_answer_is_what_it_says_it_is(status: int, body: bytes | str) -> None
 
 
 def test_the_answer_to_head_has_the_same_headers_and_no_body() -> None:
-    response = HTTPResponse(404, "nobody listens here\n")
+    response = HTTPResponse(404, "no socket listens here\n")
     assert response.encode(with_body=False) + response.body == response.encode()
     _, content, _ = parsed(response.encode(with_body=False), "HEAD")
     assert content == b""

@@ -68,7 +68,7 @@ async def handshake_is_answered(target: Target) -> None:
     """A correct handshake with the name of the listener's protocol is answered with 101, the same name and the right key."""
     key = new_key()
     wire, head = await target.handshake(Sec_WebSocket_Key=key)
-    assert head.status == 101, f"the subject has answered {head.first!r}"
+    assert head.status == 101, f"the subject answered {head.first!r}"
     _check(
         head,
         ("upgrade", "websocket"),

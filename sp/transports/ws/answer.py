@@ -1,7 +1,7 @@
-"""The answer of an HTTP server or proxy, without I/O: its head, and how a refusal's body begins.
+"""The answer of an HTTP server or proxy, without I/O: its head, and the start of its body.
 
-The parser of the ``websockets`` package reads the head.  The body is read here, because a broken
-body must not hide what the head has said.
+The parser of the ``websockets`` package reads the head.  The body of a refusal is read here,
+because a broken body must not hide what the head says.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SWITCHING: Final = 101
 MAX_HEAD: Final = 64 * 1024
 """The most bytes of a first line and its headers.
 
-For an answer, those of interim answers before it count as well.
+For an answer, the bytes of the interim answers before it count as well.
 """
 MAX_INTERIM: Final = 16
 """How many interim answers (1xx) are skipped."""
 KEPT_BODY: Final = 4096
-"""How many bytes of a refusal's body are waited for and kept."""
+"""How many bytes of a refusal's body we wait for and keep."""
 SHOWN: Final = 80
 """How many bytes of the peer's first line an error shows."""
 TOLD: Final = 300
 """How many characters of the parser's error text, which quotes the peer, an error shows."""
 _QUOTING: Final = ("invalid HTTP ", "unsupported protocol")
-"""How those error texts of the parser begin that quote a line, or a part of it."""
+"""The error texts of the parser that quote a line begin like this."""
 _MAX_LINE: Final = 8192
 _CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;\r\n])")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
@@ -45,7 +45,7 @@ class Answer:
     """Reads one answer."""
 
     def __init__(self, who: str, agreement: range, *, scheme: str = "http", over_tls: bool = False) -> None:
-        """Take *agreement*, the statuses that are no refusal.
+        """Read an answer; a status in *agreement* is not a refusal.
 
         The other parameters are for error texts: *who* answers, and at what kind of URL.
         """
@@ -64,12 +64,12 @@ class Answer:
 
     @property
     def first_line(self) -> bytes:
-        """The first line as far as it has come, at most as much as an error shows."""
+        """The part of the first line that has come, at most as much as an error shows."""
         return without_query(self._begun.partition(b"\n")[0].rstrip(b"\r"))
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the head has refused, so that only its explanation is missing."""
+        """Whether the head is a refusal, so only its explanation is missing."""
         return self.response is not None and self.response.status_code not in self._agreement
 
     @property
@@ -80,7 +80,7 @@ class Answer:
     def receive_data(self, data: bytes) -> bool:
         """Take *data* from the stream; empty: the stream has ended.
 
-        Returns True once it is an agreement.
+        Returns True once it is clear that the other side agrees.
 
         Raises UpgradeRefused, or another PeerError.  A refusal counts even if its body is not
         complete when the stream ends.
@@ -100,7 +100,8 @@ class Answer:
             failure: PeerError = self._refusal(self.response)
         except Exception as error:
             failure = self._explain(error)
-        # Outside of ``except``: the parser's error may quote a credential, so it must not be the context.
+        # Raise this outside of ``except``: the parser's error may quote a credential, so it must
+        # not become the context.
         raise failure
 
     def _read(self) -> _Reading:
@@ -119,10 +120,10 @@ class Answer:
             try:
                 yield from self._read_body(response)
             except (EOFError, ValueError, RuntimeError):
-                pass  # broken or cut off: keep what has come before
+                pass  # broken or cut off: keep what came before
 
     def _read_line(self, limit: int, too_long: type[Exception]) -> Generator[None, None, bytes]:
-        """Read a line of a head, in the form that the parser expects.
+        """Read a line of the head, and return it in the form that the parser expects.
 
         Some servers leave out the space before an empty reason, or the CR (RFC 9112, 2.2).
         """
@@ -170,12 +171,12 @@ class Answer:
         if isinstance(error, EOFError):
             begun = "before its answer was complete" if self._begun else "without an answer"
             return PeerClosed(f"{self._who} closed the connection {begun}")
-        return GreetingError(f"{self._who} has not answered in HTTP: {printable(without_quotation(error))} ({self.first_line!r})")
+        return GreetingError(f"{self._who} did not answer in HTTP: {printable(without_quotation(error))} ({self.first_line!r})")
 
     def _refusal(self, response: Response) -> UpgradeRefused:
         body = bytes(self._body)
         answer = HTTPResponse.received(response.status_code, body, response.headers.raw_items())
-        reason = f"{self._who} has answered {response.status_code} {printable(response.reason_phrase[:SHOWN])}".rstrip()
+        reason = f"{self._who} answered {response.status_code} {printable(response.reason_phrase[:SHOWN])}".rstrip()
         location = answer.headers.get("Location")
         if 300 <= answer.status < 400 and location is not None:
             reason += f": it redirects to {location.partition('?')[0][:200]!r}, which is not followed"
@@ -200,5 +201,5 @@ def without_quotation(error: BaseException) -> str:
 def _chunk_size(line: bytes | bytearray) -> int:
     match = _CHUNK_SIZE.match(line)
     if match is None:
-        raise ValueError("no size of a chunk")
+        raise ValueError("invalid size of a chunk")
     return int(match[0], 16)

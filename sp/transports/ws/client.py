@@ -1,4 +1,4 @@
-"""How ws, wss and ws+unix are dialed, directly or through a proxy."""
+"""Dials ws, wss and ws+unix, directly or through a proxy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sp.transports.ws.frames import WebSocket
 from sp.transports.ws.handshake import ClientHandshake, client_protocol, pings_for_server
 
 _BODY_TIME: Final = 1.0
-"""How long, in seconds, we wait for the body of a refusal after its head: it may never end."""
+"""How many seconds to wait for the body of a refusal after its head: it may never end."""
 
 
 async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
@@ -60,33 +60,34 @@ class ClientNewcomer(OverLink):
         number, host, headers = endpoint.peer_number, address.host_header, cast("WSClientConfig", endpoint.ws).headers
         over_tls = endpoint.tls is not None
         self._handshake = ClientHandshake(client_protocol(number), number, address.target, host, headers, over_tls=over_tls)
-        self._connection: ClientConnection | None = None  # once the server has agreed
+        self._connection: ClientConnection | None = None  # exists once the server has agreed
 
     @property
     def stage(self) -> str:
         if self._endpoint.tls is not None and self._link.tls is None:
             return self._link.stage
         begun = self._handshake.first_line
-        return f"WebSocket handshake (the server has begun with {begun!r})" if begun else "WebSocket handshake"
+        return f"WebSocket handshake (the server began with {begun!r})" if begun else "WebSocket handshake"
 
     def defer_greeting(self) -> None:
-        pass  # it cannot be: it is our request
+        pass  # it cannot be deferred: our greeting is the request
 
     async def greet(self) -> Greeted:
         endpoint, link, handshake = self._endpoint, self._link, self._handshake
         if endpoint.tls is None:
             await link.open(b"")
-            # If the server hangs up, it may have said why: reading finds out.
+            # If the server hangs up, it may have said why: read on.
             with suppress(BrokenPipeError, ConnectionResetError):
                 await send_all(link, handshake.request)
         else:
-            await link.open(handshake.request)  # it leaves with the end of the TLS handshake
+            # It is sent together with the end of the TLS handshake.
+            await link.open(handshake.request)
         await _read_answer(link, handshake)
         self._connection = connection = self._agreed(handshake.response)
         return connection
 
     def _agreed(self, response: HTTPHeaders) -> ClientConnection:
-        """Return the WebSocket that the server has agreed to with *response*."""
+        """Return the WebSocket that the server agreed to with *response*."""
         endpoint, handshake = self._endpoint, self._handshake
         path, _, query = self._address.target.partition("?")
         http = HTTPInfo(
@@ -113,7 +114,7 @@ class ClientNewcomer(OverLink):
 
 
 class ClientConnection(WSConnection):
-    """A WebSocket that we have asked for.  As soon as the server has agreed, both sides have it."""
+    """A WebSocket that we asked for.  It exists on both sides as soon as the server has agreed."""
 
     __slots__ = ()
 
@@ -131,7 +132,7 @@ class ClientConnection(WSConnection):
 async def _read_answer(link: Link, answer: ClientHandshake | Answer) -> None:
     """Read until *answer* is an agreement.
 
-    Raises PeerError or OSError, or UpgradeRefused once the head of a refusal is there.
+    Raises PeerError or OSError; UpgradeRefused once the head of a refusal has come.
     """
     try:
         await _read_until_agreed(link, answer)
@@ -158,7 +159,7 @@ async def _read_until_agreed(link: Link, answer: ClientHandshake | Answer) -> No
                 now = trio.current_time()
                 scope.deadline = now + min(_BODY_TIME, (trio.current_effective_deadline() - now) / 2)
     if not agreed:
-        answer.receive_data(b"")  # nothing more of the body comes
+        answer.receive_data(b"")  # take what has come: no more of the body will be read
 
 
 async def _connect_through(proxy: ConnectProxy, address: Address, endpoint: EndpointConfig) -> SocketLink:
@@ -172,8 +173,8 @@ async def _connect_through(proxy: ConnectProxy, address: Address, endpoint: Endp
         await link.open(proxy.request(authority))
         answer = Answer(f"the proxy {proxy.address}", range(200, 300))
         await _read_answer(link, answer)
-        if answer.rest:  # nothing may follow, since the client speaks first
-            raise GreetingError(f"the proxy {proxy.address} has sent more than its answer")
+        if answer.rest:  # nothing may follow, because the client speaks first
+            raise GreetingError(f"the proxy {proxy.address} sent more than its answer")
     except BaseException:
         link.close()
         raise

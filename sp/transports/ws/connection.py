@@ -1,4 +1,4 @@
-"""A WebSocket of ws, wss or ws+unix that carries messages: frames, pings, and how it ends."""
+"""A WebSocket of ws, wss or ws+unix that carries messages: frames, pings, and its end."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sp.transports.ws.frames import ENDED, WebSocket
 from sp.transports.ws.handshake import Pings
 
 _LAST_WORDS: Final = 1.0
-"""How long, in seconds, a peer has to read why the connection ends.
+"""How many seconds a peer has to read why the connection ends.
 
-Closing at once could take the words back (RST).
+Closing at once could destroy these words on their way (RST).
 """
 NORMAL, GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _GONE = 1000, 1001, 1002, 1008, 1011
-"""Codes of Close (RFC 6455, 7.4.1)."""
+"""Codes of a Close (RFC 6455, 7.4.1)."""
 
 
 class WSConnection(LinkConnection):
@@ -58,7 +58,7 @@ class WSConnection(LinkConnection):
         code: int = NORMAL,
         says_close: bool = True,
     ) -> None:
-        """If nothing is wrong, the peer gets a Close with *code*, or none unless *says_close*."""
+        """At a normal end, the peer gets a Close with *code*, or no Close if not *says_close*."""
         super().__init__(link, endpoint)
         self.http = http
         self._config = cast("WSServerConfig | WSClientConfig", endpoint.ws)
@@ -66,9 +66,10 @@ class WSConnection(LinkConnection):
         self._pings = pings
         self._code = code
         self._says_close = says_close
-        self._control = b""  # frames to send between messages: a ping, the answer to one, Close
+        # Frames to send between messages: a ping, the answer to a ping, a Close.
+        self._control = b""
         self._heard = False  # whether anything has come since the last ping
-        self._waiting = False  # whether we wait for the peer: all that it has sent was read
+        self._waiting = False  # whether we wait for the peer, having read all that it sent
         self._more = False  # the last read was full, so there is probably more to read
         self._lingered = False  # the peer has had its time to read our last words
         self._keeping: trio.CancelScope | None = None
@@ -86,7 +87,7 @@ class WSConnection(LinkConnection):
         return not self._take_control() or super().send_nowait(outbox)
 
     def _take_control(self) -> bool:
-        """Let control frames be written next.  False: there are none."""
+        """Make the control frames the next thing to write.  False: there are none."""
         if not self._control:
             return False
         self._unwritten, self._sizes = [self._control], []
@@ -113,8 +114,7 @@ class WSConnection(LinkConnection):
     def _say(self, data: bytes) -> None:
         """Write *data* between messages, soon.
 
-        It replaces what could not be written before: of several pings, only the last needs an
-        answer.
+        It replaces what could not be written yet: of several pings, only the last needs an answer.
         """
         if data:
             self._control = data
@@ -204,7 +204,7 @@ class WSConnection(LinkConnection):
 
     @trio.lowlevel.enable_ki_protection
     async def _keep_alive(self, interval: float) -> None:
-        """Ping the peer every *interval* seconds; end the connection when nothing comes back."""
+        """Ping the peer every *interval* seconds; end the connection if nothing comes back."""
         timeout = self._config.ping_timeout
         is_judged = self._pings is Pings.ANSWERED or self._config.ping_everyone
         due = trio.current_time() + interval
@@ -214,18 +214,18 @@ class WSConnection(LinkConnection):
                 await self._write_until(min(due, deadline))
                 now = trio.current_time()
                 if now >= deadline:
-                    # If this process was paused, what has come meanwhile is about to be read.
+                    # If this process was paused, let the reader see what has come meanwhile.
                     for _ in range(2):
                         await trio.lowlevel.checkpoint()
                 try:
-                    # A ping on its way is data in flight, even to a peer that need not answer it.
+                    # A ping on its way is data in flight, even if the peer need not answer it.
                     self.check_silence(now)
                     if self._heard:
                         deadline = math.inf
                     elif now >= deadline:
                         if self._waiting:
-                            raise PeerSilent(f"the peer has not answered a ping within {timeout:g} s, nor sent anything else")
-                        # It is we who do not read, since the application receives too slowly.
+                            raise PeerSilent(f"the peer did not answer a ping within {timeout:g} s, and sent nothing else")
+                        # We do not read now, because the application receives too slowly.
                         deadline = now + timeout
                 except PeerSilent as error:
                     self._give_up(error)
@@ -244,7 +244,8 @@ class WSConnection(LinkConnection):
                 try:
                     await self._link.wait_writable()
                 except trio.ClosedResourceError:
-                    await trio.lowlevel.checkpoint()  # closed, or the reader was interrupted
+                    # The connection was closed, or the reader was interrupted.
+                    await trio.lowlevel.checkpoint()
                 else:
                     self._flush()
             await trio.sleep_forever()

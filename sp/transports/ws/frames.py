@@ -1,8 +1,8 @@
 """SP over WebSocket without I/O: messages to frames and back, with the ``websockets`` package.
 
 An SP message, header and body, is one binary WebSocket message in frames of at most 64 KiB: libnng
-takes no frame above 1 MiB, whatever its limit for messages is.  Text messages are taken too, since
-nanomsg can be told to send them.
+takes no frame above 1 MiB, whatever its limit for messages is.  We also accept text messages,
+because nanomsg can be told to send them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sp.transports.framing import broken_header, too_large
 FRAGMENT: Final = 64 * 1024
 """The largest payload of a frame that we send, in bytes."""
 _MAX_BATCH: Final = 1024
-"""How many plain messages are decoded in one call; any other frame counts as _COST of them."""
+"""How many plain messages one call decodes; any other frame counts as _COST of them."""
 _COST: Final = 16
 _KEPT_TAIL: Final = 4096
-"""Bytes.
+"""A size in bytes.
 
-An incomplete frame below this size is kept until its rest comes; a fragment below it is joined with
+An incomplete frame below it is kept until its rest comes.  A fragment below it is joined with
 others.
 """
 _PLAIN: Final = 0x82
@@ -44,11 +44,11 @@ _POOL: Final = 4096
 _OPCODES: Final = frozenset(Opcode)
 _MAX_CONTROL: Final = 125
 _MAX_REASON: Final = 123
-"""The bytes of text that a Close has room for after its code."""
+"""How many bytes of text a Close has room for after its code."""
 _PLAIN_CODES: Final = (1000, 1005)
-"""Codes of a Close that has nothing more to say: OK, and none."""
+"""Codes of a Close without a reason to report: normal closure, and none."""
 ENDED: Final = "the peer closed the connection"
-"""The words for a Close.  More follows if it came in the middle of a message, or had a reason."""
+"""The text for a Close.  More follows if it came in the middle of a message, or had a reason."""
 
 quiet: Final = logging.Logger("sp.websockets", level=logging.CRITICAL + 1)  # noqa: LOG001  # the package would log payloads
 
@@ -56,7 +56,7 @@ quiet: Final = logging.Logger("sp.websockets", level=logging.CRITICAL + 1)  # no
 class _Masks:
     """Masks for a client's frames: four unpredictable bytes each, for one use (RFC 6455, 10.3).
 
-    Asking the system for each one would cost half of a message.
+    To ask the system for each one would cost half as much as a message does.
     """
 
     def __init__(self) -> None:
@@ -79,8 +79,8 @@ _medium: Final = struct.Struct(">BBH")
 class WebSocket:
     """Messages to frames and back, on one connection, once the handshake is over.
 
-    The heads of frames are checked here, since the package's protocol class would wait for the
-    payload first.  Nearly all frames are whole binary messages of at most 64 KiB that have arrived
+    The heads of frames are checked here, because the package's protocol class would first wait for
+    the payload.  Nearly all frames are whole binary messages of at most 64 KiB that have arrived
     completely.  Those are decoded here, at a quarter of the cost; all others go through that class.
     """
 
@@ -101,20 +101,21 @@ class WebSocket:
     )
 
     def __init__(self, side: Side, find_body: FindBody | None, limit: int | None) -> None:
-        protocol = Protocol(side, max_size=None, logger=quiet)  # max_size would count control frames too
+        # Max_size would count control frames too.
+        protocol = Protocol(side, max_size=None, logger=quiet)
         self.error: PeerError | None = None
         """What the peer did wrong.
 
         The messages before it were returned, and nothing more can be decoded.
         """
         self.ended = ""
-        """The words for the peer's Close, once it has come; empty before."""
+        """The text for the peer's Close, once it has come; empty before."""
         self._protocol = protocol
         self._is_server = side is Side.SERVER
         self._find_body = find_body
         self._limit = limit
         self._plain_limit = FRAGMENT if limit is None else min(limit, FRAGMENT)
-        self._rest: bytes = b""  # what was beyond the limit of the last batch
+        self._rest: bytes = b""  # what exceeded the limit of the last batch
         self._start: bytes = b""  # an incomplete frame
         self._missing = 0  # bytes of the frame that the protocol is reading
         self._parts: list[bytes | bytearray] = []  # of an incomplete message in several frames
@@ -188,7 +189,7 @@ class WebSocket:
                 if data[offset] & 0x08 == 0:
                     self._gathered += size
                 elif data[offset] & 0x0F == Opcode.CLOSE:
-                    # A Close may stand between fragments (RFC 6455, 5.4); without this the package
+                    # A Close may come between fragments (RFC 6455, 5.4).  Without this the package
                     # objects.
                     self._protocol.current_size = None
             room -= _COST
@@ -277,7 +278,7 @@ class WebSocket:
         return protocol.data_to_send()
 
     def data_to_send(self) -> bytes:
-        """Return what we have to answer to what was read: to a ping, a Close or a mistake."""
+        """Return our answer to what was read: to a ping, to a Close or to a mistake."""
         writes = self._protocol.data_to_send()
         return b"".join(writes) if writes else b""
 

@@ -1,7 +1,8 @@
-"""The handshake of SP over WebSocket without I/O, for both sides, with the ``websockets`` package.
+"""The handshake of SP over WebSocket, for both sides and without I/O.
 
-The sub-protocol is the name of the listener's protocol.  No extension is agreed on.  The handshake
-also tells which implementation the peer may be, and so whether it gets pings.
+It uses the ``websockets`` package.  The sub-protocol is the name of the listener's protocol.  No
+extension is used.  The handshake also shows which implementation the peer may be, and so whether it
+gets pings.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SUBPROTOCOLS: Final = {
     number: f"{name}.sp.nanomsg.org"
     for number, name in {
         PAIR0: "pair",
-        PAIR1: "pair1",  # nng and mangos; the draft does not know it
+        PAIR1: "pair1",  # from nng and mangos; it is not in the draft
         PUB: "pub",
         SUB: "sub",
         REQ: "req",
@@ -52,7 +53,7 @@ SUBPROTOCOLS: Final = {
         BUS: "bus",
     }.items()
 }
-"""Names by the number of the listener's protocol (websocket mapping draft, 2)."""
+"""The sub-protocols, by the number of the listener's protocol (websocket mapping draft, 2)."""
 _NUMBERS: Final = {name: number for number, name in SUBPROTOCOLS.items()}
 
 _MARK: Final = "SP-Implementation"
@@ -65,17 +66,17 @@ _MANGOS: Final = "Go-http-client"
 _NNG_ANSWER: Final = ("Connection", "Upgrade", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol")
 """The headers of libnng's answer, in this order and spelling.
 
-libnanomsg has the first two the other way round.
+libnanomsg sends the first two in the other order.
 """
 
 _NAMED: Final = (PROXY_SIGNATURE, encode_greeting(0)[:4])
-"""Beginnings that an error gives a name to: the PROXY protocol, and SP over tcp."""
+"""Beginnings that an error names: the PROXY protocol, and SP over tcp."""
 
 
 class _Head:
     """Finds where the head of a request ends.
 
-    The parser must not see what follows: it would take that for frames.
+    The parser must not see what follows, because it would read that as frames.
     """
 
     def __init__(self) -> None:
@@ -100,7 +101,7 @@ class _Head:
 
     @property
     def first_line(self) -> bytes:
-        """The first line as far as it has come, at most as much as an error shows."""
+        """The part of the first line that has come, at most as much as an error shows."""
         return self.begun.partition(b"\n")[0].rstrip(b"\r")
 
 
@@ -108,7 +109,7 @@ class ServerHandshake:
     """Reads a request, checks it, and makes the answer to it."""
 
     def __init__(self, *, over_tls: bool = False) -> None:
-        """*over_tls* is for error texts, which guess what else the peer may speak."""
+        """Read a request.  *over_tls* is for error texts, which guess what the peer may speak."""
         self._over_tls = over_tls
         self.protocol = ServerProtocol(select_subprotocol=lambda _, offered: self._select(offered), logger=quiet)
         self._expected = self._wrong = ""  # sub-protocols
@@ -127,15 +128,15 @@ class ServerHandshake:
         head, self.rest = self._head.split(data)
         begun = self._head.begun
         if not begun[:1].isalpha():
-            # This is no request, and there may be no end of a line to wait for.  But wait for
-            # enough to name what it is.
+            # This is not a request, so its first line may never end.  Wait only until there is
+            # enough to say what it is.
             if any(len(begun) < len(one) and one.startswith(begun) for one in _NAMED):
                 return False
-            self.problem = self._explain(ValueError("no method"))
+            self.problem = self._explain(ValueError("it does not begin with a method"))
             return True
         self.protocol.receive_data(head)
         events = self.protocol.events_received()
-        self.protocol.data_to_send()  # its answers to a broken request; ours say more
+        self.protocol.data_to_send()  # drop its answers to a broken request; ours say more
         if events and self._head.size <= MAX_HEAD:
             assert isinstance(events[0], Request)
             if _TARGET.fullmatch(events[0].path):
@@ -171,7 +172,7 @@ class ServerHandshake:
         self._expected = expected
         hosts = self.request.headers.get_all("Host")
         if (len(hosts) != 1 and self.request.protocol == "HTTP/1.1") or not all(map(_HOST.fullmatch, hosts)):
-            error: PeerError = GreetingError("the request has not exactly one Host header, a name or address")
+            error: PeerError = GreetingError("the request must have exactly one Host header, with a name or an address")
             return text_response(400, "expected one Host header"), error
         response = protocol.accept(_without_alternatives(self.request))
         if response.status_code == SWITCHING:
@@ -182,10 +183,11 @@ class ServerHandshake:
             peer = f"one that asks for {self._wrong[:SHOWN]!r}" if asked is None else protocol_name(COUNTERPARTS[asked])
             error = _wrong_protocol(peer, COUNTERPARTS[number])
             return HTTPResponse(400, f"expected sub-protocol {expected}\n", {_EXPECTED: expected}), error
-        reason = f"no WebSocket request: {printable(str(protocol.handshake_exc)[:TOLD])}"
+        reason = f"not a WebSocket request: {printable(str(protocol.handshake_exc)[:TOLD])}"
         headers = [(name, value) for name, value in response.headers.raw_items() if name in ("Allow", "Upgrade")]
         if self.request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
-            headers.append(("Sec-WebSocket-Version", "13"))  # so that the client can try again (RFC 6455, 4.2.2)
+            # So that the client can try again (RFC 6455, 4.2.2).
+            headers.append(("Sec-WebSocket-Version", "13"))
         answer = HTTPResponse.received(response.status_code, f"{reason}\n".encode(), headers)
         return answer, GreetingError(f"HTTP {response.status_code}: {reason}")
 
@@ -220,7 +222,7 @@ class ServerHandshake:
             return text_response(405, "expected GET", {"Allow": "GET"}), f"the request's method is {method!r}, expected GET"
         hint = guess_protocol(self._head.begun, "ws", over_tls=self._over_tls)
         return text_response(
-            400, f"no HTTP request: {reason}{hint}"
+            400, f"not an HTTP request: {reason}{hint}"
         ), f"the peer does not speak HTTP: it began with {without_query(line)!r} ({reason}{hint})"
 
 
@@ -237,7 +239,10 @@ class ClientHandshake:
         *,
         over_tls: bool = False,
     ) -> None:
-        """*protocol* is a new one, *number* that of the listener; *over_tls* is for error texts."""
+        """*protocol* is a new object.
+
+        *number* is the listener's.  *over_tls* is for error texts.
+        """
         self.protocol = protocol
         self._number = number
         request = protocol.connect()
@@ -262,12 +267,12 @@ class ClientHandshake:
 
     @property
     def first_line(self) -> bytes:
-        """The first line of the answer, as far as it has come."""
+        """The part of the first line of the answer that has come."""
         return self._answer.first_line
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the server has refused, so that only its explanation is missing."""
+        """Whether the server has refused, so only its explanation is missing."""
         return self._answer.is_refusal
 
     def receive_data(self, data: bytes) -> bool:
@@ -292,9 +297,9 @@ class ClientHandshake:
             raise WrongProtocol(f"the server does not agree to speak {SUBPROTOCOLS[self._number]}: {reason}") from error
         except InvalidHandshake as error:
             reason = printable(str(error)[:TOLD])
-            raise GreetingError(f"the server's answer is no WebSocket's: {reason} ({self.first_line!r})") from error
+            raise GreetingError(f"the server's answer does not complete the WebSocket handshake: {reason} ({self.first_line!r})") from error
         if self.protocol.subprotocol is None:
-            raise WrongProtocol(f"the server has not agreed to speak {SUBPROTOCOLS[self._number]}: it named no sub-protocol")
+            raise WrongProtocol(f"the server did not agree to speak {SUBPROTOCOLS[self._number]}: it named no sub-protocol")
         self.rest = self._answer.rest
         self.response = HTTPHeaders(response.headers.raw_items())
         return True
@@ -322,7 +327,8 @@ def client_protocol(number: int) -> ClientProtocol:
     """Return the package's protocol object for a dialer to a listener with protocol *number*."""
     from websockets.uri import WebSocketURI  # noqa: PLC0415
 
-    uri = WebSocketURI(secure=False, host="localhost", port=80, path="/", query="")  # a placeholder: path and Host are set later
+    # A placeholder: path and Host are set later.
+    uri = WebSocketURI(secure=False, host="localhost", port=80, path="/", query="")
     return ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOLS[number])], logger=quiet)
 
 
@@ -330,7 +336,7 @@ class Pings(enum.Enum):
     """What pings achieve with a peer."""
 
     NONE = "none"
-    """Harm: it may be libnanomsg, which passes them to its application."""
+    """They do harm: it may be libnanomsg, which passes them to its application."""
     SENT = "sent"
     """They keep proxies awake.
 
@@ -338,7 +344,9 @@ class Pings(enum.Enum):
     receive.
     """
     ANSWERED = "answered"
-    """A peer that neither answers nor sends anything else is gone."""
+    """They show whether the peer is there.
+
+    A peer that neither answers nor sends anything else is gone."""
 
 
 def pings_for_client(headers: HTTPHeaders) -> Pings:

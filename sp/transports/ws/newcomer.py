@@ -38,7 +38,7 @@ class _Routed(NamedTuple):
 class ServerNewcomer(OverLink):
     """A client that is accepted and not greeted.
 
-    Another listener may get it, once its request says so.
+    If its request says so, another listener gets it.
     """
 
     defers_greeting = True
@@ -50,12 +50,12 @@ class ServerNewcomer(OverLink):
         self.closed = False
         self._routes = routes
         self._handshake = ServerHandshake(over_tls=endpoint.tls is not None)
-        self._opened = False  # HTTP can be spoken
+        self._opened = False  # from now on, HTTP can be spoken
         self._asks_health = False
         self._answered = False
-        self._lingered = False  # the client has had its time to read the answer
+        self._lingered = False  # the client has had time to read the answer
         self._routed: _Routed | None = None
-        self._connection: WSConnection | None = None  # once the client is accepted
+        self._connection: WSConnection | None = None  # exists once the client is accepted
 
     @property
     def stage(self) -> str:
@@ -64,7 +64,7 @@ class ServerNewcomer(OverLink):
         return "answer of health" if self._asks_health else "HTTP request"
 
     def defer_greeting(self) -> None:
-        pass  # it always is: it is the answer to the request
+        pass  # it is always deferred: our greeting is the answer to the request
 
     async def greet(self) -> Greeted:
         if self._routed is None:
@@ -105,8 +105,8 @@ class ServerNewcomer(OverLink):
         if route is None:
             healthy = self._routes.find_health(path)
             if healthy is None:
-                await self.answer(text_response(404, "nobody listens here"))
-                raise GreetingError(f"HTTP 404: nobody listens at {path[:200]!r}")
+                await self.answer(text_response(404, "no socket listens here"))
+                raise GreetingError(f"HTTP 404: no socket listens at {path[:200]!r}")
             await self._answer_health(healthy, request.method)
             raise AnsweredByHTTP
         headers = HTTPHeaders(request.headers.raw_items())
@@ -120,7 +120,7 @@ class ServerNewcomer(OverLink):
         link = self._link
         scheme = "http" if link.tls is None else "https"
         if link.proxy is not None and parse_ip(link.proxy.source) is None:
-            # The client is unknown, so the headers of its request cannot be believed either.
+            # The client is unknown, so do not believe the headers of its request either.
             return Client(link.remote_address, scheme, via=False)
         return client_of(config, headers, link.remote_address, scheme, unix=self._routes.is_unix and link.proxy is None)
 
@@ -158,7 +158,7 @@ class ServerNewcomer(OverLink):
             attrs.evolve(http, response_headers=headers),
             pings,
             code=GOING_AWAY,
-            says_close=pings is not Pings.NONE,  # a libnanomsg that has had a Close never dials again
+            says_close=pings is not Pings.NONE,  # a libnanomsg that gets a Close never dials again
         )
         connection.send_answer(answer)
         return connection
@@ -168,7 +168,7 @@ class ServerNewcomer(OverLink):
         if method in ("GET", "HEAD"):
             self._asks_health = True
             response = text_response(503, "draining") if route.draining else await _ask_health(route.config)
-        log.debug("%s asked for the health: %d", self.remote_address, response.status)
+        log.debug("%s asked for the health check: %d", self.remote_address, response.status)
         await self.answer(response)
 
     async def answer(self, response: HTTPResponse) -> None:
@@ -202,7 +202,7 @@ class ServerNewcomer(OverLink):
         if self._opened and not self._answered:
             self._answered = True
             is_late = isinstance(error, GreetingError) and self._routed is None and not self._asks_health
-            response = text_response(408, "no request in time") if is_late else answer_for(error)
+            response = text_response(408, "no request came in time") if is_late else answer_for(error)
             try:
                 self._link.send(self._encode(response))
             except (OSError, PeerError):
@@ -211,7 +211,7 @@ class ServerNewcomer(OverLink):
 
 
 class ServerGreeted(OverLink):
-    """A client whose request is in order, and waits for its answer."""
+    """A client whose request is in order.  It waits for the answer."""
 
     __slots__ = ("_newcomer", "_route", "http", "peer_number")
 
@@ -236,13 +236,15 @@ _STATUSES: Final = {RefusalKind.NOT_AUTHORIZED: 403, RefusalKind.NO_ROOM: 503}
 
 
 def answer_for(error: Exception | None) -> HTTPResponse:
-    """Return the response to a client that is rejected for *error*; None: the listener closes."""
+    """Return the response to a client that is rejected because of *error*.
+
+    None: the listener closes."""
     if isinstance(error, PipeRefused):
         if isinstance(error.response, HTTPResponse):
             return error.response
-        # No client learns what was wrong with it in our eyes, or in the words of an exception.
+        # Do not tell the client why we refused it, or what an exception says.
         return text_response(_STATUSES[error.kind], str(error) if error.kind is RefusalKind.NO_ROOM else "refused")
-    if isinstance(error, trio.ClosedResourceError):  # ``authorize`` has closed the pipe
+    if isinstance(error, trio.ClosedResourceError):  # ``authorize`` closed the pipe
         return text_response(_STATUSES[RefusalKind.NOT_AUTHORIZED], "refused")
     return text_response(503, "going away")
 
@@ -266,7 +268,7 @@ def _path_and_query(target: str) -> tuple[str, str]:
 async def _ask_health(config: WSServerConfig) -> HTTPResponse:
     """Return the response to a health check.
 
-    ``health`` is the application's, so it may do anything.
+    ``health`` belongs to the application, so it may raise or return anything.
     """
     if config.health is None:
         return HTTPResponse(200, "ok\n")

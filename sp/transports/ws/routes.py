@@ -1,4 +1,4 @@
-"""Which listener on a shared port a request is for, by its path."""
+"""Finds the listener on a shared port that a request is for, by its path."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Route:
         self.draining = False
         self.closed = False
         self.handed: list[Newcomer] = []
-        """Newcomers for this listener that another one has accepted."""
+        """Newcomers for this listener that another listener accepted."""
         self.wakers: list[Callable[[], None]] = []
-        """To be called when something has changed for its acceptors."""
+        """Functions to call when something has changed for its acceptors."""
         self._routes = routes
 
     @property
@@ -68,7 +68,7 @@ class Routes:
         return next((route for route in self.listeners if route.health_path == normal_path(path)), None)
 
     def check_paths(self, address: Address, config: WSServerConfig) -> None:
-        """Raise AddressError if a listener at *address* would need a path that is used for something else."""
+        """Raise AddressError if a listener at *address* needs a path that is already used."""
         listening = [(normal_path(address.target), config), *((route.path, route.config) for route in self.listeners)]
         answers: dict[str, object] = {}
         for _, one in listening:

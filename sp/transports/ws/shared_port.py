@@ -1,4 +1,4 @@
-"""How ws, wss and ws+unix are listened on.
+"""Listens on ws, wss and ws+unix.
 
 Several sockets of a trio run may listen at the same host and port, with different paths.  The
 oldest listener on a shared port accepts for all of them: each client goes to the socket whose path
@@ -30,7 +30,7 @@ _Key = tuple[str, str, int]
 async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     """Bind *address*, or share a port that is bound.
 
-    Raises OSError "address in use" if the listeners do not fit together, and AddressError or
+    Raises OSError "address in use" if the listeners cannot share it, and AddressError or
     TLSConfigError for a configuration that contradicts theirs.
     """
     await trio.lowlevel.checkpoint()
@@ -45,7 +45,7 @@ async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
         except OSError:
             port = ports.get(key)
             if port is None:
-                raise  # else another task has bound it meanwhile
+                raise  # else another task bound it meanwhile
         else:
             ports[port.key] = port
     if port.routes.oldest is not None:
@@ -79,7 +79,7 @@ class SharedPort:
         self.key = key
         self.routes = Routes(is_unix=address.scheme == "ws+unix")
         self._bases: list[Acceptor] = []
-        self._endpoint = endpoint  # of the listener that has bound it
+        self._endpoint = endpoint  # those of the listener that bound it
 
     def _newcomer(self, inner: SocketLink) -> Newcomer:
         config = self._endpoint.tls
@@ -132,7 +132,7 @@ class SharedPort:
         route.wake()
 
     def pass_on(self, newcomer: Newcomer) -> None:
-        """Let the listener that is the oldest now serve *newcomer*."""
+        """Let the listener that is now the oldest serve *newcomer*."""
         oldest = self.routes.oldest
         if oldest is not None:
             oldest.add(newcomer)
@@ -167,7 +167,7 @@ class WSAcceptor:
                 newcomers = await self._base.accept()
                 if route.accepts_for_all:
                     return newcomers
-                for newcomer in newcomers:  # they came while this listener left
+                for newcomer in newcomers:  # they came while this listener was leaving
                     self._port.pass_on(newcomer)
 
     def wake(self) -> None:
