@@ -198,7 +198,9 @@ class Outbox:
     def end(self) -> None:
         """Stop: the connection is closed."""
         self._takes = False
-        self._writing = _ENDED
+        if self._writing is not _ENDED:
+            self._writing = _ENDED
+            del self._pipe  # otherwise each would keep the other alive until the garbage collector runs
         if self._grace is not None:
             self._grace.cancel()
 
@@ -234,7 +236,7 @@ class Outbox:
             self._writing = _BROKEN
             self._count_written(waiting, waiting_bytes)  # ``settle`` subtracts what failed
             self._grace = trio.CancelScope()
-            self._core.spawn(self._end_later, error, self._grace)
+            self._core.spawn(self._end_later, self._pipe, error, self._grace)
             return self._writing
         self._count_written(waiting, waiting_bytes)
         if not self._watched:
@@ -255,10 +257,10 @@ class Outbox:
         self.messages_sent += waiting - len(messages)
         self.bytes_sent += waiting_bytes - self._bytes
 
-    async def _end_later(self, error: OSError, grace: trio.CancelScope) -> None:
+    async def _end_later(self, pipe: PipeTask, error: OSError, grace: trio.CancelScope) -> None:
         with grace:
             await trio.sleep(self._core.options.linger)
-            self._pipe.end(error)
+            pipe.end(error)
 
     async def _write_blocked(self) -> None:
         """Write whenever the kernel takes something, until nothing waits."""

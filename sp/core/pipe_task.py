@@ -240,6 +240,9 @@ class PipeTask:
         finally:
             self.end(trio.ClosedResourceError("the socket was closed"))
             self._core.detach(self)
+            # The handle needs its task, but the task no longer needs the handle.  Each would keep
+            # the other alive until the garbage collector runs.
+            del self.handle
 
     def _explained(self, error: PeerClosed | ConnectionError, began: float) -> Exception:
         """Return *error* with a hint if the peer may have refused us.

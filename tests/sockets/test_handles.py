@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 import sp
@@ -54,6 +57,21 @@ async def test_a_pipe_can_be_read_after_its_end(url: str) -> None:
         assert pipe.statistics() == counts
         assert (pipe.reason, pipe.unsent) == ("the pipe was closed by the application", 0)
         assert repr(pipe) == f"<Pipe {pipe.id} ended REQ {pipe.remote_address}>"
+
+
+async def test_a_pipe_whose_peer_has_left_needs_no_garbage_collector(url: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with sp.Pull0(listen=url, tls=server_tls(url)) as pull:
+            async with sp.Push0(tls=client_tls(url)) as push:
+                await push.dial(pull.url)
+                await push.send(b"message")
+                assert await pull.receive() == b"message"
+                pipe = weakref.ref(pull.pipes[0])
+            await until(lambda: pipe() is None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [sp.Pipe, sp.Dialer, sp.Listener])

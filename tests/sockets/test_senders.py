@@ -318,10 +318,11 @@ async def test_replies_that_wait_for_a_peer_are_dropped_when_it_leaves(name: str
         nursery.start_soon(Asker(slow).ask, 200)
         await wait_all_tasks_blocked()
         assert _waiting(rep) >= 20
-        gone = rep._core.task_of(rep.pipes[0])
+        (handle,) = rep.pipes
+        gone = rep._core.task_of(handle)
         slow.pipes[0].close()
         with trio.fail_after(10):
-            while gone.handle in rep.pipes:
+            while handle in rep.pipes:
                 await trio.lowlevel.checkpoint()
         assert gone not in rep._core.senders.lines
         assert rep.statistics().dropped[sp.DropReason.REQUESTER_GONE] >= 20
