@@ -53,7 +53,7 @@ class Event:
         return f"{self.kind.value} {self.url}" + (f": {self.reason}" if self.reason else "")
 
 
-class EventQueue(Protocol):
+class EventSource(Protocol):
     """What an event stream needs from the socket."""
 
     @property
@@ -74,25 +74,25 @@ class EventStream:
     cancelled, no event is lost.
     """
 
-    __slots__ = ("__weakref__", "_queue")
+    __slots__ = ("__weakref__", "_source")
 
-    def __init__(self, queue: EventQueue) -> None:
-        self._queue = queue
+    def __init__(self, source: EventSource) -> None:
+        self._source = source
 
     @property
     def missed(self) -> int:
         """The number of events that were dropped because more than ``EVENT_LIMIT`` waited."""
-        return self._queue.missed
+        return self._source.missed
 
     def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> Event:
         """Return the oldest event.  Waits if there is none."""
-        event = await self._queue.get()
+        event = await self._source.get()
         if event is None:
             raise StopAsyncIteration
         return event
 
     def __repr__(self) -> str:
-        return f"<EventStream {self._queue.state}>"
+        return f"<EventStream {self._source.state}>"

@@ -164,7 +164,7 @@ class Pull0(RawSocket, ReceiveManyVerbs):
         keywords = options_from(options)
         engine = PullEngine(keywords)
         super().__init__(engine, keywords)
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)
 
 
@@ -189,7 +189,7 @@ class Sub0(RawSocket, ReceiveManyVerbs):
         keywords = options_from(options, "inbox_drops")
         engine = SubEngine(keywords, check_choice("inbox_drops", inbox_drops, DROP_POLICIES))
         super().__init__(engine, keywords)
-        self._receiver = self._batches = conversation = engine.open_context()
+        self._receiver = self._batch_receiver = conversation = engine.open_context()
         self._receivers = self._core.receivers(conversation.mailbox)
         conversation.subscribe(b"")
 
@@ -207,7 +207,7 @@ class Bus0(RawSocket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
         engine = RawBusEngine(keywords, check_choice("inbox_drops", inbox_drops, DROP_POLICIES))
         super().__init__(engine, keywords)
         self._sender = self._batch_sender = engine
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)
 
 
@@ -220,7 +220,7 @@ class Pair0(RawSocket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes])
         engine = Pair0Engine(keywords)
         super().__init__(engine, keywords)
         self._sender = self._batch_sender = engine
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)
 
 
@@ -237,5 +237,5 @@ class Pair1(RawSocket, SendMessageVerbs, ReceiveManyVerbs):
         engine = RawPair1Engine(keywords, check_ttl(ttl))
         super().__init__(engine, keywords)
         self._sender = engine
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)

@@ -31,5 +31,5 @@ class Bus0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
         engine = BusEngine(keywords, check_choice("inbox_drops", inbox_drops, DROP_POLICIES))
         super().__init__(engine, keywords)
         self._sender = self._batch_sender = engine
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)

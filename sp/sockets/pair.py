@@ -32,7 +32,7 @@ class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
         engine = Pair0Engine(keywords)
         super().__init__(engine, keywords)
         self._sender = self._batch_sender = engine
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)
 
 
@@ -55,7 +55,7 @@ class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
         engine = kind(keywords, check_ttl(ttl))
         super().__init__(engine, keywords)
         self._sender = self._batch_sender = engine
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)
         self._poly = engine if isinstance(engine, PolyPair1Engine) else None
 

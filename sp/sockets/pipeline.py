@@ -40,5 +40,5 @@ class Pull0(Socket, ReceiveManyVerbs):
         keywords = options_from(options)
         engine = PullEngine(keywords)
         super().__init__(engine, keywords)
-        self._receiver = self._batches = engine
+        self._receiver = self._batch_receiver = engine
         self._receivers = self._core.receivers(engine.mailbox)

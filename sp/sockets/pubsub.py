@@ -44,7 +44,7 @@ class Sub0Context(ReceiveManyVerbs, Context):
 
     def __init__(self, core: Core, budget: CheckpointBudget, conversation: SubContext) -> None:
         super().__init__(core, budget, conversation, core.receivers(conversation.mailbox))
-        self._receiver = self._batches = self._subscriptions = conversation
+        self._receiver = self._batch_receiver = self._subscriptions = conversation
 
     def subscribe(self, prefix: BytesLike) -> None:
         """Receive messages whose body begins with *prefix* from now on; ``b""`` matches all.
@@ -91,7 +91,7 @@ class Sub0(Socket, ReceiveManyVerbs):
         keywords = options_from(options, "topics", "inbox_drops")
         self._engine = SubEngine(keywords, check_choice("inbox_drops", inbox_drops, DROP_POLICIES))
         super().__init__(self._engine, keywords)
-        self._receiver = self._batches = self._subscriptions = self._engine.open_context()
+        self._receiver = self._batch_receiver = self._subscriptions = self._engine.open_context()
         self._receivers = self._core.receivers(self._subscriptions.mailbox)
         if isinstance(topics, str | bytes | bytearray | memoryview):
             topics = (cast("BytesLike", topics),)

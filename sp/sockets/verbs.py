@@ -271,7 +271,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
 class ReceiveManyVerbs(ReceiveVerbs):
     """Receiving in batches, for protocols in which sending and receiving do not alternate."""
 
-    _batches: BatchReceiver
+    _batch_receiver: BatchReceiver
 
     async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
         """Wait for a message; return the bodies of all that have arrived.
@@ -283,5 +283,5 @@ class ReceiveManyVerbs(ReceiveVerbs):
         if max_messages is not None:
             check_int("max_messages", max_messages, 1)
         bodies = [(await self.receive_message()).body]
-        bodies += self._batches.receive_more(None if max_messages is None else max_messages - 1)
+        bodies += self._batch_receiver.receive_more(None if max_messages is None else max_messages - 1)
         return bodies

@@ -22,9 +22,8 @@ from sp.address import ANY_NAME, MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
 from sp.transports.contract import Acceptor, EndpointConfig, Newcomer
 from sp.transports.fork import close_all_copies, close_in_children
-from sp.transports.link import SocketLink
+from sp.transports.link import BACKLOG, SocketLink, accept_pending
 from sp.transports.stream import StreamConnection
-from sp.transports.tcp import BACKLOG, accept_pending
 
 log = logging.getLogger("sp")
 

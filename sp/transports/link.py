@@ -16,6 +16,14 @@ from sp.transports.proxy_protocol import ProxyDecoder, ProxyInfo
 
 READ_SIZE: Final = 64 * 1024
 """How much is read at once."""
+BACKLOG: Final = 65535
+"""How many connections the kernel may complete before we accept them.
+
+This is more than any kernel allows, so the kernel's own limit applies (``net.core.somaxconn``).  If
+it is reached, the kernel of the dialer tries again after a second.
+"""
+_ACCEPT_BATCH: Final = 64
+"""After this many connections that were accepted at once, other tasks get their turn."""
 
 
 class Link(Protocol):
@@ -182,6 +190,26 @@ class SocketLink:
     def close(self) -> None:
         if self._socket.fileno() >= 0:
             close_all_copies(self._socket)
+
+
+def accept_pending(listening: socket.socket) -> list[socket.socket]:
+    """Accept the waiting connections, up to a limit.
+
+    Raises OSError only if none could be accepted.
+    """
+    accepted: list[socket.socket] = []
+    while len(accepted) < _ACCEPT_BATCH:
+        try:
+            accepted.append(listening.accept()[0])
+        except BlockingIOError:
+            break
+        except ConnectionError:
+            continue  # this one was closed before it was accepted
+        except OSError:
+            if accepted:
+                break
+            raise
+    return accepted
 
 
 def receive_first(link: Link, size: int, when: str) -> bytes:

@@ -17,16 +17,9 @@ from sp.address import Address, bracketed, is_host
 from sp.transports import tcp_info
 from sp.transports.contract import SHORTEST_KEEPALIVE, Acceptor, EndpointConfig, Newcomer
 from sp.transports.fork import close_all_copies, close_in_children
-from sp.transports.link import SocketLink
+from sp.transports.link import BACKLOG, SocketLink, accept_pending
 from sp.transports.stream import StreamConnection
 
-_ACCEPT_BATCH: Final = 64
-BACKLOG: Final = 65535
-"""How many connections the kernel may complete before we accept them.
-
-This is more than any kernel allows, so the kernel's own limit applies (``net.core.somaxconn``).  If
-it is reached, the kernel of the dialer tries again after a second.
-"""
 _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
 """The largest number of seconds that Linux accepts for each of the keepalive times."""
@@ -226,26 +219,6 @@ class TCPAcceptor:
     def close(self) -> None:
         if self._socket.fileno() >= 0:
             close_all_copies(self._socket)
-
-
-def accept_pending(listening: socket.socket) -> list[socket.socket]:
-    """Accept the waiting connections, up to a limit.
-
-    Raises OSError only if none could be accepted.
-    """
-    accepted: list[socket.socket] = []
-    while len(accepted) < _ACCEPT_BATCH:
-        try:
-            accepted.append(listening.accept()[0])
-        except BlockingIOError:
-            break
-        except ConnectionError:
-            continue  # this one was closed before it was accepted
-        except OSError:
-            if accepted:
-                break
-            raise
-    return accepted
 
 
 class TCPLink(SocketLink):

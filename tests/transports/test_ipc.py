@@ -20,7 +20,7 @@ import trio.testing
 import sp
 from sp.address import Address
 from sp.transports import ipc
-from sp.transports.tcp import BACKLOG
+from sp.transports.link import BACKLOG
 from tests.transports.wire import BUS, connect, connect_as, expect, frame, receive_end, receive_exactly
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="abstract names exist on Linux only")
