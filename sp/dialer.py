@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from sp.unique import Unique
+
 if TYPE_CHECKING:
     from sp.pipe import Pipe
     from sp.statistics import DialerStatistics
@@ -27,7 +29,7 @@ class DialerWorker(Protocol):
     def close(self) -> None: ...
 
 
-class Dialer:
+class Dialer(Unique):
     """A URL that a socket keeps one connection to.  Made by ``socket.dial``.
 
     When the connection is lost, the dialer connects again, until it is closed.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 
+from sp.unique import Unique
+
 if TYPE_CHECKING:
     from sp.pipe import Pipe
 
@@ -65,7 +67,7 @@ class EventSource(Protocol):
         ...
 
 
-class EventStream:
+class EventStream(Unique):
     """An async iterator over the events from its creation until the socket is closed.
 
     Made by ``socket.events``.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from sp.unique import Unique
+
 if TYPE_CHECKING:
     from sp.statistics import ListenerStatistics
 
@@ -24,7 +26,7 @@ class ListenerWorker(Protocol):
     def close(self) -> None: ...
 
 
-class Listener:
+class Listener(Unique):
     """A URL that a socket is bound to until the listener is closed.  Made by ``socket.listen``."""
 
     __slots__ = ("__weakref__", "_worker")

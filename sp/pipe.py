@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from sp.unique import Unique
+
 if TYPE_CHECKING:
     from sp.http.message import HTTPInfo
     from sp.statistics import PipeStatistics
@@ -47,7 +49,7 @@ class PipeWorker(Protocol):
     def close(self) -> None: ...
 
 
-class Pipe:
+class Pipe(Unique):
     """A connection to one peer, after the handshake.
 
     Dialers and listeners make pipes.  An application gets them from ``message.pipe``,

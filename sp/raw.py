@@ -76,11 +76,14 @@ class RawSocket(Socket):
 
     _module = "sp.raw."
 
-    @property
-    def wiring(self) -> Wiring:
-        """What a device works with.  Not for applications."""
+    def _wiring(self) -> Wiring:
         receiver = cast("RawReceiver | None", getattr(self, "_receiver", None))
         return Wiring(self._core, receiver, getattr(self, "_receivers", None), getattr(self, "_sender", None))
+
+
+def wiring_of(socket: RawSocket) -> Wiring:
+    """Return what a device works with.  For the library."""
+    return socket._wiring()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 @uninterrupted

@@ -35,6 +35,7 @@ VALUES = {
     "protocol_numbers",
     "refusal",
     "statistics",
+    "unique",
 }
 WITHOUT_IO = {
     *VALUES - {"guess", "interrupts"},

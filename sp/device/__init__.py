@@ -11,7 +11,7 @@ import trio
 
 from sp.core.core import Core
 from sp.protocol_numbers import COUNTERPARTS, protocol_name
-from sp.raw import RawSocket, Wiring
+from sp.raw import RawSocket, Wiring, wiring_of
 from sp.sockets.base import Socket, plain
 
 __all__ = ["device"]
@@ -55,7 +55,7 @@ async def device(front: RawSocket, back: RawSocket | None = None) -> None:
         _check_raw(socket)
     if back is front:
         raise ValueError("the same socket was given twice: for a device with one socket, call sp.device.device(socket)")
-    ends = [front.wiring, other.wiring]
+    ends = [wiring_of(front), wiring_of(other)]
     cores = {end.core for end in ends}
     ours, theirs = (end.core.engine.number for end in ends)
     if COUNTERPARTS[ours] != theirs:

@@ -264,8 +264,10 @@ class Socket(Verbs, trio.abc.AsyncResource):
         Raises StateError when the socket has no listener, or several: then use ``listeners``.
         """
         listeners = self._core.listeners
-        if len(listeners) != 1:
-            raise StateError(f"url is for a socket with one listener, and this one has {len(listeners) or 'none'}: use listeners")
+        if not listeners:
+            raise StateError("the socket has no listener, so it has no url: listen first")
+        if len(listeners) > 1:
+            raise StateError(f"the socket has {len(listeners)} listeners: use the url of each one in socket.listeners")
         return listeners[0].url
 
     def events(self) -> EventStream:
@@ -321,10 +323,10 @@ class Context(Verbs, trio.abc.AsyncResource):
         A call that waits on this context gets ClosedResourceError; an ``async for`` over it ends.
         """
         if self._core.may_close():
-            self.drop()
+            self._drop()
 
-    def drop(self) -> None:
-        """Do as ``close`` without checking the caller.  For the library."""
+    def _drop(self) -> None:
+        """Do as ``close`` without checking the caller."""
         if not self._closed:
             self._closed = True
             self._conversation.close()
@@ -335,8 +337,13 @@ class Context(Verbs, trio.abc.AsyncResource):
     async def aclose(self) -> None:
         """Do as ``close``."""
         if self._core.may_close():
-            self.drop()
+            self._drop()
             await trio.lowlevel.checkpoint()
+
+
+def drop(context: Context) -> None:
+    """Close *context* without checking the caller.  For the library."""
+    context._drop()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _context_closed() -> Exception:
@@ -351,7 +358,7 @@ def options_from(keywords: SocketKeywords, *own: str) -> SocketOptions:
     unknown = keywords.keys() - SocketKeywords.__annotations__.keys()
     if unknown:
         known = ", ".join(sorted([*own, *SocketKeywords.__annotations__]))
-        raise TypeError(f"unknown option {', '.join(map(repr, sorted(unknown)))}, expected some of {known}")
+        raise TypeError(f"unknown option {', '.join(map(repr, sorted(unknown)))}, expected one of {known}")
     return SocketOptions(**keywords)
 
 

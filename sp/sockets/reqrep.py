@@ -19,8 +19,9 @@ from sp.options import SocketKeywords
 from sp.pipe import Pipe
 from sp.protocols.rep import RepContext, RepEngine
 from sp.protocols.req import ReqContext, ReqEngine
-from sp.sockets.base import Context, Socket, options_from
+from sp.sockets.base import Context, Socket, drop, options_from
 from sp.sockets.verbs import ReceiveVerbs, SendVerbs
+from sp.unique import Unique
 
 
 class Req0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
@@ -74,7 +75,7 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
             await context.send(value)
             return await context.receive()
         finally:
-            context.drop()
+            drop(context)
 
     def context(self) -> Req0Context:
         """Open another conversation on this socket."""
@@ -94,7 +95,7 @@ class Rep0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
 
 
 @uninterrupted
-class Request:
+class Request(Unique):
     """A request of a REP, or a survey of a RESPONDENT, with a method to answer it.
 
     Any task may answer it, once.  It may also stay unanswered: a requester then asks again, and a
@@ -135,7 +136,7 @@ class Request:
 
 
 @uninterrupted
-class RequestStream:
+class RequestStream(Unique):
     """An async iterator over requests or surveys.
 
     Each one can be answered apart from the others.
@@ -161,6 +162,9 @@ class RequestStream:
             if not self._core.closed_in_order:
                 raise
             raise StopAsyncIteration from None
+
+    def __repr__(self) -> str:
+        return f"<RequestStream of {self._core.name} {self._core.state}>"
 
 
 @uninterrupted

@@ -18,6 +18,7 @@ from sp.protocols.surveyor import SurveyorContext, SurveyorEngine
 from sp.sockets.base import Context, Socket, options_from
 from sp.sockets.reqrep import Rep0Context, RequestStream
 from sp.sockets.verbs import ReceiveVerbs, SendVerbs
+from sp.unique import Unique
 
 
 class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
@@ -33,7 +34,7 @@ class Surveyor0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]
 
 
 @uninterrupted
-class Survey:
+class Survey(Unique):
     """An async iterator over the answers to one survey.
 
     The survey is sent when the iteration begins.  It ends when its time is up, or when ``close`` is

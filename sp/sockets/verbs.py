@@ -23,13 +23,14 @@ from sp.interrupts import uninterrupted
 from sp.message import BytesLike, Message, to_body
 from sp.pipe import Pipe
 from sp.protocols.engine import BatchReceiver, BatchSender, Receiver, Sender
+from sp.unique import Unique
 
 _MANY: Final = 64
 """After this many messages of one ``send_many``, other tasks run."""
 
 
 @uninterrupted
-class Verbs:
+class Verbs(Unique):
     """What the methods of all sockets and contexts have in common."""
 
     _core: Core

@@ -65,7 +65,7 @@ def test_what_a_protocol_cannot_do_is_absent_from_its_class(kind: type) -> None:
 
 @every_socket
 async def test_an_unknown_option_is_named(kind: Kind) -> None:
-    with pytest.raises(TypeError, match="unknown option 'recieve_limit', expected some of .*inbox_limit"):
+    with pytest.raises(TypeError, match="unknown option 'recieve_limit', expected one of .*inbox_limit"):
         kind(recieve_limit=3)
 
 
@@ -237,12 +237,12 @@ async def test_repr_and_statistics_show_what_is_there(kind: Kind, name: str) -> 
 @every_socket
 async def test_the_url_of_a_socket_is_that_of_its_only_listener(kind: Kind, name: str) -> None:
     async with kind() as socket:
-        with pytest.raises(sp.StateError, match="this one has none: use listeners"):
+        with pytest.raises(sp.StateError, match="no listener, so it has no url: listen first"):
             _ = socket.url
         listener = await socket.listen("tcp://127.0.0.1:0")
         assert socket.url == listener.url != "tcp://127.0.0.1:0"
         await socket.listen(name)
-        with pytest.raises(sp.StateError, match="this one has 2: use listeners"):
+        with pytest.raises(sp.StateError, match="has 2 listeners: use the url of each one"):
             _ = socket.url
         listener.close()
         assert socket.url == name
@@ -358,7 +358,7 @@ async def test_an_error_of_listen_names_the_url(url: str) -> None:
         ({"dial": b"tcp://a:1"}, "dial and listen take a URL or several"),
         ({"topics": 5}, "topics must be a prefix or several"),
         ({"topics": "a"}, "a subscription must be bytes, not str"),
-        ({"topic": b"a"}, "expected some of .*topics"),
+        ({"topic": b"a"}, "expected one of .*topics"),
     ],
 )
 def test_a_wrong_argument_is_named(keywords: dict[str, object], message: str) -> None:
@@ -633,7 +633,7 @@ def test_a_ttl_of_1_to_255_is_taken(kind: Kind, ttl: int) -> None:
 
 @without_ttl
 def test_who_counts_no_hops_takes_no_ttl(kind: Kind) -> None:
-    with pytest.raises(TypeError, match="unknown option 'ttl', expected some of .*dial"):
+    with pytest.raises(TypeError, match="unknown option 'ttl', expected one of .*dial"):
         kind(ttl=8)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -72,6 +74,20 @@ async def test_a_pipe_whose_peer_has_left_needs_no_garbage_collector(url: str) -
             await until(lambda: pipe() is None)
     finally:
         gc.enable()
+
+
+async def test_what_belongs_to_a_socket_cannot_be_pickled_or_copied() -> None:
+    async with sp.Rep0(listen="inproc://rep") as rep, sp.Req0() as req, sp.Surveyor0() as surveyor:
+        dialer = await req.dial(rep.url)
+        requests = rep.requests()
+        await req.send(b"question")
+        request = await anext(requests)
+        assert repr(requests) == "<RequestStream of REP open>"
+        things = (request.pipe, dialer, rep.listeners[0], rep.events(), req.context(), requests, request, surveyor.survey(b"who?"))
+        for thing in things:
+            for make in (pickle.dumps, copy.copy, copy.deepcopy):
+                with pytest.raises(TypeError, match=f"{type(thing).__name__} cannot be pickled or copied: it belongs to one socket"):
+                    make(thing)
 
 
 @pytest.mark.parametrize("kind", [sp.Pipe, sp.Dialer, sp.Listener])

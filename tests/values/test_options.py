@@ -36,7 +36,7 @@ def test_options_cannot_be_changed() -> None:
 
 
 def test_an_unknown_keyword_is_named_and_the_known_ones_are_listed() -> None:
-    with pytest.raises(TypeError, match=r"unknown option 'bogus', expected some of authorize, dial, .*redial_max"):
+    with pytest.raises(TypeError, match=r"unknown option 'bogus', expected one of authorize, dial, .*redial_max"):
         options_from({"bogus": 1})  # type: ignore[typeddict-unknown-key]
 
 
