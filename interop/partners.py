@@ -434,7 +434,7 @@ async def refused_by_us(
             statistics = listener.statistics()  # before it ends, which may cut the next handshake short
         assert not ours.pipes
         assert arrivals.count == 0
-        assert (statistics.attached, statistics.handshakes) == (0, {})
+        assert (statistics.attached, statistics.tls_handshakes) == (0, {})
         assert set(statistics.failures) - {"PeerClosed"} == {type(event.error).__name__}
         return event
 

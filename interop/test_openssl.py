@@ -201,7 +201,7 @@ async def test_s_client_resumes(
             assert event.pipe.tls is not None
             assert event.pipe.tls.resumed
             assert event.pipe.tls.names == (("DNS:client.example",) if mutual else ())
-        assert listener.statistics().handshakes == {"full": 1, "resumed": 1}
+        assert listener.statistics().tls_handshakes == {"full": 1, "resumed": 1}
 
 
 async def test_s_client_resumes_nothing_where_that_is_switched_off(version: Version, authority: Authority, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ async def test_s_client_resumes_nothing_where_that_is_switched_off(version: Vers
                 assert f"New, {version}, Cipher is " in await greet(program)
                 await ask(program, ours, b"question")
                 await program.end()
-        assert listener.statistics().handshakes == {"full": 2}
+        assert listener.statistics().tls_handshakes == {"full": 2}
 
 
 @pytest.mark.parametrize("flag", ["-tls1", "-tls1_1"])
@@ -387,7 +387,7 @@ async def test_s_server_reads_what_we_send_and_we_read_its_answer(version: Versi
         (pipe,) = ours.pipes
         assert pipe.tls is not None
         assert (pipe.tls.version, pipe.tls.verified) == (version, True)
-        assert dialer.statistics().handshakes == {"full": 1}
+        assert dialer.statistics().tls_handshakes == {"full": 1}
 
 
 async def test_we_resume_and_s_server_says_so(version: Version, authority: Authority, own: str) -> None:
@@ -402,7 +402,7 @@ async def test_we_resume_and_s_server_says_so(version: Version, authority: Autho
         assert pipe.tls is not None
         assert (pipe.tls.resumed, pipe.tls.verified, pipe.tls.names) == (True, True, ("DNS:localhost", "IP:127.0.0.1"))
         statistics = dialer.statistics()
-        assert statistics.handshakes == {"full": 1, "resumed": 1}
+        assert statistics.tls_handshakes == {"full": 1, "resumed": 1}
         assert statistics.failures == {"ClosedResourceError": 1}, "only the pipe that we closed"
 
 

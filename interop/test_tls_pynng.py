@@ -86,7 +86,7 @@ async def test_bodies_of_every_size_arrive_unchanged(
         else:
             assert pipe.tls.names == ("DNS:localhost", "IP:127.0.0.1")
         (endpoint,) = ours.listeners or ours.dialers
-        assert endpoint.statistics().handshakes == {"full": 1}
+        assert endpoint.statistics().tls_handshakes == {"full": 1}
     assert not ours.statistics().dropped
 
 
@@ -112,7 +112,7 @@ async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
             assert await ours.receive() == b"answer"
         await exchange(ours, theirs, pair.turns, b"next")
         (endpoint,) = ours.listeners or ours.dialers
-        assert set(endpoint.statistics().handshakes) == {"full"}
+        assert set(endpoint.statistics().tls_handshakes) == {"full"}
 
 
 # A crowd.
@@ -126,7 +126,7 @@ async def test_a_hundred_that_dial_us_at_once_are_all_answered(mutual: bool, aut
         async with crowd(ours, listener.url, CROWD, tls_config=tls_config):
             statistics = listener.statistics()
             assert len(ours.pipes) == CROWD
-            assert (statistics.attached, statistics.handshakes) == (CROWD, {"full": CROWD})
+            assert (statistics.attached, statistics.tls_handshakes) == (CROWD, {"full": CROWD})
             # On a busy machine libnng gives up some of its own handshakes, whatever the server is,
             # with an alert ("handshake failure") or
             # without, and dials again.
@@ -141,7 +141,7 @@ async def test_a_hundred_of_ours_that_dial_at_once_are_all_answered(mutual: bool
         for statistics in await dial_as_crowd(theirs, listen_partner(theirs, URL), CROWD, tls=tls):
             assert set(statistics.failures) <= {"PeerClosed", "TLSError"}
             assert statistics.attempts == 1 + sum(statistics.failures.values())
-            assert statistics.handshakes == {"full": statistics.attached}
+            assert statistics.tls_handshakes == {"full": statistics.attached}
 
 
 # Again.
@@ -166,7 +166,7 @@ async def test_a_server_that_came_back_resumes_nothing_and_nobody_is_bothered(mu
             statistics = dialer.statistics()
             assert isinstance(lost.error, sp.PeerClosed)
             assert (statistics.attempts, statistics.failures) == (2, {"PeerClosed": 1})
-            assert statistics.handshakes == {"full": 2}
+            assert statistics.tls_handshakes == {"full": 2}
 
 
 async def test_a_partner_dials_our_server_that_was_closed_and_came_back(version: Version, authority: Authority) -> None:
@@ -180,7 +180,7 @@ async def test_a_partner_dials_our_server_that_was_closed_and_came_back(version:
             assert await second.receive() == b"question"
             await second.send(b"answer")
             assert await theirs.arecv() == b"answer"
-            assert second.listeners[0].statistics().handshakes == {"full": 1}
+            assert second.listeners[0].statistics().tls_handshakes == {"full": 1}
 
 
 @each_identification
@@ -191,7 +191,7 @@ async def test_a_partner_whose_pipe_we_closed_dials_again(mutual: bool, version:
         ours.pipes[0].close()
         await arrivals.wait(2)
         await exchange(ours, theirs, pair.turns, b"second")
-        assert ours.listeners[0].statistics().handshakes == {"full": 2}
+        assert ours.listeners[0].statistics().tls_handshakes == {"full": 2}
 
 
 # Refusals.
@@ -304,4 +304,4 @@ async def test_our_greeting_comes_with_the_first_flight_unless_a_certificate_is_
                 await exchange(ours, theirs, (THEIRS, OURS), b"question")
             *_, last = records(between.first_flight)
             assert (last == (0x17, GREETING_RECORD)) is not mutual
-            assert listener.statistics().handshakes == {"full": 1}
+            assert listener.statistics().tls_handshakes == {"full": 1}

@@ -76,7 +76,7 @@ class DialerStatistics:
     attached: int
     failures: Mapping[str, int]
     """Failed attempts and lost pipes by the name of the error's class."""
-    handshakes: Mapping[str, int]
+    tls_handshakes: Mapping[str, int]
     """TLS handshakes of pipes that were attached: ``full`` and ``resumed``."""
 
 
@@ -87,11 +87,11 @@ class ListenerStatistics:
     url: str
     accepted: int
     attached: int
-    greeting: int
+    in_handshake: int
     """Connections whose handshake is under way."""
     failures: Mapping[str, int]
     """Connections that never became a pipe, by the name of the error's class."""
-    handshakes: Mapping[str, int]
+    tls_handshakes: Mapping[str, int]
     """TLS handshakes of pipes that were attached: ``full`` and ``resumed``."""
 
 

@@ -205,7 +205,7 @@ async def reconnect(_line: Line, url: str, times: int, papers: Papers, ws: bool 
             assert pipe is not None
             pipe.close()
         await req.request(b"")
-        return dialer.statistics().handshakes.get("resumed", 0)
+        return dialer.statistics().tls_handshakes.get("resumed", 0)
 
 
 async def keep_asking(line: Line, url: str, size: int, papers: Papers, ws: bool = False) -> None:

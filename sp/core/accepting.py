@@ -42,14 +42,14 @@ class ListenerTask:
         self._tls_files = None if tls is None else TLSFiles(core, self.url, tls)
         self._acceptors = acceptors
         # Connections whose handshake is running, the oldest first.
-        self._greeting: dict[Newcomer, None] = {}
+        self._in_handshake: dict[Newcomer, None] = {}
         self._pipes: set[PipeTask] = set()
         self._stopped = False
         self._draining = False
         self._accepted = 0
         self._attached = 0
         self._failures: Counter[str] = Counter()
-        self._handshakes: Counter[str] = Counter()
+        self._tls_handshakes: Counter[str] = Counter()
 
     def close(self) -> None:
         """Free the address and end the pipes of this listener, as the application asks for."""
@@ -67,7 +67,7 @@ class ListenerTask:
             self._stopped = True
             for acceptor in self._acceptors:
                 acceptor.close()
-            for newcomer in self._greeting:
+            for newcomer in self._in_handshake:
                 newcomer.close()
             if self in self._core.listeners:
                 self._core.listeners.remove(self)
@@ -106,9 +106,9 @@ class ListenerTask:
             url=self.url,
             accepted=self._accepted,
             attached=self._attached,
-            greeting=len(self._greeting),
+            in_handshake=len(self._in_handshake),
             failures=dict(self._failures),
-            handshakes=dict(self._handshakes),
+            tls_handshakes=dict(self._tls_handshakes),
         )
 
     @property
@@ -153,11 +153,11 @@ class ListenerTask:
             failing = False
             for newcomer in newcomers:
                 self._accepted += 1
-                self._greeting[newcomer] = None
+                self._in_handshake[newcomer] = None
                 self._core.spawn(self.serve, newcomer)
-            while len(self._greeting) > self._core.options.max_handshakes:
-                oldest = next(iter(self._greeting))
-                del self._greeting[oldest]
+            while len(self._in_handshake) > self._core.options.max_handshakes:
+                oldest = next(iter(self._in_handshake))
+                del self._in_handshake[oldest]
                 oldest.close()
 
     async def serve(self, newcomer: Newcomer) -> None:
@@ -165,12 +165,12 @@ class ListenerTask:
         try:
             pipe = await self._greet(newcomer)
         finally:
-            self._greeting.pop(newcomer, None)
+            self._in_handshake.pop(newcomer, None)
         if pipe is None:
             return
         self._attached += 1
         if pipe.tls is not None:
-            self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
+            self._tls_handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._pipes.add(pipe)
         if self._draining:
             pipe.leave()  # it was admitted after draining began

@@ -84,7 +84,7 @@ class DialerTask:
         self._attempts = 0
         self._attached = 0
         self._failures: Counter[str] = Counter()
-        self._handshakes: Counter[str] = Counter()
+        self._tls_handshakes: Counter[str] = Counter()
 
     @property
     def url(self) -> str:
@@ -121,7 +121,7 @@ class DialerTask:
             attempts=self._attempts,
             attached=self._attached,
             failures=dict(self._failures),
-            handshakes=dict(self._handshakes),
+            tls_handshakes=dict(self._tls_handshakes),
         )
 
     def __repr__(self) -> str:
@@ -215,7 +215,7 @@ class DialerTask:
         self.error = None
         self._attached += 1
         if pipe.tls is not None:
-            self._handshakes["resumed" if pipe.tls.resumed else "full"] += 1
+            self._tls_handshakes["resumed" if pipe.tls.resumed else "full"] += 1
         self._decided.set()
         try:
             # Shield the pipe: it would mistake the dialer's cancellation for the socket's.

@@ -94,7 +94,7 @@ async def test_after_thousands_of_broken_connections_a_good_client_is_served_at_
                     await rep.send(b"welcome")
                     assert await req.receive() == b"welcome"
 
-            await until(lambda: not rep.pipes and not listener.statistics().greeting)
+            await until(lambda: not rep.pipes and not listener.statistics().in_handshake)
             await trio.testing.wait_all_tasks_blocked(0.01)
             gc.collect()
             assert (descriptors(), tasks()) == (descriptors_before, tasks_before)

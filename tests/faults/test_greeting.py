@@ -54,11 +54,11 @@ async def test_two_hundred_silent_connections_delay_no_peer_and_end_at_the_deadl
         async with sp.Rep0(listen=url, tls=server_tls(url), handshake_timeout=10) as rep:
             (listener,) = rep.listeners
             silent = [await connect(listener.url) for _ in range(200)]
-            await until(lambda: listener.statistics().greeting == 200)
+            await until(lambda: listener.statistics().in_handshake == 200)
             await check(rep, listener.url)  # and the clock stands still
             mock_clock.jump(9.9)
             await until(lambda: not rep.pipes)
-            assert listener.statistics().greeting == 200
+            assert listener.statistics().in_handshake == 200
             await check(rep, listener.url)
 
             events = rep.events()
@@ -70,7 +70,7 @@ async def test_two_hundred_silent_connections_delay_no_peer_and_end_at_the_deadl
                 assert isinstance(event.error, sp.GreetingError)
                 assert "within 10 s" in event.reason
                 await stream.aclose()
-            assert listener.statistics().greeting == 0
+            assert listener.statistics().in_handshake == 0
             assert listener.statistics().failures == {"GreetingError": 200}
             await check(rep, listener.url)
 
@@ -203,7 +203,7 @@ async def test_one_newcomer_too_many_ends_the_one_that_has_greeted_longest(url: 
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert "more than 5" in event.reason
                 assert socket_of(stream).getsockname()[1] == int(event.reason.partition(": ")[0].rpartition(":")[2])
-            assert listener.statistics().greeting == 5
+            assert listener.statistics().in_handshake == 5
             for stream in streams[2:]:  # the others still may
                 await stream.send_all(greeting(REQ))
             await rep.wait_for_peers(5)
@@ -218,7 +218,7 @@ async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: 
         with trio.fail_after(5):
             streams = [await connect(listener.url) for _ in range(50)]
             await check(rep, listener.url)
-            assert listener.statistics().greeting <= 5
+            assert listener.statistics().in_handshake <= 5
             for stream in streams:
                 await stream.aclose()
 

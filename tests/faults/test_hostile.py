@@ -110,7 +110,7 @@ async def test_a_pipe_that_has_ended_keeps_nothing_of_a_message_that_was_cut_off
             async with await connect_as(rep.url, REQ) as stream:
                 await stream.send_all((1 << 20).to_bytes(8, "big") + bytes(900_000))
             with trio.fail_after(10):
-                while rep.statistics().listeners[0].attached == 0 or rep.pipes or rep.statistics().listeners[0].greeting:
+                while rep.statistics().listeners[0].attached == 0 or rep.pipes or rep.statistics().listeners[0].in_handshake:
                     await trio.lowlevel.checkpoint()
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()

@@ -417,13 +417,13 @@ async def test_two_hundred_that_say_nothing_hold_up_nobody(rep: sp.Rep0, authori
         streams = [await connect(rep) for _ in range(200)]
         for stream in streams:
             await stream.send_all(said)
-        await until(lambda: listener.statistics().greeting == 200)
+        await until(lambda: listener.statistics().in_handshake == 200)
         with trio.fail_after(2):
             await check(rep, authority)
-        assert listener.statistics().greeting == 200
+        assert listener.statistics().in_handshake == 200
         for stream in streams:
             await stream.aclose()
-        await until(lambda: not listener.statistics().greeting)
+        await until(lambda: not listener.statistics().in_handshake)
         assert sum(listener.statistics().failures.values()) == 200
 
 
@@ -434,7 +434,7 @@ async def test_a_hundred_dialers_at_once_all_attach(rep: sp.Rep0, authority: Aut
             for _ in range(100):
                 nursery.start_soon(req.dial, rep.url)
         assert rep.listeners[0].statistics().attached == 100
-        assert sum(rep.listeners[0].statistics().handshakes.values()) == 100
+        assert sum(rep.listeners[0].statistics().tls_handshakes.values()) == 100
         assert rep.listeners[0].statistics().failures == {}
 
 
@@ -473,7 +473,7 @@ async def test_after_hundreds_of_broken_connections_a_good_client_is_served_and_
         async with sp.Rep0(listen=URL, tls=authority.server()) as rep:
             (listener,) = rep.listeners
             await check(rep, authority)
-            await until(lambda: not rep.pipes and not listener.statistics().greeting)
+            await until(lambda: not rep.pipes and not listener.statistics().in_handshake)
             gc.collect()
             before = descriptors(), trio.lowlevel.current_statistics().tasks_living
             for number in range(1, 301):
@@ -486,7 +486,7 @@ async def test_after_hundreds_of_broken_connections_a_good_client_is_served_and_
                     await until(lambda number=number: listener.statistics().accepted == number + 1)
             with trio.fail_after(2):
                 await check(rep, authority)
-            await until(lambda: not rep.pipes and not listener.statistics().greeting)
+            await until(lambda: not rep.pipes and not listener.statistics().in_handshake)
             await trio.testing.wait_all_tasks_blocked(0.01)
             gc.collect()
             assert (descriptors(), trio.lowlevel.current_statistics().tasks_living) == before
@@ -509,7 +509,7 @@ async def test_a_socket_ends_quickly_while_handshakes_are_under_way(authority: A
                     await stream.send_all(client_hello()[: None if number % 2 else 50])
                 for _ in range(10):
                     await req.dial(f"tls+tcp://127.0.0.1:{silent.socket.getsockname()[1]}", wait=False)
-                await until(lambda: rep.listeners[0].statistics().greeting == 30)
+                await until(lambda: rep.listeners[0].statistics().in_handshake == 30)
                 with trio.fail_after(0.9):  # less than the linger time
                     await req.aclose()
                     await rep.aclose()
@@ -544,7 +544,7 @@ async def test_no_log_has_what_is_secret_in_it(authority: Authority, caplog: pyt
                 await stream.send_all(client_hello() + secret.encode())
                 await receive_end(stream)
             await until(lambda: rep.listeners[0].statistics().failures)
-            assert dialer.statistics().handshakes["resumed"] >= 2
+            assert dialer.statistics().tls_handshakes["resumed"] >= 2
         for stream_of_events in events:
             async for event in stream_of_events:
                 shown.append(f"{event} {event.error!r}")

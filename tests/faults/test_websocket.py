@@ -745,7 +745,7 @@ async def test_two_hundred_silent_connections_delay_no_peer_and_end_at_the_deadl
         async with sp.Rep0(listen=WS, handshake_timeout=10) as rep:
             (listener,) = rep.listeners
             silent = [await web(listener.url) for _ in range(200)]
-            await until(lambda: listener.statistics().greeting == 200)
+            await until(lambda: listener.statistics().in_handshake == 200)
             await check(rep, listener.url)  # and the clock stands still
             events = rep.events()
             mock_clock.jump(10.1)
@@ -754,7 +754,7 @@ async def test_two_hundred_silent_connections_delay_no_peer_and_end_at_the_deadl
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, sp.GreetingError)
                 await stream.aclose()
-            assert listener.statistics().greeting == 0
+            assert listener.statistics().in_handshake == 0
             assert listener.statistics().failures == {"GreetingError": 200}
             await check(rep, listener.url)
 
@@ -765,7 +765,7 @@ async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: 
         with trio.fail_after(10):
             streams = [await web(rep.url) for _ in range(30)]
             await check(rep, rep.url)
-            assert rep.listeners[0].statistics().greeting <= 5
+            assert rep.listeners[0].statistics().in_handshake <= 5
             for stream in streams[:20]:
                 data = await receive_end(stream)
                 assert not data or Answer(data).status == 503
@@ -876,7 +876,7 @@ async def test_a_health_check_is_answered_and_is_no_failure(url: str, version: s
             for _ in range(5):
                 answer = await ask(listener.url, f"GET /healthz?x HTTP/{version}\r\n{host}User-Agent: balancer\r\n\r\n".encode())
                 assert (answer.status, answer.text) == (200, "ok\n")
-            await until(lambda: listener.statistics().greeting == 0)
+            await until(lambda: listener.statistics().in_handshake == 0)
         assert listener.statistics().failures == {}
         assert listener.statistics().accepted == 0
         assert {record.levelno for record in caplog.records} <= {logging.DEBUG}
@@ -934,7 +934,7 @@ async def test_while_draining_newcomers_and_health_checks_are_sent_elsewhere(url
             async with await upgraded(listener.url) as stream:
                 await rep.wait_for_peers()
                 async with await web(listener.url) as silent:  # has not asked for anything yet
-                    await until(lambda: listener.statistics().greeting == 1)
+                    await until(lambda: listener.statistics().in_handshake == 1)
                     nursery.start_soon(listener.drain)
                     assert await receive_frame(stream) == (CLOSE, b"\x03\xe9")  # and does not answer it yet
                     await silent.send_all(request())
@@ -987,13 +987,13 @@ async def test_a_client_that_connects_and_leaves_silently_makes_no_log_line(
             for number in range(1, 11):
                 stream = await connect(tcp(listener.url))
                 if number % 2:
-                    await until(lambda: listener.statistics().greeting)  # also one that was seen before it left
+                    await until(lambda: listener.statistics().in_handshake)  # also one that was seen before it left
                 if how == "reset":
                     reset(stream)
                 else:
                     await stream.aclose()
                 await until(lambda number=number: sum(listener.statistics().failures.values()) == number)
-            await until(lambda: listener.statistics().greeting == 0)
+            await until(lambda: listener.statistics().in_handshake == 0)
         assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == []
         assert set(listener.statistics().failures) == {"PeerClosed"}
 
@@ -1168,7 +1168,7 @@ async def test_newcomers_on_their_way_survive_the_listener_that_accepts_for_all(
             halves = [await web(at_rep.url) for _ in range(5)]
             for half in halves:
                 await half.send_all(b"GET /bus HT")
-            await until(lambda: at_rep.statistics().greeting == 5)
+            await until(lambda: at_rep.statistics().in_handshake == 5)
             at_rep.close()
             for half in halves:  # their paths are not known yet
                 data = await receive_end(half)

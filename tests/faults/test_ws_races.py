@@ -211,7 +211,7 @@ async def test_a_newcomer_still_in_its_handshake_is_rejected_when_draining_begin
             await waiting.wait()
             half = await connect_plainly(rep.url)
             await half.send_all(b"GET / HTTP/1.1\r\n")
-            await until(lambda: rep.statistics().listeners[0].greeting == 2)
+            await until(lambda: rep.statistics().listeners[0].in_handshake == 2)
             nursery.start_soon(rep.listeners[0].drain, 5)
             assert (await receive_answer(half))[0] == 503
             assert (await receive_answer(peer))[0] == 503
@@ -412,7 +412,7 @@ async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an
                 patched.setattr(Route, "wake", lambda _: None)  # it does not come to accept the newcomer
                 stream = await connect_plainly(listener.url)
                 await stream.send_all(request("/other", REP))
-                await until(lambda: leads.statistics().listeners[0].greeting == 0 and leads.statistics().listeners[0].accepted == 0)
+                await until(lambda: leads.statistics().listeners[0].in_handshake == 0 and leads.statistics().listeners[0].accepted == 0)
                 await trio.testing.wait_all_tasks_blocked(0.01)
             listener.close()
             assert (await receive_answer(stream))[0] == 503

@@ -229,9 +229,13 @@ async def test_repr_and_statistics_show_what_is_there(kind: Kind, name: str) -> 
         assert repr(socket.pipes[0]) == f"<Pipe {socket.pipes[0].id} attached {kind.peer_protocol} {name}>"
         counters = json.loads(json.dumps(socket.statistics().as_dict()))
         assert counters["protocol"] == kind.protocol
-        assert counters["listeners"] == [{"url": name, "accepted": 1, "attached": 1, "greeting": 0, "failures": {}, "handshakes": {}}]
+        assert counters["listeners"] == [
+            {"url": name, "accepted": 1, "attached": 1, "in_handshake": 0, "failures": {}, "tls_handshakes": {}}
+        ]
         assert counters["pipes"][0]["id"] == socket.pipes[0].id
-        assert peer.statistics().as_dict()["dialers"] == ({"url": name, "attempts": 1, "attached": 1, "failures": {}, "handshakes": {}},)
+        assert peer.statistics().as_dict()["dialers"] == (
+            {"url": name, "attempts": 1, "attached": 1, "failures": {}, "tls_handshakes": {}},
+        )
 
 
 @every_socket

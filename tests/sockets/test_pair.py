@@ -335,7 +335,7 @@ async def test_a_storm_of_second_peers_is_slowed_down_by_the_back_off_and_the_pa
         assert max(attempts) < 40  # in a minute; without back-off it would be 60,000
         assert sum(other.statistics().dialers[0].attached for other in others) == 0
         assert len(pair.pipes) == 1
-        assert pair.statistics().listeners[0].greeting == 0
+        assert pair.statistics().listeners[0].in_handshake == 0
         assert pair.statistics().dropped == {}
 
         await good.aclose()

@@ -515,7 +515,7 @@ async def test_two_hundred_failed_handshakes_leave_no_descriptor(authority: Auth
             (listener,) = rep.listeners
             with pytest.raises(sp.DialError):
                 await req.dial(listener.url)
-            await until(lambda: not listener.statistics().greeting)
+            await until(lambda: not listener.statistics().in_handshake)
             gc.collect()
             before = len(os.listdir("/proc/self/fd"))
             for number in range(200):

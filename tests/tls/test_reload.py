@@ -126,7 +126,7 @@ async def test_new_connections_get_the_new_certificate_and_no_older_session(
         assert (event.url, event.error, event.reason) == (listener.url, None, "")
         assert await served(listener.url, rep, client) == (serial(new), False)
         assert await served(listener.url, rep, client) == (serial(new), True)
-        assert listener.statistics().handshakes == {"full": 2, "resumed": 3}
+        assert listener.statistics().tls_handshakes == {"full": 2, "resumed": 3}
         assert listener.statistics().failures == {}
 
 

@@ -479,7 +479,7 @@ async def exchange(req: sp.Req0, rep: sp.Rep0) -> None:
 
 def handshakes(req: sp.Req0, rep: sp.Rep0) -> tuple[dict[str, int], dict[str, int]]:
     """Return the counts of the only dialer and of the only listener."""
-    return dict(req.statistics().dialers[0].handshakes), dict(rep.statistics().listeners[0].handshakes)
+    return dict(req.statistics().dialers[0].tls_handshakes), dict(rep.statistics().listeners[0].tls_handshakes)
 
 
 @pytest.mark.slow
@@ -500,7 +500,7 @@ async def test_of_a_hundred_connections_ninety_nine_resume(authority: Authority,
             assert dialer.pipe is not None
             assert dialer.pipe.tls is not None
             assert dialer.pipe.tls.resumed
-            assert req.statistics().as_dict()["dialers"][0]["handshakes"] == {"full": 1, "resumed": 99}
+            assert req.statistics().as_dict()["dialers"][0]["tls_handshakes"] == {"full": 1, "resumed": 99}
 
 
 @pytest.mark.parametrize("who", ["server", "client"])
@@ -546,10 +546,10 @@ async def test_several_dialers_resume_at_once(authority: Authority, version: Ver
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=server) as rep:
             await round_of(rep)
-            assert rep.statistics().listeners[0].handshakes == {"full": 3}
+            assert rep.statistics().listeners[0].tls_handshakes == {"full": 3}
             await round_of(rep)
             await round_of(rep)
-            assert rep.statistics().listeners[0].handshakes == {"full": 3, "resumed": 6}
+            assert rep.statistics().listeners[0].tls_handshakes == {"full": 3, "resumed": 6}
 
 
 def socket_of(pipe: sp.Pipe) -> socket.socket:
@@ -621,5 +621,5 @@ async def test_another_process_with_the_same_certificate_costs_a_full_handshake_
                 assert dialer.pipe is not None
                 dialer.pipe.close()
                 assert await req.request(b"and now?") == b"and now?"
-                assert dialer.statistics().handshakes == {"full": 2, "resumed": 3}
+                assert dialer.statistics().tls_handshakes == {"full": 2, "resumed": 3}
                 assert "TLSError" not in dialer.statistics().failures

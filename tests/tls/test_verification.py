@@ -813,7 +813,7 @@ async def test_of_a_resumed_pipe_the_same_is_known(version: Version, authority: 
                 assert later.subject == one.subject != ""
                 assert later.peer_chain[0] == one.peer_certificate
                 assert later.version == one.version == version
-        assert rep.statistics().listeners[0].handshakes == {"full": 1, "resumed": 2}
+        assert rep.statistics().listeners[0].tls_handshakes == {"full": 1, "resumed": 2}
 
 
 async def test_a_resumed_pipe_without_a_clients_certificate_is_as_unknown_as_before(version: Version, authority: Authority) -> None:
@@ -847,7 +847,7 @@ async def test_a_clients_certificate_that_has_expired_since_does_not_resume(
         assert isinstance(event.error, sp.AuthenticationError)
         assert "the peer's certificate was refused: it has expired since the resumed session began" in event.reason
         assert isinstance(ours, sp.PeerError)
-        assert rep.statistics().listeners[0].handshakes == {"full": 1}
+        assert rep.statistics().listeners[0].tls_handshakes == {"full": 1}
 
 
 async def test_a_servers_certificate_that_has_expired_since_does_not_resume(

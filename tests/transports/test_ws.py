@@ -862,7 +862,7 @@ async def test_draining_says_so_to_peers_newcomers_and_health_checks(url: str) -
             )
             waiting = await connect_plainly(listener.url)
             await waiting.send_all(b"GET /s HTTP/1.1\r\n")  # in the middle of its request
-            await until(lambda: rep.statistics().listeners[0].greeting == 1)
+            await until(lambda: rep.statistics().listeners[0].in_handshake == 1)
             nursery.start_soon(listener.drain, 5)
             assert await receive_close(peer) == (1001, "")
             await waiting.send_all(request("/s", REP).partition(b"\r\n")[2])
@@ -1030,7 +1030,7 @@ async def test_thousands_of_handshakes_leave_nothing_behind() -> None:
                 gc.collect()
                 counts.append(len(gc.get_objects()))
             assert counts[2] - counts[1] < 500
-            assert rep.statistics().listeners[0].greeting == 0
+            assert rep.statistics().listeners[0].in_handshake == 0
 
 
 # TLS.
