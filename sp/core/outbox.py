@@ -16,11 +16,11 @@ import trio
 
 from sp.errors import PeerSilent
 from sp.interrupts import uninterrupted
+from sp.message import Message
 
 if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.core.pipe_task import PipeTask
-    from sp.message import Message
     from sp.transports.contract import Connection
 
 
@@ -205,8 +205,13 @@ class Outbox:
             self._grace.cancel()
 
     def settle(self) -> None:
-        """Subtract from ``messages_sent`` those that the connection never wrote completely."""
+        """Subtract from ``messages_sent`` those that the connection never wrote completely.
+
+        The messages that wait are released, since an application may keep the pipe; ``unsent``
+        still counts them.
+        """
         self.messages_sent -= self._connection.unsent
+        self._messages = deque([Message(b"")]) * len(self._messages)
 
     def check_silence(self, now: float) -> bool:
         """End the pipe if its peer acknowledges nothing any more.

@@ -8,6 +8,7 @@ import pickle
 import weakref
 
 import pytest
+import trio
 
 import sp
 from tests.transports.ends import client_tls, server_tls
@@ -88,6 +89,21 @@ async def test_what_belongs_to_a_socket_cannot_be_pickled_or_copied() -> None:
             for make in (pickle.dumps, copy.copy, copy.deepcopy):
                 with pytest.raises(TypeError, match=f"{type(thing).__name__} cannot be pickled or copied: it belongs to one socket"):
                     make(thing)
+
+
+async def test_a_pipe_that_has_ended_keeps_the_number_of_unsent_messages_and_not_the_messages() -> None:
+    async with sp.Push0(listen="tcp://127.0.0.1:0", outbox_bytes=4 << 20) as push, sp.Pull0(inbox_limit=1) as pull:
+        await pull.dial(push.url)
+        body = bytes(1 << 20)
+        with pytest.raises(trio.WouldBlock):
+            while True:
+                push.send_nowait(body)
+        (pipe,) = push.pipes
+        pipe.close()
+        await until(lambda: not push.pipes)
+        assert pipe.unsent == pipe.statistics().outbox == push.statistics().dropped[sp.DropReason.PIPE_CLOSED] > 1
+        gc.collect()
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, sp.Message) and thing.body is body]
 
 
 @pytest.mark.parametrize("kind", [sp.Pipe, sp.Dialer, sp.Listener])
