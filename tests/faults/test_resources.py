@@ -114,7 +114,7 @@ async def test_an_application_that_never_receives_costs_its_inbox_and_what_it_mi
             with growth_below(16 << 20):  # two queues of a few MB between inproc sockets
                 for number in range(count):
                     await pub.send(number.to_bytes(4, "big") + bytes(20_000))
-            # After a moment of patience the subscriber drops, and then all is counted.
+            # The subscriber holds the publisher back for a moment, then it drops and counts.
             missed = pub.statistics().dropped[sp.DropReason.PEER_FULL]
             await until(lambda: sub.statistics().messages_received + missed == count)
             await until(lambda: sub.statistics().inbox + sub.statistics().dropped[sp.DropReason.INBOX_FULL] + missed == count)

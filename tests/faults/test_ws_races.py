@@ -405,14 +405,14 @@ async def test_where_a_proxy_header_names_no_address_forwarded_headers_are_not_b
 async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     from sp.transports.ws.routes import Route
 
-    async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other:
-        listener = await other.listen(f"ws://{port_of(leads.listeners[0])}/other")
+    async with sp.Rep0(listen="ws://127.0.0.1:0/oldest") as oldest, sp.Rep0() as other:
+        listener = await other.listen(f"ws://{port_of(oldest.listeners[0])}/other")
         with trio.fail_after(5):
             with monkeypatch.context() as patched:
                 patched.setattr(Route, "wake", lambda _: None)  # it does not come to accept the newcomer
                 stream = await connect_plainly(listener.url)
                 await stream.send_all(request("/other", REP))
-                await until(lambda: leads.statistics().listeners[0].in_handshake == 0 and leads.statistics().listeners[0].accepted == 0)
+                await until(lambda: oldest.statistics().listeners[0].in_handshake == 0 and oldest.statistics().listeners[0].accepted == 0)
                 await trio.testing.wait_all_tasks_blocked(0.01)
             listener.close()
             assert (await receive_answer(stream))[0] == 503
@@ -420,17 +420,17 @@ async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an
 
 
 async def test_a_client_that_comes_while_the_oldest_listener_leaves_is_served_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with sp.Rep0(listen="ws://127.0.0.1:0/leads") as leads, sp.Rep0() as other, sp.Req0() as req:
-        leader = leads.listeners[0]
-        listener = await other.listen(f"ws://{port_of(leader)}/other")
-        acceptor: Any = leads._core.listeners[0]._acceptors[0]
+    async with sp.Rep0(listen="ws://127.0.0.1:0/oldest") as oldest, sp.Rep0() as other, sp.Req0() as req:
+        its_listener = oldest.listeners[0]
+        listener = await other.listen(f"ws://{port_of(its_listener)}/other")
+        acceptor: Any = oldest._core.listeners[0]._acceptors[0]
         base = acceptor._base
         accept = base.accept
 
         async def accept_and_leave() -> Any:
             newcomers = await accept()
             monkeypatch.undo()
-            leader.close()
+            its_listener.close()
             return newcomers
 
         monkeypatch.setattr(base, "accept", accept_and_leave)
@@ -439,7 +439,7 @@ async def test_a_client_that_comes_while_the_oldest_listener_leaves_is_served_by
         with trio.fail_after(5):
             await req.dial(listener.url)
             await other.wait_for_peers()
-        assert leads.statistics().listeners == ()
+        assert oldest.statistics().listeners == ()
 
 
 async def test_a_peer_that_the_protocol_has_no_place_for_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

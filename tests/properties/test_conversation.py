@@ -602,7 +602,7 @@ class LinkMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(pipe.held for ends in self.links for pipe in ends))
     @rule()
-    def patience_is_over(self) -> None:
+    def hold_time_is_over(self) -> None:
         for ends in self.links:
             for sent, by in (ends, ends[::-1]):
                 if by.held and by.node.engine.hold_time < math.inf:

@@ -270,7 +270,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.engine.hold_time < math.inf and any(pipe.held for pipe in self.pipes))
     @rule()
-    def patience_is_over(self) -> None:
+    def hold_time_is_over(self) -> None:
         for pipe in self.pipes:
             if pipe.held is not None:
                 self.offer(pipe, pipe.held)

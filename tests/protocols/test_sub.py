@@ -278,7 +278,7 @@ def test_an_overdue_message_reaches_all_contexts_that_match_and_only_full_ones_d
     assert engine.inbox_dropped() == 1
 
 
-def test_a_full_context_that_does_not_match_keeps_its_patience_when_another_has_lost_it(pipe: FakePipe) -> None:
+def test_a_full_context_that_does_not_match_keeps_its_hold_time_when_another_has_used_it_up(pipe: FakePipe) -> None:
     engine = make_engine(limit=1)
     impatient, other = open_context(engine, b"a"), open_context(engine, b"b")
     assert publish(engine, pipe, b"b1", b"a1", b"a2") == [True, True, False]
@@ -288,7 +288,7 @@ def test_a_full_context_that_does_not_match_keeps_its_patience_when_another_has_
     assert received(other) == [b"b1"]
 
 
-def test_a_context_with_room_keeps_its_patience_when_another_has_lost_it(pipe: FakePipe) -> None:
+def test_a_context_with_room_keeps_its_hold_time_when_another_has_used_it_up(pipe: FakePipe) -> None:
     engine = make_engine(limit=2)
     full, free = open_context(engine, b""), open_context(engine, b"b")
     publish(engine, pipe, b"a1", b"a2", b"b1")

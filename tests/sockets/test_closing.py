@@ -299,10 +299,10 @@ def _other(url: str) -> str:
     return url if url.endswith(":0") else f"{url}-other"
 
 
-@pytest.mark.parametrize("leads", [True, False])
-async def test_a_health_check_may_close_a_socket_of_its_port(leads: bool) -> None:
+@pytest.mark.parametrize("is_oldest", [True, False])
+async def test_a_health_check_may_close_a_socket_of_its_port(is_oldest: bool) -> None:
     async def health() -> bool:
-        await (first if leads else second).aclose()
+        await (first if is_oldest else second).aclose()
         return True
 
     http = sp.WSServerConfig(health_path="/health", health=health)
@@ -313,10 +313,10 @@ async def test_a_health_check_may_close_a_socket_of_its_port(leads: bool) -> Non
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 answer = b"".join([part async for part in stream])
-            assert answer.startswith(b"HTTP/1.1 503 " if leads else b"HTTP/1.1 200 ")
-            await (first if leads else second).aclose()
+            assert answer.startswith(b"HTTP/1.1 503 " if is_oldest else b"HTTP/1.1 200 ")
+            await (first if is_oldest else second).aclose()
             async with sp.Bus0() as peer:
-                await peer.dial(f"ws://127.0.0.1:{port}/{'second' if leads else 'first'}")
+                await peer.dial(f"ws://127.0.0.1:{port}/{'second' if is_oldest else 'first'}")
 
 
 async def test_two_sockets_that_close_each_other_from_authorize_are_closed_and_their_blocks_end(name: str) -> None:

@@ -391,7 +391,7 @@ async def test_an_application_that_does_not_receive_loses_the_newest_answers_and
             nursery.start_soon(answer_all, respondent)
         await surveyor.send(b"lazy")
         await trio.sleep(0.05)
-        assert surveyor.statistics().dropped == {}  # patience: a burst is not a loss
+        assert surveyor.statistics().dropped == {}  # held back first: a burst is not a loss
         await trio.sleep(1)
         assert surveyor.statistics().inbox == 20
         assert surveyor.statistics().dropped == {"inbox full": 30}
