@@ -40,7 +40,7 @@ _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.~\-]+)?")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a path in Linux's ``sockaddr_un``, less the final zero."""
 ANY_NAME: Final = b"\0"
-"""What every abstract name begins with; by itself: any free name."""
+"""The first byte of every abstract name.  Alone, it means any free name."""
 
 
 @attrs.frozen
@@ -157,7 +157,7 @@ def absolute(path: str) -> str:
     """
     try:
         return os.path.join(os.getcwd(), path)
-    except OSError:  # the directory is gone: whoever uses the path gets an error that says so
+    except OSError:  # the directory is gone: using the path will raise an error that says so
         return path
 
 

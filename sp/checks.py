@@ -46,7 +46,7 @@ def check_ttl(value: object) -> int:
 
 
 def check_seconds(name: str, value: object, *, zero: bool = False, maximum: float = math.inf, alternative: str = "") -> float:
-    """Return *value*, which must be a positive finite number; with *zero* it may be 0 as well.
+    """Return *value*, which must be a positive finite number; with *zero* it may also be 0.
 
     *alternative* is what the caller accepts instead, for the error: ``" or None"``.
     """

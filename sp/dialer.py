@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class DialerWorker(Protocol):
     """What a dialer needs from the task that dials.
 
-    The attributes mean what those of ``Dialer`` do.
+    ``Dialer`` describes the attributes.
     """
 
     @property

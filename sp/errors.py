@@ -22,7 +22,7 @@ class Error(Exception):
     permanent: bool = False
     """Whether it is pointless to try again soon.  If so, a dialer waits ``redial_max``.
 
-    With TLS, only a verified peer can cause such an error.  Nobody else can keep a dialer away.
+    With TLS, only a verified peer can cause such an error.  No one else can keep a dialer away.
     """
 
 
@@ -89,8 +89,8 @@ class PeerClosed(PeerError):
         self.silent = silent
         """Whether it gave no reason.
 
-        Before the handshake: whether it sent no byte at all, as load balancers do to see whether
-        somebody listens.
+        Before the handshake: whether it sent no byte at all.  Load balancers connect like this to
+        see whether the port is open.
         """
 
 
@@ -153,7 +153,7 @@ class TLSError(PeerError):
 class AuthenticationError(TLSError):
     """A certificate was refused: the peer's by us, or ours by the peer.
 
-    It is permanent only if a verified server refuses ours.  Anybody on the way can show a wrong
+    It is permanent only if a verified server refuses ours.  Anyone on the way can show a wrong
     certificate.
     """
 

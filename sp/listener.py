@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class ListenerWorker(Protocol):
     """What a listener needs from the task that accepts.
 
-    The attributes mean what those of ``Listener`` do.
+    ``Listener`` describes the attributes.
     """
 
     @property

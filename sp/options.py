@@ -124,7 +124,7 @@ class SocketOptions:
     outbox_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """How many bytes may wait to be written, for each pipe."""
     reply_limit: int = attrs.field(default=1024, validator=count(1))
-    """How many replies of REP or RESPONDENT may wait for one peer, beside its outbox.
+    """How many replies of REP or RESPONDENT may wait for one peer, beyond its outbox.
 
     While more wait, the peer is not read, until half of them have gone.  Requests that were
     received can still be answered.  If the peer reads nothing for 60 s, its pipe ends with
@@ -150,7 +150,7 @@ class SocketOptions:
     redial_max: float = attrs.field(default=60.0, validator=seconds(zero=False))
     """The longest wait before a redial, in seconds."""
     tcp_keepalive: float | None = attrs.field(default=60.0, validator=optional(seconds(zero=False, maximum=86_400)))
-    """Seconds after which a tcp peer that vanished is given up; at most a day.
+    """Seconds until a tcp peer that vanished is given up, at most a day.
 
     None: the kernel decides.
     """

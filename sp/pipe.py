@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class PipeWorker(Protocol):
     """What a pipe needs from the task that serves it.
 
-    The attributes mean what those of ``Pipe`` do.
+    ``Pipe`` describes the attributes.
     """
 
     @property

@@ -1,7 +1,7 @@
 """The 16-bit protocol numbers of the SP greeting, and their names.
 
 They are ``family << 4 | role``, as in nanomsg, nng and mangos.  (The request/reply draft has 16 and
-17, which nobody uses.)
+17, which no implementation uses.)
 """
 
 from __future__ import annotations

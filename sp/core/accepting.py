@@ -1,6 +1,6 @@
 """ListenerTask: accepts connections at a bound URL.
 
-Each new connection has a task of its own, so that a silent peer delays no other.
+Each new connection has a task of its own, so a silent peer delays no other peer.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Core:
         self.open = False
         """Whether the socket accepts calls."""
         self.open_in = 0
-        """The id of the thread that may call: that of the trio run. 0: no thread may call."""
+        """The id of the thread that may call, which runs trio. 0: no thread may call."""
         self.closed_in_order = False
         """Whether ``aclose`` closed the socket, or is closing it."""
         self.in_device = False
@@ -242,7 +242,7 @@ class Core:
             pipes = list(self.pipes.values())
             for pipe in pipes:
                 pipe.end(trio.ClosedResourceError("the socket was closed"))
-            for pipe in pipes:  # only now, so that a REQ finds no other pipe to resend by
+            for pipe in pipes:  # only now: a REQ must not find another pipe to resend by
                 self.detach(pipe)
         finally:  # even if a log handler raises
             if self._nursery is not None:

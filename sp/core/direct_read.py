@@ -157,7 +157,7 @@ class DirectRead:
     async def _end_unused_offer(self) -> None:
         """End the offer once no task has begun to read for a while.
 
-        A task that is reading may go on.
+        A task that is reading may continue.
         """
         reads = -1
         while reads != self._reads:

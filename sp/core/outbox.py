@@ -2,8 +2,8 @@
 
 If nothing waits and the peer has sent something since our last write, a message is written at once:
 this is a dialogue, and the peer may be waiting for it.  Otherwise it is queued for the socket's
-writer task, so that more messages can join it in one write.  When the kernel takes no more, a task
-of the outbox waits until it does.
+writer task, and more messages can join it in one write.  When the kernel takes no more, a task of
+the outbox waits until it does.
 """
 
 from __future__ import annotations
@@ -200,7 +200,8 @@ class Outbox:
         self._takes = False
         if self._writing is not _ENDED:
             self._writing = _ENDED
-            del self._pipe  # otherwise each would keep the other alive until the garbage collector runs
+            # Otherwise each would keep the other alive until the garbage collector runs.
+            del self._pipe
         if self._grace is not None:
             self._grace.cancel()
 

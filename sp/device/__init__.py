@@ -43,8 +43,8 @@ async def device(front: RawSocket, back: RawSocket | None = None) -> None:
     messages.
 
     If the call is cancelled, nothing is lost: a message that was not passed on yet is the next one
-    that its socket receives.  The sockets stay open.  (nng's device closes them; those of nanomsg
-    and mangos do not.)
+    that its socket receives.  The sockets stay open.  (nng's device closes them.  The devices of
+    nanomsg and mangos do not.)
 
     Raises TypeError for sockets that are not raw, ValueError for protocols that do not fit,
     StateError for a socket that is not open, BusyResourceError for one that is in a device already,

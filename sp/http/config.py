@@ -113,7 +113,7 @@ class _WSConfig:
     its application as a message and never answers.  libnng and mangos get pings, but a missing
     answer does not end the pipe: they read nothing while their application does not receive.  The
     handshake tells libnanomsg from browsers, from this library and from most others.  When
-    libnanomsg dials, it cannot be told from libnng.
+    libnanomsg dials, it looks like libnng.
     """
 
 
@@ -130,7 +130,7 @@ class WSServerConfig(_WSConfig):
 
     Default: none.
 
-    A client that sends no ``Origin`` is no browser and may always connect.
+    A client that sends no ``Origin`` is not a browser and may always connect.
     """
     response_headers: HeaderItems = attrs.field(default=(), converter=header_items, repr=False)
     """Headers added to the response of each handshake."""

@@ -21,7 +21,7 @@ _OURS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-e
 _FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding"})
 """Headers that say where a response ends.
 
-``encode`` sets its own, also for a response that came from elsewhere.
+``encode`` always sets its own, even in a response that came from a server.
 """
 WITHOUT_CONTENT: Final = (204, 304)
 """Statuses of responses that end with their head (RFC 9112, 6.3)."""

@@ -1,7 +1,7 @@
-"""PAIR1: one peer, or with *poly* several, and messages both ways, also through devices.
+"""PAIR1: one peer, or with *poly* several, and messages both ways, even through devices.
 
 The header is a word of three zero bytes and the number of hops.  We send 1, as nng does; mangos
-sends 0 and adds one when it receives, which gives the same result.  Up to ttl hops are accepted; a
+sends 0 and adds one when it receives, which gives the same result.  Up to ttl hops are accepted.  A
 message with more is dropped and counted, as in nng and mangos.  A message without a correct header
 ends the pipe, as in nng (mangos drops the message).  As in PAIR0, the first peer stays, and nothing
 else is dropped.

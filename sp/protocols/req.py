@@ -196,7 +196,7 @@ class ReqEngine(Engine):
                 self._sent(context, pipe)
 
     def _forget(self, context: ReqContext) -> None:
-        """Expect no reply for *context* any more, and drop one that was not received."""
+        """Expect no reply for *context* any more, and drop a reply that was not received."""
         if context.request is not None:
             self._under_way.pop(context.request.header, None)
         if context.reply is not None:
@@ -214,7 +214,7 @@ class ReqEngine(Engine):
         self._stamp(context)
 
     def _stamp(self, context: ReqContext) -> None:
-        """Set the deadline of *context* anew, and put it after all others."""
+        """Set a new deadline for *context*, and put it after all others."""
         assert context.request is not None
         header = context.request.header
         if header in self._under_way:

@@ -213,7 +213,7 @@ class SurveyorEngine(Engine):
 class RawSurveyorEngine(InboxEngine):
     """The state behind a raw SURVEYOR socket.
 
-    Messages have their backtrace; it matches nothing and has no deadlines.
+    Messages have their backtrace.  It matches nothing and has no deadlines.
     """
 
     number = SURVEYOR

@@ -320,7 +320,7 @@ class Context(Verbs, trio.abc.AsyncResource):
     def close(self) -> None:
         """End the conversation.  Does nothing the second time.
 
-        A call that waits on this context gets ClosedResourceError; an ``async for`` over it ends.
+        A call that waits on this context gets ClosedResourceError.  An ``async for`` over it ends.
         """
         if self._core.may_close():
             self._drop()

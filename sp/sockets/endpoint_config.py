@@ -28,7 +28,7 @@ _LISTEN: Final = "listen on"
 def config_to_dial(base: EndpointConfig, address: Address, tls: object, ws: object) -> EndpointConfig:
     """Return *base* with what a dialer to *address* needs.
 
-    *tls* and *ws* are those of the call, or None.
+    *tls* and *ws* are the arguments of the call, or None.
     """
     return attrs.evolve(
         base,
@@ -40,7 +40,7 @@ def config_to_dial(base: EndpointConfig, address: Address, tls: object, ws: obje
 def config_to_listen(base: EndpointConfig, address: Address, tls: object, ws: object, proxy_protocol: object) -> EndpointConfig:
     """Return *base* with what a listener at *address* needs.
 
-    The other arguments are those of the call, or None.
+    The other parameters are the arguments of the call, or None.
     """
     return attrs.evolve(
         base,

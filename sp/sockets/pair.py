@@ -22,7 +22,7 @@ class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
     """Talks with exactly one peer, both ways.
 
     The first peer stays until it leaves.  Another peer is refused, with a ``REFUSED`` event, and
-    may dial again later.  ``send`` waits while the peer has no room, or while there is no peer; if
+    may dial again later.  ``send`` waits while the peer has no room, or while there is no peer.  If
     it is cancelled, the message was not sent.  When the application falls behind, the peer is
     slowed down; nothing is dropped.  If ``receive`` is cancelled, no message is lost.
     """
@@ -38,7 +38,7 @@ class Pair0(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
 
 @uninterrupted
 class Pair1(Socket, SendManyVerbs, ReceiveManyVerbs, trio.abc.Channel[bytes]):
-    """Talks with one peer like :class:`Pair0`, also through devices, or with several.
+    """Talks with one peer like :class:`Pair0` and through devices, or with several peers.
 
     *ttl* (1 to 255, default 8): a message that came through that many devices or more is dropped
     and counted.  *poly* (default False): True accepts any number of peers.

@@ -21,8 +21,8 @@ from sp.sockets.verbs import ReceiveManyVerbs, SendManyVerbs
 class Pub0(Socket, SendManyVerbs):
     """Sends each message to all subscribers.
 
-    ``send`` never waits.  A subscriber that does not keep up misses messages; a message without any
-    subscriber is dropped.  ``statistics().dropped`` counts both.  Filtering happens at the
+    ``send`` never waits.  A subscriber that does not keep up misses messages.  A message without
+    any subscriber is dropped.  ``statistics().dropped`` counts both.  Filtering happens at the
     subscribers, so each one is sent all messages.
 
     *outbox_drops* (``"oldest"`` or ``"newest"``, default ``"oldest"``): which message a full

@@ -40,7 +40,7 @@ class Req0Context(SendVerbs, ReceiveVerbs, Context, trio.abc.Channel[bytes]):
 class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Asks a question and waits for the answer.  Several peers get the questions in turn.
 
-    Use ``request`` for one question and its answer; any number of tasks may call it at once.
+    Use ``request`` for one question and its answer.  Any number of tasks may call it at once.
     ``send`` and ``receive`` are one conversation of the socket.  In it, a new request replaces the
     one before, and a task that waits for the old reply gets RequestReplaced.  ``context`` opens
     further conversations.
@@ -66,9 +66,9 @@ class Req0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     async def request(self, value: BytesLike) -> bytes:
         """Send *value* and return the body of its reply.
 
-        Each call is a conversation of its own, so any number of tasks may call this at once.
-        If the call is cancelled, the request is given up; the peer may have seen it or not.
-        Raises as ``send`` and ``receive`` do.
+        Each call is a conversation of its own, so any number of tasks may call this at once.  If
+        the call is cancelled, the request is given up, but the peer may have seen it.  Raises the
+        errors of ``send`` and ``receive``.
         """
         context = self.context()
         try:
@@ -172,8 +172,8 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Receives questions and answers them.
 
     Use ``requests`` to answer many at once: a requester that does not read then delays its own
-    replies only.  ``receive`` and ``send`` are one conversation of the socket, one question at a
-    time; a ``receive`` gives up a question that was not answered.  ``context`` opens further
+    replies only.  ``receive`` and ``send`` are one conversation of the socket, with one question at
+    a time.  A new ``receive`` gives up a question that was not answered.  ``context`` opens further
     conversations.
 
     *ttl* (1 to 255, default 8): a request that came through that many devices or more is dropped
@@ -181,7 +181,7 @@ class Rep0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     ``send`` waits while the requester does not read.  A reply to a requester that is gone is
     dropped and counted.  When the application falls behind, requesters are slowed down; requests
-    are not dropped.  If ``receive`` is cancelled, no request is lost; if ``send`` is cancelled,
+    are not dropped.  If ``receive`` is cancelled, no request is lost.  If ``send`` is cancelled,
     nothing was sent and the question can still be answered.
     """
 

@@ -52,7 +52,7 @@ class Survey(Unique):
     async def __anext__(self) -> bytes:
         """Wait for the next answer and return its body.
 
-        If the call is cancelled, no answer is lost and the survey goes on, if it was sent.
+        If the call is cancelled, no answer is lost.  If the survey was already sent, it continues.
         """
         if self._over:
             await trio.lowlevel.checkpoint()
@@ -92,8 +92,8 @@ class Surveyor0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Asks all peers the same question and takes the answers that come in time.
 
     Use ``survey`` for one question and its answers.  ``send`` and ``receive`` are one conversation
-    of the socket: ``send`` begins a survey and ends the one before, ``receive`` returns one answer.
-    When the time is up and no answer is left, ``receive`` raises trio.EndOfChannel, and
+    of the socket.  ``send`` begins a survey and ends the one before.  ``receive`` returns one
+    answer.  When the time is up and no answer is left, ``receive`` raises trio.EndOfChannel, and
     ``async for`` ends.  ``context`` opens further conversations.
 
     *deadline* (seconds, default 1): how long a survey takes answers.
@@ -142,7 +142,7 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
     """Receives surveys and answers them.
 
     Use ``surveys`` to answer many at once.  ``receive`` and ``send`` are one conversation of the
-    socket, one survey at a time; a ``receive`` gives up a survey that was not answered.
+    socket, with one survey at a time.  A new ``receive`` gives up a survey that was not answered.
     ``context`` opens further conversations.
 
     *ttl* (1 to 255, default 8): a survey that came through that many devices or more is dropped and
@@ -150,7 +150,7 @@ class Respondent0(Socket, SendVerbs, ReceiveVerbs, trio.abc.Channel[bytes]):
 
     ``send`` waits while the surveyor does not read.  An answer to a surveyor that is gone is
     dropped and counted.  When the application falls behind, surveyors are slowed down; surveys are
-    not dropped.  If ``receive`` is cancelled, no survey is lost; if ``send`` is cancelled, nothing
+    not dropped.  If ``receive`` is cancelled, no survey is lost.  If ``send`` is cancelled, nothing
     was sent and the survey can still be answered.
     """
 

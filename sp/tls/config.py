@@ -1,6 +1,6 @@
 """The TLS configurations that applications make.
 
-OpenSSL is imported when the first one is made, so that ``import sp`` does not pay for it.
+OpenSSL is imported when the first one is made, so ``import sp`` stays quick.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class _Reloadable:
     def reload(self) -> None:
         """Read all files again.
 
-        New connections use what the files hold now.  Existing connections go on, but sessions from
-        before cannot be resumed.  Raises TLSConfigError if something is wrong with the files; the
-        old content then stays in use.
+        New connections use what the files hold now.  Existing connections continue, but sessions
+        from before cannot be resumed.  Raises TLSConfigError if something is wrong with the files;
+        the old content then stays in use.
         """
         self.contexts.reload()
 

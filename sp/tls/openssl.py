@@ -246,7 +246,7 @@ def begin_no_sessions(context: SSL.Context) -> None:
 
 
 def is_same_session(one: SSL.Session, other: SSL.Session | None) -> bool:
-    """Return whether both are the same OpenSSL session.  False if that cannot be told."""
+    """Return whether both are the same OpenSSL session.  False if that cannot be found out."""
     inside: tuple[Any, Any] = (one, other)
     first, second = (getattr(session, "_session", None) for session in inside)
     return first is not None and first == second

@@ -37,7 +37,7 @@ class EndpointConfig:
     number: int
     """Our protocol's number, for our greeting."""
     peer_number: int
-    """The number that is expected of the peer.  Admission compares it; a transport need not."""
+    """The number that the peer should have.  Admission compares it, so a transport need not."""
     find_body: FindBody | None
     """Where the body begins in what the peer sends; None: its messages have no header."""
     options: SocketOptions
@@ -270,7 +270,7 @@ class Acceptor(Protocol):
     def close(self) -> None:
         """Stop listening and free the address.
 
-        A second call does nothing: somebody else may have the address by then.
+        A second call does nothing, because another process may have the address by then.
         """
         ...
 

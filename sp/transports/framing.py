@@ -86,8 +86,7 @@ class FrameDecoder:
     def has_more(self) -> bool:
         """Whether ``receive_data(b"")`` may return messages.
 
-        The size of a batch is limited, so that a flood of tiny messages does not hold up other
-        tasks.
+        The size of a batch is limited, so a flood of tiny messages does not hold up other tasks.
         """
         return bool(self._rest)
 

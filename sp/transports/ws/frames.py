@@ -2,7 +2,7 @@
 
 An SP message, header and body, is one binary WebSocket message in frames of at most 64 KiB: libnng
 takes no frame above 1 MiB, whatever its limit for messages is.  We also accept text messages,
-because nanomsg can be told to send them.
+because nanomsg can be configured to send them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class WebSocket:
 
     The heads of frames are checked here, because the package's protocol class would first wait for
     the payload.  Nearly all frames are whole binary messages of at most 64 KiB that have arrived
-    completely.  Those are decoded here, at a quarter of the cost; all others go through that class.
+    completely.  Those are decoded here, at a quarter of the cost.  All others go through that
+    class.
     """
 
     __slots__ = (
@@ -126,7 +127,7 @@ class WebSocket:
     def has_more(self) -> bool:
         """Whether ``receive_data(b"")`` may return messages.
 
-        A call has a limit, so that a flood of tiny messages does not keep other tasks waiting.
+        A call has a limit, so a flood of tiny messages does not keep other tasks waiting.
         """
         return bool(self._rest)
 

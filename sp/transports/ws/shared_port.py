@@ -79,7 +79,7 @@ class SharedPort:
         self.key = key
         self.routes = Routes(is_unix=address.scheme == "ws+unix")
         self._bases: list[Acceptor] = []
-        self._endpoint = endpoint  # those of the listener that bound it
+        self._endpoint = endpoint  # of the listener that bound the port
 
     def _newcomer(self, inner: SocketLink) -> Newcomer:
         config = self._endpoint.tls
