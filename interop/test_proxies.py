@@ -280,7 +280,7 @@ async def test_a_page_of_another_origin_is_refused(file: str, directory: Path, t
 
 
 @each_wss
-async def test_who_speaks_the_wrong_protocol_is_told_so_by_name(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
+async def test_a_peer_of_the_wrong_protocol_gets_an_error_with_its_name(file: str, directory: Path, tls: sp.TLSClientConfig) -> None:
     async with (
         sp.Pub0(listen=ANY, ws=BEHIND) as pub,
         in_front(file, directory, pub) as running,

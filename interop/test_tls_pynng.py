@@ -232,7 +232,7 @@ async def test_a_server_with_another_name_is_refused(version: Version, authority
     assert "it is for DNS:localhost, IP:127.0.0.1, not for 'other.example'" in str(cause)
 
 
-async def test_a_server_that_does_not_trust_us_has_us_told_in_time(version: Version, authority: Authority, stranger: Authority) -> None:
+async def test_we_learn_in_time_that_a_server_does_not_trust_us(version: Version, authority: Authority, stranger: Authority) -> None:
     client = authority.client(certificate=stranger.issue("ours.example"), maximum_version=version)
     cause = await refused_by_partner(TLS, TLS, tls_config=their_server(authority, mutual=True), tls=client)
     if version == "TLSv1.2":
@@ -247,7 +247,7 @@ async def test_a_server_that_does_not_trust_us_has_us_told_in_time(version: Vers
         assert "bad record mac" in str(cause)
 
 
-async def test_a_server_that_wants_a_certificate_of_us_has_us_told_in_time(version: Version, authority: Authority) -> None:
+async def test_we_learn_in_time_that_a_server_wants_a_certificate(version: Version, authority: Authority) -> None:
     cause = await refused_by_partner(
         TLS, TLS, tls_config=their_server(authority, mutual=True), tls=our_client(authority, maximum_version=version)
     )
@@ -264,14 +264,14 @@ async def test_a_server_that_wants_a_certificate_of_us_has_us_told_in_time(versi
 # One side without TLS.
 
 
-async def test_a_partner_without_tls_at_our_port_with_it_is_told_apart(authority: Authority) -> None:
+async def test_a_partner_without_tls_at_our_tls_port_is_recognized(authority: Authority) -> None:
     event = await refused_by_us(TLS, "tcp", tls=our_server(authority))
     assert type(event.error) is sp.TLSError
     assert "the client does not speak TLS" in event.reason
     assert "that is SP without TLS: one side says tcp://, the other tls+tcp://" in event.reason
 
 
-async def test_a_partner_with_tls_at_our_port_without_is_told_apart(authority: Authority) -> None:
+async def test_a_partner_with_tls_at_our_plain_port_is_recognized(authority: Authority) -> None:
     event = await refused_by_us("tcp", TLS, tls_config=their_client(authority))
     assert isinstance(event.error, sp.GreetingError)
     assert r"the peer does not speak SP: it began with b'\x16\x03" in event.reason

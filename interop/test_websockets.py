@@ -365,7 +365,7 @@ async def test_it_is_told_what_was_wrong_with_its_message(message: Any, code: in
         assert isinstance(event.error, error)
 
 
-async def test_text_that_is_none_is_told_1007() -> None:
+async def test_text_that_is_not_utf_8_ends_with_1007() -> None:
     async with sp.Bus0() as ours:
         events = ours.events()
         listener = await ours.listen(URL)

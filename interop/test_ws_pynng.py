@@ -422,7 +422,7 @@ async def test_a_server_with_another_name_is_refused(authority: Authority) -> No
     assert "it is for DNS:localhost, IP:127.0.0.1, not for 'other.example'" in str(cause)
 
 
-async def test_a_server_that_wants_a_certificate_of_us_has_us_told_in_time(authority: Authority) -> None:
+async def test_we_learn_in_time_that_a_server_wants_a_certificate(authority: Authority) -> None:
     tls_config = their_server(authority, mutual=True)
     cause = await refused_by_partner("wss", "wss", tls_config=tls_config, tls=our_client(authority))
     assert isinstance(cause, sp.TLSError)

@@ -78,7 +78,7 @@ async def test_requests_pass_from_a_verified_websocket_to_a_unix_socket(tmp_path
             assert await req.receive() == b"answer"
 
 
-async def test_it_dials_on_both_sides_and_waits_for_who_is_not_there_yet(tmp_path: Path) -> None:
+async def test_it_dials_on_both_sides_and_waits_for_peers_that_are_not_there_yet(tmp_path: Path) -> None:
     front, back = f"ipc://{tmp_path}/in", f"ipc://{tmp_path}/out"
     arguments = ("pull", "--front-dial", front, "--back", back, "--front", "tcp://127.0.0.1:0")
     async with sp.Push0(listen=front) as push, sp.Pull0() as pull, running(*arguments, ends=1):

@@ -138,7 +138,7 @@ def test_the_guide_on_proxies_shows_their_files_as_they_are() -> None:
     assert sorted(shown) == sorted(file.read_text() for file in files)
 
 
-async def test_the_browser_s_service_publishes_and_answers_to_who_comes_from_its_page(certificates: Path) -> None:
+async def test_the_browser_s_service_publishes_and_answers_to_its_page(certificates: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "examples.browser", str(certificates), "0", "0", "0.01"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as program:

@@ -438,7 +438,7 @@ async def test_a_device_that_waits_for_room_ends_at_once_and_puts_its_message_ba
         assert front.statistics().dropped == back.statistics().dropped == {}
 
 
-async def test_what_a_cancelled_device_leaves_goes_to_who_waits_for_it(name: str) -> None:
+async def test_what_a_cancelled_device_leaves_goes_to_the_call_that_waits_for_it(name: str) -> None:
     async with (
         sp.raw.Pull0(listen=name) as front,
         sp.raw.Push0() as back,

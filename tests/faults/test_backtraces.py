@@ -91,7 +91,7 @@ async def good_client(device: Device) -> AsyncIterator[Any]:
 
 @network_only
 @both_patterns
-async def test_a_forged_backtrace_leads_back_to_who_has_forged_it(pattern: str, url: str) -> None:
+async def test_a_forged_backtrace_leads_back_to_the_peer_that_forged_it(pattern: str, url: str) -> None:
     async with running(pattern, url) as device:
         victim, forger, service = await device.client(), await device.client(), await device.service()
         victim_id, forger_id = (pipe.id for pipe in device.front.pipes)
@@ -241,7 +241,7 @@ async def test_a_flood_of_forged_backtraces_leaves_the_others_their_turn(pattern
 @pytest.mark.slow
 @both_patterns
 @pytest.mark.parametrize("url", ["tcp://127.0.0.1:0"])
-async def test_a_service_that_floods_a_device_with_answers_to_nobody_costs_no_memory_and_no_one_else(pattern: str, url: str) -> None:
+async def test_a_flood_of_answers_to_no_peer_costs_a_device_no_memory_and_disturbs_no_other(pattern: str, url: str) -> None:
     async with running(pattern, url) as device, good_client(device) as ask, trio.open_nursery() as nursery:
 
         async def flood() -> None:

@@ -201,7 +201,7 @@ async def test_over_a_network_too_closing_at_any_moment_ends_within_the_deadline
 
 
 @pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "tls+tcp://127.0.0.1:0", "inproc://close", "ws://127.0.0.1:0", "wss://127.0.0.1:0"])
-async def test_whoever_waits_is_told_when_the_socket_is_closed(url: str) -> None:
+async def test_all_waiting_calls_learn_that_the_socket_was_closed(url: str) -> None:
     told: list[str] = []
 
     async def wait(name: str, call: Callable[[], Awaitable[object]]) -> None:

@@ -128,7 +128,7 @@ each_way = pytest.mark.parametrize(
 
 @pytest.mark.slow
 @each_scheme
-async def test_a_closed_listener_is_closed_whoever_holds_a_copy(scheme: str, tmp_path: Path) -> None:
+async def test_a_closed_listener_is_closed_even_if_another_process_holds_a_copy(scheme: str, tmp_path: Path) -> None:
     async with forked(scheme, "C", tmp_path) as parent:
         events = parent.dialing.events()
         await parent.do("close")

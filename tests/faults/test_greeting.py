@@ -238,7 +238,7 @@ async def test_a_crowd_of_silent_newcomers_does_not_keep_a_good_client_out(url: 
     ],
     ids=["http", "tls", "version", "reserved", "unknown protocol", "our own protocol"],
 )
-async def test_who_greets_wrongly_is_told_off_at_once_and_the_listener_goes_on(
+async def test_a_peer_with_a_wrong_greeting_is_refused_at_once_and_the_listener_continues(
     url: str, said: bytes, kind: type[sp.Error], words: str
 ) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:

@@ -94,7 +94,7 @@ async def test_with_the_shortest_equal_to_the_longest_the_interval_is_constant(u
 # Coming late, going, and returning.
 
 
-async def test_who_starts_offline_is_connected_within_the_longest_wait_of_going_online(url: str, autojump_clock: MockClock) -> None:
+async def test_a_dialer_that_starts_offline_connects_within_the_longest_wait_of_going_online(url: str, autojump_clock: MockClock) -> None:
     async with sp.Req0(dial=url, redial_max=5) as req, sp.Rep0() as rep:
         events = req.events()
         await trio.sleep(300)

@@ -162,7 +162,9 @@ async def test_a_tls_dialer_and_a_plain_listener_name_the_mismatch(authority: Au
     ],
     ids=["http", "ssh", "zeros", "a broken hello"],
 )
-async def test_who_begins_with_something_else_is_told_off_at_once(rep: sp.Rep0, authority: Authority, said: bytes, words: str) -> None:
+async def test_a_peer_that_begins_with_something_else_is_refused_at_once(
+    rep: sp.Rep0, authority: Authority, said: bytes, words: str
+) -> None:
     events = rep.events()
     with trio.fail_after(10):
         async with await connect(rep) as stream:
@@ -190,7 +192,7 @@ async def test_half_a_hello_ends_at_the_greeting_timeout(authority: Authority, s
             assert await receive_end(stream) == b""
 
 
-async def test_who_has_shaken_hands_and_does_not_greet_is_told_apart(authority: Authority) -> None:
+async def test_a_peer_that_completes_tls_and_does_not_greet_has_an_error_of_its_own(authority: Authority) -> None:
     with trio.fail_after(10):
         async with sp.Rep0(listen=URL, tls=authority.server(), handshake_timeout=0.2) as rep:
             events = rep.events()
@@ -230,7 +232,7 @@ async def test_a_hello_in_single_bytes_is_as_good_as_in_one_piece(rep: sp.Rep0, 
 
 @pytest.mark.parametrize("how", ["eof", "reset"])
 @pytest.mark.parametrize("size", [0, 3, 100, 10_000])
-async def test_who_goes_in_the_middle_of_the_handshake_is_told_and_nobody_else_notices(
+async def test_a_peer_that_leaves_during_the_handshake_is_reported_and_disturbs_no_other(
     rep: sp.Rep0, authority: Authority, size: int, how: str
 ) -> None:
     events = rep.events()
@@ -288,7 +290,7 @@ async def test_a_record_that_is_cut_off_is_told_as_truncation_and_not_delivered(
         rep.receive_nowait()
 
 
-async def test_an_end_that_tls_was_not_told_of_is_told(rep: sp.Rep0, authority: Authority) -> None:
+async def test_an_end_without_close_notify_is_reported(rep: sp.Rep0, authority: Authority) -> None:
     events = rep.events()
     with trio.fail_after(10):
         async with attached(rep, authority) as stream:
@@ -298,7 +300,7 @@ async def test_an_end_that_tls_was_not_told_of_is_told(rep: sp.Rep0, authority: 
             assert "without ending TLS" in event.reason
 
 
-async def test_an_end_that_tls_was_told_of_is_an_ordinary_one(rep: sp.Rep0, authority: Authority) -> None:
+async def test_an_end_with_close_notify_is_an_ordinary_one(rep: sp.Rep0, authority: Authority) -> None:
     events = rep.events()
     with trio.fail_after(10):
         async with attached(rep, authority) as stream:
@@ -308,7 +310,7 @@ async def test_an_end_that_tls_was_told_of_is_an_ordinary_one(rep: sp.Rep0, auth
             assert "TLS" not in event.reason
 
 
-async def test_the_wrong_protocol_is_told_by_name(rep: sp.Rep0, authority: Authority) -> None:
+async def test_the_wrong_protocol_is_reported_by_name(rep: sp.Rep0, authority: Authority) -> None:
     events = rep.events()
     with trio.fail_after(10):
         async with sp.Bus0(tls=authority.client()) as bus:
@@ -394,7 +396,7 @@ async def test_a_server_that_refuses_our_certificate_is_heard(authority: Authori
                 assert "the server refused our certificate, or requires one" in str(caught.value)
 
 
-async def test_nothing_in_common_is_told_to_both(authority: Authority) -> None:
+async def test_both_sides_report_that_they_have_nothing_in_common(authority: Authority) -> None:
     with trio.fail_after(10):
         server = authority.server(minimum_version="TLSv1.3")
         async with sp.Rep0(listen=URL, tls=server) as rep, sp.Req0(tls=authority.client(maximum_version="TLSv1.2")) as req:
@@ -411,7 +413,7 @@ async def test_nothing_in_common_is_told_to_both(authority: Authority) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["silent", "half a header"])
-async def test_two_hundred_that_say_nothing_hold_up_nobody(rep: sp.Rep0, authority: Authority, said: bytes) -> None:
+async def test_two_hundred_silent_peers_delay_no_other(rep: sp.Rep0, authority: Authority, said: bytes) -> None:
     (listener,) = rep.listeners
     with trio.fail_after(20):
         streams = [await connect(rep) for _ in range(200)]
@@ -796,7 +798,9 @@ async def test_a_server_that_nobody_verifies_may_not(authority: Authority, caplo
         assert max(await waits_between_attempts(req, url, caplog)) < 1
 
 
-async def test_who_pins_a_certificate_is_not_locked_out_by_another_one(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_dialer_that_pins_a_certificate_is_not_locked_out_by_another_one(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
     """``authorize`` decides about a peer that TLS has not verified."""
     client = authority.client(insecure_skip_verification=True)
     async with attacked(authority.server(), client, authorize=lambda _: False, **HASTY) as (_, req, url):

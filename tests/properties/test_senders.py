@@ -280,5 +280,5 @@ async def run(script: Sequence[object]) -> None:
 @example([*[Call(2, 0)] * LIMIT, *[Cancel(0)] * LIMIT])
 @example([Call(2, BYTES - 2), Call(2, BYTES // 2 - 1), Cancel(0), Cancel(0)])
 @given(st.lists(steps, min_size=20, max_size=60))
-def test_whoever_waits_goes_in_order_as_soon_as_there_is_room(script: list[object]) -> None:
+def test_waiting_calls_proceed_in_order_as_soon_as_there_is_room(script: list[object]) -> None:
     trio.run(run, script)

@@ -52,7 +52,7 @@ def give_room(balancer: Balancer, pipe: FakePipe, room: int | None) -> None:
 # CheckpointBudget
 
 
-def test_without_a_pipe_nobody_takes_a_message() -> None:
+def test_without_a_pipe_no_message_is_taken() -> None:
     balancer, pipes = make()
     assert offer(balancer, 2, pipes) == "--"
 
@@ -163,14 +163,14 @@ def test_pipes_that_have_room_again_come_in_the_order_in_which_they_told() -> No
     assert offer(balancer, 6, pipes) == "201201"
 
 
-def test_who_was_not_full_gains_nothing_by_telling_of_room() -> None:
+def test_a_pipe_that_was_not_full_gains_nothing_by_reporting_room() -> None:
     balancer, pipes = make(8, 8)
     for _ in range(3):
         balancer.has_room(pipes[0])
     assert offer(balancer, 6, pipes) == "010101"
 
 
-def test_who_was_full_gains_nothing_by_telling_of_room_twice() -> None:
+def test_a_full_pipe_gains_nothing_by_reporting_room_twice() -> None:
     balancer, pipes = make(8, 8)
     pipes[0].room = 0
     offer(balancer, 1, pipes)
@@ -179,7 +179,7 @@ def test_who_was_full_gains_nothing_by_telling_of_room_twice() -> None:
     assert offer(balancer, 6, pipes) == "101010"
 
 
-def test_who_tells_of_room_and_has_none_is_asked_and_left_out_again() -> None:
+def test_a_pipe_that_claims_room_and_has_none_is_asked_and_left_out_again() -> None:
     balancer, pipes = make(8, room=0)
     offer(balancer, 1, pipes)
     balancer.has_room(pipes[0])
@@ -189,7 +189,7 @@ def test_who_tells_of_room_and_has_none_is_asked_and_left_out_again() -> None:
     assert offer(balancer, 2, pipes) == "0-"
 
 
-def test_when_nobody_has_room_each_was_asked_once() -> None:
+def test_when_no_pipe_has_room_each_was_asked_once() -> None:
     balancer, pipes = make(1, 8, 8, 16, room=0)
     assert offer(balancer, 3, pipes) == "---"
     assert [pipe.asked for pipe in pipes] == [1, 1, 1, 1]
@@ -204,7 +204,7 @@ def test_a_pipe_that_goes_while_it_is_full_does_not_come_back_by_telling_of_room
     assert offer(balancer, 3, pipes) == "111"
 
 
-def test_who_was_never_there_does_not_come_in_by_telling_of_room() -> None:
+def test_an_unknown_pipe_does_not_join_by_reporting_room() -> None:
     balancer, pipes = make(8)
     stranger = Pipe()
     balancer.has_room(stranger)
@@ -265,7 +265,7 @@ def batch(balancer: Balancer, count: int) -> int:
     return balancer.offer_many([Message(b"%d" % number) for number in range(count)])
 
 
-def test_of_a_batch_nobody_takes_anything_without_a_pipe() -> None:
+def test_without_a_pipe_nothing_of_a_batch_is_taken() -> None:
     balancer, _ = make()
     assert batch(balancer, 3) == 0
     assert batch(balancer, 0) == 0

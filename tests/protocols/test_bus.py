@@ -48,7 +48,7 @@ def test_every_peer_gets_each_message_of_a_batch_that_it_has_room_for() -> None:
     assert engine.dropped == {"peer full": 2}
 
 
-def test_a_message_to_nobody_is_counted() -> None:
+def test_a_message_without_a_peer_is_counted() -> None:
     engine, _ = make_bus()
     assert engine.send(Message(b"hello"))
     assert engine.dropped == {"no peer": 1}
@@ -71,7 +71,7 @@ def test_what_comes_in_is_received_and_not_forwarded() -> None:
     assert first.bodies == second.bodies == []
 
 
-def test_a_message_wakes_who_waits() -> None:
+def test_a_message_wakes_a_waiting_receiver() -> None:
     engine, (pipe,) = make_bus(None)
     woken: list[None] = []
     engine.mailbox.wake = lambda: woken.append(None)

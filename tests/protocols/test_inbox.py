@@ -100,7 +100,7 @@ def test_a_pipe_that_was_held_without_an_offer_is_resumed(pipe: FakePipe) -> Non
     assert (pipe.resumed, other.resumed) == (0, 1)
 
 
-def test_who_waited_first_is_resumed_first() -> None:
+def test_the_pipe_that_waited_first_is_resumed_first() -> None:
     order: list[int] = []
 
     class Pipe(FakePipe):
@@ -153,7 +153,7 @@ def test_a_forgotten_pipe_is_not_resumed(pipe: FakePipe) -> None:
     assert (pipe.resumed, other.resumed) == (0, 1)
 
 
-def test_a_message_wakes_who_waits_and_a_refused_one_does_not(pipe: FakePipe) -> None:
+def test_a_message_wakes_a_waiting_receiver_and_a_refused_one_does_not(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=1)
     woken: list[int] = []
     inbox.wake = lambda: woken.append(len(inbox))
@@ -197,7 +197,7 @@ def test_a_batch_is_taken_as_far_as_there_are_places_and_then_the_pipe_is_held(p
     assert inbox.dropped == 0
 
 
-def test_an_empty_batch_holds_nobody_and_wakes_nobody(pipe: FakePipe) -> None:
+def test_an_empty_batch_holds_no_pipe_and_wakes_no_task(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=1)
     woken: list[None] = []
     inbox.wake = lambda: woken.append(None)
@@ -232,7 +232,7 @@ def test_the_bytes_of_a_batch_count(pipe: FakePipe) -> None:
     assert inbox.offer_many(pipe, [Message(bytes(2)), Message(bytes(3))]) == 1
 
 
-def test_a_batch_wakes_who_waits_when_it_is_there_and_what_that_takes_makes_room_for_the_rest(pipe: FakePipe) -> None:
+def test_a_batch_wakes_the_receiver_and_what_it_takes_makes_room_for_the_rest(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=2)
     received: list[bytes] = []
     inbox.wake = lambda: received.extend(inbox.take_bodies(None))
@@ -286,7 +286,7 @@ def test_several_are_put_back_the_last_one_first(pipe: FakePipe) -> None:
     assert take_all(inbox) == [b"1", b"2", b"3"]
 
 
-def test_what_is_put_back_wakes_who_waits(pipe: FakePipe) -> None:
+def test_a_message_that_is_put_back_wakes_a_waiting_receiver(pipe: FakePipe) -> None:
     inbox = make_inbox()
     woken: list[int] = []
     offer(inbox, pipe, b"1")
@@ -342,7 +342,7 @@ def test_letting_go_resumes_all_that_are_held_in_their_order_and_keeps_the_messa
     assert len(order) == 3, "each once"
 
 
-def test_who_was_let_go_and_comes_again_is_held_again(pipe: FakePipe) -> None:
+def test_a_pipe_that_was_resumed_and_offers_again_is_held_again(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=1)
     offer(inbox, pipe, b"1", b"2")
     inbox.release()
@@ -351,7 +351,7 @@ def test_who_was_let_go_and_comes_again_is_held_again(pipe: FakePipe) -> None:
     assert pipe.resumed == 2
 
 
-def test_who_is_let_go_and_offers_again_from_within_the_call_is_held_again() -> None:
+def test_a_pipe_that_offers_again_from_within_resume_is_held_again() -> None:
     inbox = make_inbox(limit=1)
 
     class Pipe(FakePipe):

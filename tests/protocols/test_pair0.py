@@ -152,7 +152,7 @@ def test_a_message_waits_for_room(engine: Pair0Engine, pipe: FakePipe) -> None:
     assert not engine.dropped
 
 
-def test_what_the_peer_sends_is_received_in_order_and_wakes_who_waits(engine: Pair0Engine, pipe: FakePipe) -> None:
+def test_messages_are_received_in_order_and_wake_a_waiting_receiver(engine: Pair0Engine, pipe: FakePipe) -> None:
     woken: list[None] = []
     engine.mailbox.wake = lambda: woken.append(None)
     for body in (b"1", b"2", b"3"):

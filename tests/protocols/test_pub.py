@@ -78,7 +78,7 @@ def test_a_peer_that_takes_nothing_at_all_misses_the_message(policy: DropPolicy)
     assert engine.dropped == {"peer full": 1}
 
 
-def test_a_message_to_nobody_is_counted() -> None:
+def test_a_message_without_a_peer_is_counted() -> None:
     engine, _ = publisher("oldest")
     assert engine.send(Message(b"news"))
     assert engine.dropped == {"no peer": 1}

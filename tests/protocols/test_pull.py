@@ -44,7 +44,7 @@ def test_messages_are_received_in_the_order_in_which_they_came() -> None:
     assert engine.queued() == 0
 
 
-def test_a_message_wakes_who_waits() -> None:
+def test_a_message_wakes_a_waiting_receiver() -> None:
     engine, (pipe,) = make_pull()
     woken: list[None] = []
     engine.mailbox.wake = lambda: woken.append(None)
@@ -92,7 +92,7 @@ def test_a_pipe_that_is_gone_is_not_resumed_and_the_next_one_is() -> None:
     assert (gone.resumed, other.resumed) == (0, 1)
 
 
-def test_who_takes_many_at_once_gets_all_or_as_many_as_it_asks_for() -> None:
+def test_receiving_many_at_once_returns_all_or_as_many_as_were_asked_for() -> None:
     engine, (pipe,) = make_pull()
     arrive(engine, pipe, b"1", b"2", b"3", b"4", b"5")
     assert engine.receive_more(1) == [b"1"]

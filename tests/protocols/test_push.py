@@ -39,14 +39,14 @@ def test_a_body_is_all_that_is_sent() -> None:
     assert pipe.taken[0].header == b""
 
 
-def test_a_message_goes_to_who_has_room() -> None:
+def test_a_message_goes_to_a_peer_with_room() -> None:
     engine, (full, free) = make_push(1, None)
     assert all(push(engine, b"1", b"2", b"3", b"4"))
     assert (full.bodies, free.bodies) == ([b"1"], [b"2", b"3", b"4"])
     assert not engine.dropped
 
 
-def test_when_nobody_has_room_a_message_waits_until_somebody_has() -> None:
+def test_when_no_peer_has_room_a_message_waits_until_one_has() -> None:
     engine, (first, second) = make_push(1, 1)
     assert push(engine, b"1", b"2", b"3", b"3") == [True, True, False, False]
     second.room = 1
@@ -89,7 +89,7 @@ def test_the_best_priority_comes_first() -> None:
     assert (best.bodies, spare.bodies) == ([b"1", b"2"], [b"3"])
 
 
-def test_what_comes_back_is_dropped_and_counted_and_nobody_is_hung_up_on() -> None:
+def test_a_message_from_a_pull_is_dropped_and_counted_and_its_pipe_stays() -> None:
     engine, (pipe, _) = make_push(None, None)
     for count in (1, 2):
         assert engine.message_received(pipe, Message(b"thanks"))

@@ -83,7 +83,7 @@ def test_a_full_inbox_holds_the_peer_back_and_drops_nothing(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [*ASKING, *ANSWERING, RawBusEngine])
-def test_what_arrives_wakes_who_waits_and_says_whose_it_is(kind: type) -> None:
+def test_a_message_wakes_a_waiting_receiver_and_names_its_pipe(kind: type) -> None:
     engine, pipes = make(kind, None, None)
     woken: list[None] = []
     engine.mailbox.wake = lambda: woken.append(None)
@@ -211,7 +211,7 @@ def test_what_has_made_too_many_hops_is_dropped_even_when_the_inbox_is_full(kind
 
 
 @pytest.mark.parametrize("kind", ANSWERING)
-def test_an_answer_to_nobody_is_dropped_and_counted(kind: type) -> None:
+def test_an_answer_to_an_unknown_peer_is_dropped_and_counted(kind: type) -> None:
     engine, (pipe,) = make(kind, None)
     for count, header in enumerate((ID, FAR + ID, word_of(FakePipe()) + ID, FAR + word_of(pipe) + ID), 1):
         assert engine.send(Message(b"answer", header))
@@ -234,7 +234,7 @@ def test_a_client_that_pushes_the_id_of_another_gets_the_answer_itself(kind: typ
 
 
 @pytest.mark.parametrize("kind", ANSWERING)
-def test_an_answer_to_somebody_without_room_is_dropped_and_counted_and_holds_nobody_up(kind: type) -> None:
+def test_an_answer_to_a_full_peer_is_dropped_and_counted_and_delays_no_other(kind: type) -> None:
     engine, (full, other) = make(kind, 1, None)
     for body in (b"1", b"2"):
         for pipe in (full, other):
@@ -245,7 +245,7 @@ def test_an_answer_to_somebody_without_room_is_dropped_and_counted_and_holds_nob
 
 @pytest.mark.parametrize("kind", ANSWERING)
 @pytest.mark.parametrize("how", ["gone", "broken"])
-def test_an_answer_to_somebody_who_is_gone_is_dropped_and_counted(kind: type, how: str) -> None:
+def test_an_answer_to_a_peer_that_is_gone_is_dropped_and_counted(kind: type, how: str) -> None:
     engine, (pipe, other) = make(kind, None, None)
     arrive(engine, pipe, b"question")
     if how == "gone":
@@ -298,7 +298,7 @@ def test_raw_req_prefers_the_best_priority() -> None:
     assert (best.bodies, spare.bodies) == ([b"1"], [b"2"])
 
 
-def test_raw_req_sends_nothing_to_who_is_gone_and_nothing_again() -> None:
+def test_raw_req_sends_nothing_to_a_peer_that_is_gone_and_nothing_again() -> None:
     engine, (gone, other) = make(RawReqEngine, None, None)
     engine.send(Message(b"1", ID))
     engine.pipe_detached(gone)
@@ -333,7 +333,7 @@ def test_raw_surveyor_sends_each_message_to_everybody_as_it_is() -> None:
     assert not engine.dropped
 
 
-def test_raw_surveyor_leaves_out_who_has_no_room_and_counts_that() -> None:
+def test_raw_surveyor_leaves_out_peers_without_room_and_counts_that() -> None:
     engine, (full, other) = make(RawSurveyorEngine, 1, None)
     for body in (b"1", b"2", b"3"):
         assert engine.send(Message(body, ID))

@@ -33,7 +33,7 @@ def request(pipe: FakePipe, body: bytes = b"question", header: bytes = ID) -> Me
     return Message(body, header, cast("Pipe", pipe))
 
 
-def test_the_answer_goes_to_who_asked(engine: RepEngine, pipe: FakePipe) -> None:
+def test_the_answer_goes_to_the_peer_that_asked(engine: RepEngine, pipe: FakePipe) -> None:
     other = FakePipe()
     engine.pipe_attached(other)
     engine.message_received(pipe, request(pipe))
@@ -107,7 +107,7 @@ def test_an_answer_to_a_requester_that_is_gone_is_dropped_and_counted(engine: Re
         context.send(Message(b"answer"))
 
 
-def test_what_somebody_asked_before_going_can_be_received(engine: RepEngine, pipe: FakePipe) -> None:
+def test_a_request_of_a_peer_that_has_left_can_be_received(engine: RepEngine, pipe: FakePipe) -> None:
     engine.message_received(pipe, request(pipe))
     engine.pipe_detached(pipe)
     assert engine.open_context().receive() is not None
@@ -237,7 +237,7 @@ def test_a_pipe_that_is_gone_is_not_resumed(engine: RepEngine, pipe: FakePipe) -
     assert pipe.resumed == 0
 
 
-def test_a_request_wakes_who_waits(engine: RepEngine, pipe: FakePipe) -> None:
+def test_a_request_wakes_a_waiting_receiver(engine: RepEngine, pipe: FakePipe) -> None:
     woken: list[None] = []
     engine.open_context().mailbox.wake = lambda: woken.append(None)
     engine.message_received(pipe, request(pipe))

@@ -133,7 +133,7 @@ def test_the_reply_is_received_once(engine: ReqEngine) -> None:
         context.receive()
 
 
-def test_the_reply_wakes_who_waits(engine: ReqEngine) -> None:
+def test_the_reply_wakes_a_waiting_receiver(engine: ReqEngine) -> None:
     (pipe,) = attach(engine, 1)
     context = engine.open_context()
     woken = wait(context.mailbox)
@@ -280,7 +280,7 @@ def test_a_pipe_that_was_never_attached_may_go(engine: ReqEngine) -> None:
 # Replacing, closing, contexts side by side
 
 
-def test_a_new_request_cuts_off_who_waits_for_the_old_one(engine: ReqEngine) -> None:
+def test_a_new_request_ends_the_wait_for_the_reply_to_the_old_one(engine: ReqEngine) -> None:
     (pipe,) = attach(engine, 1)
     context = engine.open_context()
     context.send(Message(b"old"))
@@ -534,7 +534,7 @@ def test_a_pipe_that_carried_the_request_before_may_die_without_another_sending(
     assert body_of(context) == b"answer"
 
 
-def test_a_request_that_waits_for_room_can_be_answered_by_who_got_it_before(engine: ReqEngine, clock: Clock) -> None:
+def test_a_request_that_waits_for_room_can_be_answered_by_a_peer_that_got_it_before(engine: ReqEngine, clock: Clock) -> None:
     first, second = attach(engine, 2, room=1)
     context = engine.open_context()
     context.send(Message(b"question"))
@@ -690,7 +690,7 @@ def test_with_resending_off_a_request_is_lost_with_its_pipe(once: ReqEngine) -> 
         context.receive()
 
 
-def test_with_resending_off_a_lost_request_is_told_to_who_asks_later_and_then_another_may_start(once: ReqEngine) -> None:
+def test_without_resending_a_later_receive_learns_of_the_lost_request_and_another_may_start(once: ReqEngine) -> None:
     first, second = attach(once, 2)
     context = once.open_context()
     context.send(Message(b"question"))

@@ -29,7 +29,7 @@ def survey(pipe: FakePipe, body: bytes = b"who?", header: bytes = ID) -> Message
     return Message(body, header, cast("Pipe", pipe))
 
 
-def test_the_answer_goes_to_who_asked() -> None:
+def test_the_answer_goes_to_the_peer_that_asked() -> None:
     engine, pipe = make_engine()
     other = FakePipe()
     engine.pipe_attached(other)

@@ -316,7 +316,7 @@ def test_the_queues_of_all_contexts_are_counted(engine: SubEngine, pipe: FakePip
     assert engine.queued() == 3
 
 
-def test_a_message_wakes_who_waits_in_a_context_that_it_matches(engine: SubEngine, pipe: FakePipe) -> None:
+def test_a_message_wakes_a_receiver_that_waits_in_a_context_that_it_matches(engine: SubEngine, pipe: FakePipe) -> None:
     woken: list[str] = []
     for name in ("a", "b"):
         open_context(engine, name.encode()).mailbox.wake = lambda name=name: woken.append(name)

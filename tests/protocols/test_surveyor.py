@@ -193,7 +193,7 @@ def test_a_respondent_without_room_misses_the_survey_and_the_others_get_it(engin
     assert engine.dropped == {"peer full": 2}
 
 
-def test_a_survey_of_nobody_is_counted_and_lasts_as_long_as_any(engine: SurveyorEngine, clock: Clock) -> None:
+def test_a_survey_without_peers_is_counted_and_lasts_as_long_as_any(engine: SurveyorEngine, clock: Clock) -> None:
     context = engine.open_context(1.0)
     assert context.send(Message(b"who?"))
     assert engine.dropped == {"no peer": 1}
@@ -231,7 +231,7 @@ def test_answers_are_received_in_the_order_in_which_they_came(engine: SurveyorEn
     assert engine.queued() == 0
 
 
-def test_an_answer_wakes_who_waits(engine: SurveyorEngine) -> None:
+def test_an_answer_wakes_a_waiting_receiver(engine: SurveyorEngine) -> None:
     (pipe,) = attach(engine, 1)
     context, other = engine.open_context(1.0), engine.open_context(1.0)
     survey = ask(engine, context, pipe)
@@ -378,7 +378,7 @@ def test_a_deadline_of_nobody_does_no_harm(engine: SurveyorEngine, clock: Clock)
     assert engine.next_deadline() == 1002.0
 
 
-def test_who_waits_when_the_time_is_up_is_told(engine: SurveyorEngine, clock: Clock) -> None:
+def test_a_receive_that_waits_when_the_time_is_up_gets_an_error(engine: SurveyorEngine, clock: Clock) -> None:
     attach(engine, 1)
     context, other = engine.open_context(1.0), engine.open_context(2.0)
     told, not_told = wait(context.mailbox), wait(other.mailbox)
@@ -467,7 +467,7 @@ def test_a_thousand_forgotten_contexts_leave_nothing_behind(engine: SurveyorEngi
 # A new survey, and closing
 
 
-def test_a_new_survey_ends_the_old_one_and_tells_who_waits_for_it(engine: SurveyorEngine) -> None:
+def test_a_new_survey_ends_the_old_one_and_the_call_that_waits_for_it(engine: SurveyorEngine) -> None:
     (pipe,) = attach(engine, 1)
     context = engine.open_context(1.0)
     old = ask(engine, context, pipe)
@@ -521,7 +521,7 @@ def test_a_new_survey_is_no_error_when_nobody_waits(engine: SurveyorEngine) -> N
     assert context.receive() is None
 
 
-def test_a_new_survey_is_no_error_for_who_waits_in_another_context(engine: SurveyorEngine) -> None:
+def test_a_new_survey_does_not_disturb_a_call_that_waits_in_another_context(engine: SurveyorEngine) -> None:
     (pipe,) = attach(engine, 1)
     context, other = engine.open_context(1.0), engine.open_context(1.0)
     ask(engine, other, pipe)
@@ -664,7 +664,7 @@ def test_an_overdue_answer_costs_no_other_context_anything(engine: SurveyorEngin
 
 
 @pytest.mark.parametrize("end", ["deadline", "new survey", "close"])
-def test_who_was_held_back_is_let_go_when_the_survey_ends(engine: SurveyorEngine, clock: Clock, end: str) -> None:
+def test_a_pipe_that_was_held_back_is_resumed_when_the_survey_ends(engine: SurveyorEngine, clock: Clock, end: str) -> None:
     first, second = attach(engine, 2)
     context = engine.open_context(1.0)
     survey = fill(engine, context, first)

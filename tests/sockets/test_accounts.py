@@ -125,7 +125,7 @@ async def test_closing_a_req_does_not_send_its_request_to_its_other_peers(how: s
         assert sum(rep.statistics().messages_received for rep in (one, two, three)) == 1
 
 
-async def test_closing_a_context_wakes_who_waits_to_send_in_it(name: str) -> None:
+async def test_closing_a_context_wakes_the_calls_that_wait_to_send_in_it(name: str) -> None:
     async with sp.Req0() as req, trio.open_nursery() as nursery:
         context = req.context()
         waiting = Background(nursery, lambda: context.send(b"never"))
@@ -140,7 +140,7 @@ async def test_closing_a_context_wakes_who_waits_to_send_in_it(name: str) -> Non
 
 
 @pytest.mark.slow
-async def test_who_waits_to_send_is_not_overtaken_by_who_comes_later(name: str) -> None:
+async def test_a_waiting_send_is_not_overtaken_by_a_later_one(name: str) -> None:
     async with sp.Rep0(listen=name, inbox_limit=1) as rep, sp.Req0(outbox_limit=4) as req, trio.open_nursery() as nursery:
         await connect(rep, req)
         number = 0

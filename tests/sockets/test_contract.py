@@ -318,7 +318,7 @@ async def test_every_call_is_a_cancel_point(method: str, name: str) -> None:
 
 
 @every_socket
-async def test_who_enters_a_socket_a_second_time_does_no_harm_to_the_first(kind: Kind, name: str) -> None:
+async def test_entering_a_socket_a_second_time_does_no_harm_to_the_first_block(kind: Kind, name: str) -> None:
     async with kind(listen=name) as socket:
         with pytest.raises(sp.StateError, match="once"):
             async with socket:
@@ -426,7 +426,7 @@ async def test_what_needs_not_wait_does_not_ask_the_event_loop(url: str) -> None
 
 
 @every_receiver
-async def test_who_waits_to_receive_is_told_that_the_socket_was_closed(kind: Kind, name: str) -> None:
+async def test_a_waiting_receive_learns_that_the_socket_was_closed(kind: Kind, name: str) -> None:
     async with talking(kind, name) as talk, trio.open_nursery() as nursery:
         if talk.ours is talk.front:
             await talk.begin()
@@ -438,7 +438,7 @@ async def test_who_waits_to_receive_is_told_that_the_socket_was_closed(kind: Kin
 
 
 @each([kind for kind in ALL if kind.waits_for_peers])
-async def test_who_waits_for_a_peer_to_send_to_is_told_that_the_socket_was_closed(kind: Kind) -> None:
+async def test_a_send_that_waits_for_a_peer_learns_that_the_socket_was_closed(kind: Kind) -> None:
     async with kind() as socket, trio.open_nursery() as nursery:
         waiting = Background(nursery, lambda: socket.send_message(sp.Message(b"never", kind.header)))
         await trio.testing.wait_all_tasks_blocked()
@@ -451,7 +451,7 @@ async def test_who_waits_for_a_peer_to_send_to_is_told_that_the_socket_was_close
 
 
 @each([kind for kind in ALL if kind.socket in (sp.Pub0, sp.Bus0, sp.Surveyor0)])
-async def test_who_sends_to_everybody_never_waits_for_a_peer_and_counts_what_nobody_gets(kind: Kind) -> None:
+async def test_a_socket_that_sends_to_all_never_waits_and_counts_what_no_peer_gets(kind: Kind) -> None:
     async with kind() as socket:
         await socket.send_message(sp.Message(b"x", kind.header))
         await socket.send_message(sp.Message(b"x", kind.header))
@@ -636,7 +636,7 @@ def test_a_ttl_of_1_to_255_is_taken(kind: Kind, ttl: int) -> None:
 
 
 @without_ttl
-def test_who_counts_no_hops_takes_no_ttl(kind: Kind) -> None:
+def test_a_socket_that_counts_no_hops_takes_no_ttl(kind: Kind) -> None:
     with pytest.raises(TypeError, match="unknown option 'ttl', expected one of .*dial"):
         kind(ttl=8)
 
@@ -706,7 +706,7 @@ async def test_a_priority_is_from_1_to_16(kind: Kind, wrong: object, error: type
 
 
 @without_priority
-async def test_who_picks_no_peer_takes_no_priority(kind: Kind, name: str) -> None:
+async def test_a_socket_that_picks_no_peer_takes_no_priority(kind: Kind, name: str) -> None:
     async with kind() as socket:
         for call in (socket.dial, socket.listen):
             with pytest.raises(ValueError, match=f"priority is for sockets that pick a peer .*PUSH and REQ, not for {kind.protocol}"):
@@ -884,7 +884,7 @@ async def test_a_context_is_open_until_it_or_its_socket_is_closed(kind: Kind) ->
 
 
 @with_contexts
-async def test_who_waits_in_a_context_is_told_of_its_end_and_nobody_else_is(kind: Kind, name: str) -> None:
+async def test_only_a_call_that_waits_in_a_context_learns_of_its_end(kind: Kind, name: str) -> None:
     async with talking(kind, name) as talk, trio.open_nursery() as nursery:
         contexts = [talk.ours.context() for _ in range(2)]
         waiting = []

@@ -162,7 +162,7 @@ async def test_which_socket_is_called_the_front_makes_no_difference(tmp_path: Pa
 
 
 @pytest.mark.slow
-async def test_a_hundred_requests_at_once_find_their_way_back_to_who_has_asked(tmp_path: Path) -> None:
+async def test_a_hundred_requests_at_once_get_their_own_replies(tmp_path: Path) -> None:
     urls = [new_url("tcp", tmp_path), new_url("ipc", tmp_path)]
     with trio.fail_after(20):
         async with chain(sp.Req0, sp.Rep0, urls) as joined, trio.open_nursery() as nursery:
@@ -575,7 +575,7 @@ async def test_two_buses_are_joined_to_one_but_no_message_comes_back_to_its_own(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_raw_bus_names_who_has_sent_and_can_answer_everybody_else(name: str) -> None:
+async def test_a_raw_bus_names_the_sender_and_can_answer_all_others(name: str) -> None:
     async with sp.raw.Bus0(listen=name) as bus, sp.Bus0() as one, sp.Bus0() as two:
         await connect(bus, one)
         await dial(two, name)

@@ -95,7 +95,7 @@ async def test_the_end_of_the_peer_is_noticed_while_a_task_reads(url: str) -> No
             assert await waiting.done() == b"another one"
 
 
-async def test_the_end_of_the_peer_is_noticed_when_nobody_comes_back_to_read(url: str) -> None:
+async def test_the_end_of_the_peer_is_noticed_when_no_task_comes_back_to_read(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as one:
         async with sp.Bus0() as two:
             await connect(one, two)

@@ -18,7 +18,7 @@ async def take(events: sp.EventStream, count: int) -> list[sp.Event]:
     return [await anext(events) for _ in range(count)]
 
 
-async def test_every_step_of_a_pipes_life_is_told_on_both_sides(url: str) -> None:
+async def test_every_step_of_a_pipes_life_is_an_event_on_both_sides(url: str) -> None:
     async with sp.Rep0() as rep, sp.Req0() as req:
         told, heard = rep.events(), req.events()
         listener = await listen(rep, url)
@@ -41,7 +41,7 @@ async def test_every_step_of_a_pipes_life_is_told_on_both_sides(url: str) -> Non
         assert (rep.listeners, req.dialers) == ((), ())
 
 
-async def test_failed_attempts_are_told_with_their_reason(name: str, autojump_clock: trio.testing.MockClock) -> None:
+async def test_failed_attempts_are_reported_with_their_reason(name: str, autojump_clock: trio.testing.MockClock) -> None:
     async with sp.Req0() as req:
         events = req.events()
         dialer = await req.dial(name, wait=False)

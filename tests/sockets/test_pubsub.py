@@ -97,7 +97,7 @@ async def test_contexts_have_topics_and_queues_of_their_own(url: str) -> None:
 
 @pytest.mark.parametrize("call", ["receive", "receive_many", "receive_nowait"])
 @pytest.mark.parametrize("on", ["a context", "the socket itself"])
-async def test_who_receives_without_topics_while_others_have_some_is_warned_once(
+async def test_receiving_without_topics_while_others_have_some_warns_once(
     on: str, call: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with sp.Pub0(listen=name) as pub, sp.Sub0() as sub, sub.context() as context, trio.open_nursery() as nursery:
@@ -123,7 +123,7 @@ async def test_who_receives_without_topics_while_others_have_some_is_warned_once
         nursery.cancel_scope.cancel()
 
 
-async def test_who_has_topics_is_not_warned(name: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_queue_with_topics_causes_no_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "sp")
     async with sp.Pub0(listen=name) as pub, sp.Sub0() as sub, sub.context() as one, sub.context() as two:
         await connect(pub, sub)
@@ -203,7 +203,7 @@ async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_c
         assert (299 in numbers) == (policy == "oldest")
 
 
-async def test_messages_to_nobody_are_counted(name: str) -> None:
+async def test_messages_without_a_peer_are_counted(name: str) -> None:
     async with sp.Pub0(listen=name) as pub:
         await pub.send_many([b"x"] * 3)
         pub.send_nowait(b"y")

@@ -52,7 +52,7 @@ async def connect_next(listening: Socket, dialing: Socket) -> None:
     await listening.wait_for_peers(count + 1)
 
 
-async def test_who_comes_gets_its_share_and_who_goes_leaves_it_to_the_others(name: str) -> None:
+async def test_a_new_peer_gets_its_share_and_a_leaving_peer_leaves_it_to_the_others(name: str) -> None:
     async with sp.Push0(listen=name) as push, sp.Pull0() as lasting:
         await connect(push, lasting)
         others: list[sp.Pull0] = []
@@ -130,7 +130,7 @@ async def test_messages_that_wait_for_a_peer_leave_in_the_order_of_their_calls(n
 @pytest.mark.parametrize("limit", [8, 300])  # written at once, or in parts
 @pytest.mark.parametrize("call", ["send", "send_many", "send_message"])
 @each([Kind(sp.Push0), Kind(sp.Pair0), Kind(sp.Pair1)])
-async def test_who_waits_to_send_is_not_overtaken_by_who_comes_later(kind: Kind, call: str, limit: int, name: str) -> None:
+async def test_a_waiting_send_is_not_overtaken_by_a_later_one(kind: Kind, call: str, limit: int, name: str) -> None:
     async with kind(listen=name, outbox_limit=limit) as push, kind.peer(inbox_limit=1) as pull, trio.open_nursery() as nursery:
         await connect(push, pull)
         blocked = 0

@@ -108,7 +108,7 @@ async def test_a_closed_context_is_closed_and_its_reply_stale(url: str) -> None:
         assert req.statistics().dropped == {"stale reply": 1}
 
 
-async def test_closing_a_context_wakes_who_waits_in_it(url: str) -> None:
+async def test_closing_a_context_wakes_the_calls_that_wait_in_it(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
         await req.send(b"x")  # the context then waits by reading the connection itself, where that is possible
@@ -211,7 +211,7 @@ async def test_a_request_survives_the_restart_of_its_only_peer(url: str) -> None
             assert await req.receive() == b"x"
 
 
-async def test_without_resending_a_lost_pipe_is_told(url: str) -> None:
+async def test_without_resending_a_lost_pipe_is_reported(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0(resend_after=None) as req:
         await connect(rep, req)
         await req.send(b"x")
@@ -345,7 +345,7 @@ async def test_a_reply_waits_for_a_requester_that_does_not_read(url: str) -> Non
         nursery.cancel_scope.cancel()
 
 
-async def test_who_replaces_a_request_and_receives_at_once_gets_the_new_reply_and_the_old_waiter_the_error() -> None:
+async def test_a_task_that_replaces_a_request_gets_the_new_reply_and_the_old_waiter_the_error() -> None:
     async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0() as req, trio.open_nursery() as nursery:
         await connect(rep, req)
         for _ in range(20):  # until the waiter reads the connection itself

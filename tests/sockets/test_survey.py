@@ -55,7 +55,7 @@ async def test_everybody_is_asked_and_all_answers_come(url: str) -> None:
             assert respondent.statistics().dropped == {}
 
 
-async def test_who_was_not_asked_cannot_answer_and_who_has_asked_nobody_hears_nothing(name: str) -> None:
+async def test_respondents_cannot_answer_and_surveyors_cannot_receive_before_a_survey(name: str) -> None:
     async with respondents(name, 1) as (surveyor, (respondent,)):
         with pytest.raises(sp.StateError, match="no survey to answer: receive one first"):
             await respondent.send(b"")
@@ -191,7 +191,7 @@ async def test_each_survey_ends_at_its_own_time_the_shorter_one_first_even_if_it
         assert ends == expected
 
 
-async def test_a_new_survey_on_a_context_ends_the_one_before_and_says_so_to_who_waits(url: str) -> None:
+async def test_a_new_survey_on_a_context_ends_the_one_before_and_the_waiting_call_says_so(url: str) -> None:
     async with respondents(url, 1, deadline=60) as (surveyor, (respondent,)):
         for context in (surveyor, surveyor.context()):
             for _ in range(3):  # from the second time on the waiter reads the connection itself, where that is possible
@@ -349,7 +349,7 @@ async def _leave_when_asked(respondent: sp.Respondent0) -> None:
     respondent.close()
 
 
-async def test_who_comes_during_a_survey_is_not_asked_by_it(name: str, autojump_clock: MockClock) -> None:
+async def test_a_peer_that_comes_during_a_survey_does_not_get_it(name: str, autojump_clock: MockClock) -> None:
     async with respondents(name, 1) as (surveyor, (first,)), sp.Respondent0() as second, trio.open_nursery() as nursery:
         await surveyor.send(b"x")
         await connect(surveyor, second)

@@ -183,7 +183,7 @@ def test_an_empty_authority_is_not_the_current_directory(kind: Any, field: str, 
 
 
 @BOTH
-def test_pem_in_a_str_is_told_and_not_shown(kind: Any, good: bytes) -> None:
+def test_pem_in_a_str_is_reported_and_not_shown(kind: Any, good: bytes) -> None:
     with pytest.raises(sp.TLSConfigError, match="private_key is PEM text in a str, .*: give the text as bytes") as caught:
         kind(certificate=good, private_key=split(good)[0].decode())
     assert "BEGIN" not in str(caught.value)

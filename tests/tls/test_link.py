@@ -407,7 +407,7 @@ async def test_a_link_that_is_closed_in_its_handshake_ends_it(authority: Authori
         ends[1 - index].close()
 
 
-async def test_an_end_that_was_not_told_is_an_error(authority: Authority, version: Version) -> None:
+async def test_an_end_without_close_notify_is_an_error(authority: Authority, version: Version) -> None:
     async with opened(authority, version, narrow()) as (server, client):
         client.send(b"last words")
         client._inner.finish()

@@ -297,7 +297,7 @@ async def test_a_dial_without_a_listener_fails_at_once_with_the_real_cause(schem
     ],
     ids=["pub req", "push push", "respondent req", "pair req", "req pair", "pair0 pair1", "pair1 pair0"],
 )
-async def test_peers_of_the_wrong_protocol_are_told_apart_by_name_on_both_sides(
+async def test_a_wrong_protocol_is_named_on_both_sides(
     new_url: NewUrl, listening: type, dialing: type, refused_for: str, failed_for: str
 ) -> None:
     async with listening() as listener, dialing() as dialer:
