@@ -138,10 +138,11 @@ class Admission:
             raise PipeRefused(f"refused: authorize raised {error!r}") from error
         if isinstance(answer, RefusalResponse):
             raise PipeRefused(f"refused: authorize answered {answer.status}", answer)
-        if not answer:
+        if answer is False:
             raise PipeRefused("refused: authorize said no")
-        if answer is not True:  # a tuple or an exception is truthy too, but hardly means yes
-            raise PipeRefused(f"refused: authorize returned {type(answer).__name__}, expected True, False or an HTTPResponse")
+        if answer is not True:  # most often a None, from a function that forgot its return
+            what = None if answer is None else type(answer).__name__
+            raise PipeRefused(f"refused: authorize returned {what}, expected True, False or an HTTPResponse")
 
 
 class _Reservation:

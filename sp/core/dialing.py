@@ -80,6 +80,7 @@ class DialerTask:
         self._back_off = BackOff(core.options.redial_min, core.options.redial_max, _random)
         self._scope = trio.CancelScope()
         self._stopped = False
+        self._fault = ""  # of ``should_redial``, which ended the dialer
         self._decided = trio.Event()
         self._attempts = 0
         self._attached = 0
@@ -146,7 +147,7 @@ class DialerTask:
             self._decided.set()
             if self in self._core.dialers:
                 self._core.dialers.remove(self)
-            self._emit(EventKind.STOPPED, self.error)
+            self._emit(EventKind.STOPPED, self.error, self._fault)
 
     async def _run(self) -> None:
         while not self._stopped:
@@ -237,11 +238,12 @@ class DialerTask:
             return should_redial is None or _ask(should_redial, error)
         except Exception as raised:
             self.error = raised
-            log.warning("%s will not be dialed again: should_redial raised %r", self.url, raised)
+            self._fault = f"should_redial raised {raised!r}"
+            log.warning("%s will not be dialed again: %s", self.url, self._fault)
             return False
 
-    def _emit(self, kind: EventKind, error: Exception | None = None) -> None:
-        self._core.emit(Event(kind=kind, url=self.url, reason="" if error is None else str(error), error=error))
+    def _emit(self, kind: EventKind, error: Exception | None = None, reason: str = "") -> None:
+        self._core.emit(Event(kind=kind, url=self.url, reason=reason or ("" if error is None else str(error)), error=error))
 
 
 @trio.lowlevel.disable_ki_protection

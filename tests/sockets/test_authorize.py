@@ -16,13 +16,22 @@ async def refuse_later(pipe: sp.Pipe) -> bool:
     return False
 
 
+def forget(pipe: sp.Pipe) -> bool:
+    return None  # type: ignore[return-value]
+
+
 def fail(pipe: sp.Pipe) -> bool:
     raise LookupError("no such user")
 
 
 @pytest.mark.parametrize(
     ("authorize", "reason"),
-    [(refuse, "authorize said no"), (refuse_later, "authorize said no"), (fail, "no such user")],
+    [
+        (refuse, "authorize said no"),
+        (refuse_later, "authorize said no"),
+        (forget, "authorize returned None, expected True, False or an HTTPResponse"),
+        (fail, "no such user"),
+    ],
 )
 async def test_a_listener_that_says_no_delivers_nothing_and_says_why(authorize: object, reason: str, url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url), authorize=authorize) as bus:  # type: ignore[arg-type]
