@@ -245,11 +245,14 @@ class PipeTask:
             del self.handle
 
     def _explained(self, error: PeerClosed | ConnectionError, began: float) -> Exception:
-        """Return *error* with a hint if the peer may have refused us.
+        """Return why the pipe ended, after reading it ended with *error*.
 
-        A PAIR of other implementations completes the handshake with a second peer, and then hangs
-        up.
+        While the socket closes in order, the peer hangs up because we are done.  Otherwise it may
+        have refused us, and the error gets a hint: a PAIR of other implementations completes the
+        handshake with a second peer, and then hangs up.
         """
+        if self._state is _FINISHING:
+            return trio.ClosedResourceError("the socket was closed") if isinstance(error, PeerClosed) and error.silent else error
         if not self._core.engine.single_peer or self.messages_received or trio.current_time() - began > _SOON:
             return error
         if isinstance(error, PeerClosed) and not error.silent:

@@ -17,7 +17,7 @@ import sp
 from sp.address import Address
 from tests.sockets.kinds import ALL, Kind, each, gone, talking
 from tests.transports.ends import dial, listen, network_only, server_tls
-from tests.transports.wire import BUS, REQ, connect_as, frame
+from tests.transports.wire import BUS, REQ, connect_as, expect, frame
 
 from .conftest import Background, connect
 
@@ -79,6 +79,18 @@ async def test_messages_of_a_peer_that_has_gone_are_still_received(url: str) -> 
         while bus.pipes:
             await trio.lowlevel.checkpoint()
         assert [await bus.receive() for _ in range(100)] == [b"%d" % number for number in range(100)]
+
+
+async def test_a_socket_that_is_closed_in_order_does_not_blame_its_peer(url: str) -> None:
+    async with sp.Pair0(listen=url, tls=server_tls(url)) as pair:
+        theirs = pair.events()
+        async with sp.Pair0() as peer:
+            ours = peer.events()
+            await dial(peer, pair.url)
+            await peer.send(b"and goodbye")
+        ends = {event.kind: event.reason async for event in ours if event.kind in (sp.EventKind.DETACHED, sp.EventKind.STOPPED)}
+        assert ends == dict.fromkeys((sp.EventKind.DETACHED, sp.EventKind.STOPPED), "the socket was closed")
+        assert (await expect(theirs, sp.EventKind.DETACHED)).reason == "the peer closed the connection"
 
 
 @network_only
