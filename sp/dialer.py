@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from sp.pipe import Pipe
+from sp.statistics import DialerStatistics
 from sp.unique import Unique
-
-if TYPE_CHECKING:
-    from sp.pipe import Pipe
-    from sp.statistics import DialerStatistics
 
 
 class DialerWorker(Protocol):

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sp.refusal import RefusalKind
+from sp.refusal import RefusalKind, RefusalResponse
 
 if TYPE_CHECKING:
     from sp.http.message import HTTPResponse
-    from sp.refusal import RefusalResponse
 
 
 class Error(Exception):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 
+from sp.pipe import Pipe
 from sp.unique import Unique
-
-if TYPE_CHECKING:
-    from sp.pipe import Pipe
 
 EVENT_LIMIT: Final = 256
 """The most events that wait in one stream.

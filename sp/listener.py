@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from sp.statistics import ListenerStatistics
 from sp.unique import Unique
-
-if TYPE_CHECKING:
-    from sp.statistics import ListenerStatistics
 
 
 class ListenerWorker(Protocol):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-if TYPE_CHECKING:
-    from sp.pipe import Pipe
+from sp.pipe import Pipe
 
 BytesLike = bytes | bytearray | memoryview
 FindBody = Callable[[bytes, int, int], int]

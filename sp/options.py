@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 import attrs
 
 from sp.checks import count, flag, function, optional, plain_function, seconds
+from sp.pipe import Pipe
 
 if TYPE_CHECKING:
     from sp.http.config import WSClientConfig, WSServerConfig
     from sp.http.message import HTTPResponse
-    from sp.pipe import Pipe
     from sp.tls.config import TLSClientConfig, TLSServerConfig
 
     _Attribute = attrs.Attribute[Any]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from sp.statistics import PipeStatistics
 from sp.unique import Unique
 
 if TYPE_CHECKING:
     from sp.http.message import HTTPInfo
-    from sp.statistics import PipeStatistics
     from sp.tls.info import TLSInfo
     from sp.transports.proxy_protocol import ProxyInfo
 

@@ -113,6 +113,25 @@ def test_no_import_points_up(name: str) -> None:
         assert {name.split(".", maxsplit=1)[0], imported.split(".")[0]} != {"protocols", "transports"}, "they do not know each other"
 
 
+def reached(name: str) -> set[str]:
+    """Return the modules of the package that are imported when *name* is, itself among them."""
+    found, left = {name}, [name]
+    while left:
+        new = {imported for imported in ours(left.pop(), for_types=False) if imported in MODULES} - found
+        found |= new
+        left += new
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_import_for_types_alone_could_not_be_a_plain_one(name: str) -> None:
+    for imported in ours(name) - ours(name, for_types=False):
+        through = reached(imported)
+        points_up = height(imported) > height(name)
+        knows_http = name.startswith("core.") and imported.startswith("http.")
+        assert points_up or knows_http or name in through or OPENSSL & through, f"{name}: import {imported} without TYPE_CHECKING"
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if name in WITHOUT_IO or name.split(".")[0] in ("protocols", "http", "tls")])
 def test_values_engines_and_codecs_do_no_input_or_output(name: str) -> None:
     used = IO & {imported.split(".")[0] for imported in imports(name, for_types=False)}

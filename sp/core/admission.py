@@ -11,14 +11,14 @@ import trio
 from sp.core.pipe_task import PipeTask
 from sp.errors import GreetingError, PipeRefused, WrongProtocol
 from sp.interrupts import uninterrupted
+from sp.options import Authorize
+from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
 from sp.refusal import RefusalKind, RefusalResponse
+from sp.transports.contract import Newcomer
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.options import Authorize
-    from sp.pipe import Pipe
-    from sp.transports.contract import Newcomer
 
 log = logging.getLogger("sp")
 

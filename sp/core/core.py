@@ -31,17 +31,16 @@ from sp.core.writer import Writer
 from sp.errors import MessageTooLarge, PipeRefused, StateError
 from sp.events import Event, EventKind, EventStream
 from sp.interrupts import uninterrupted
+from sp.options import SocketOptions
 from sp.pipe import Pipe, worker_of
 from sp.protocol_numbers import protocol_name
+from sp.protocols.engine import Engine, Mailbox
 from sp.statistics import DropReason, SocketStatistics
-from sp.transports.contract import EndpointConfig
+from sp.transports.contract import Connection, EndpointConfig
 
 if TYPE_CHECKING:
     from sp.core.accepting import ListenerTask
     from sp.core.dialing import DialerTask
-    from sp.options import SocketOptions
-    from sp.protocols.engine import Engine, Mailbox
-    from sp.transports.contract import Connection
 
 log = logging.getLogger("sp")
 

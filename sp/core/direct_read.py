@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from sp.core.pipe_task import PipeTask
 from sp.errors import PeerError
 from sp.interrupts import uninterrupted
+from sp.message import Message
+from sp.protocols.engine import Receiver
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.core.pipe_task import PipeTask
-    from sp.message import Message
-    from sp.protocols.engine import Receiver
 
 _UNUSED_FOR: Final = 0.02
 """Seconds without a direct read after which the pipe's own task reads again."""

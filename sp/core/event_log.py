@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import trio
 
 from sp.errors import MalformedMessage, MessageTooLarge, PeerClosed, TLSConfigError
 from sp.events import EVENT_LIMIT, Event, EventKind, EventStream
 from sp.interrupts import uninterrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 log = logging.getLogger("sp")
 

@@ -17,11 +17,11 @@ import trio
 from sp.errors import PeerSilent
 from sp.interrupts import uninterrupted
 from sp.message import Message
+from sp.transports.contract import Connection
 
 if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.core.pipe_task import PipeTask
-    from sp.transports.contract import Connection
 
 
 class _Writing(enum.Enum):

@@ -13,17 +13,17 @@ import trio
 from sp.core.outbox import Outbox
 from sp.errors import PeerClosed, PeerError
 from sp.interrupts import uninterrupted
+from sp.message import Message
 from sp.pipe import Pipe
 from sp.protocol_numbers import protocol_name
 from sp.statistics import DropReason, PipeStatistics
+from sp.tls.info import TLSInfo
+from sp.transports.contract import Connection, Greeted, Peer
+from sp.transports.proxy_protocol import ProxyInfo
 
 if TYPE_CHECKING:
     from sp.core.core import Core
     from sp.http.message import HTTPInfo
-    from sp.message import Message
-    from sp.tls.info import TLSInfo
-    from sp.transports.contract import Connection, Greeted, Peer
-    from sp.transports.proxy_protocol import ProxyInfo
 
 _SOON: Final = 1.0
 """If a pipe ends within this many seconds, its peer may never have wanted it."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import outcome
 import trio
 
+from sp.core.pipe_task import PipeTask
 from sp.errors import StateError
+from sp.message import Message
+from sp.protocols.engine import Mailbox, Receiver
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.core.pipe_task import PipeTask
-    from sp.message import Message
-    from sp.protocols.engine import Mailbox, Receiver
 
 
 class Receivers:

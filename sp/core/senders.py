@@ -25,11 +25,11 @@ import trio
 
 from sp.errors import Error, PeerStalled
 from sp.interrupts import uninterrupted
+from sp.message import Message
+from sp.protocols.engine import EnginePipe, Sender
 
 if TYPE_CHECKING:
     from sp.core.core import Core
-    from sp.message import Message
-    from sp.protocols.engine import EnginePipe, Sender
 
 STALLED_AFTER: Final = 60.0
 """A pipe with too many waiting replies is ended after this many seconds without progress.

@@ -17,11 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from sp.errors import TLSConfigError
+from sp.tls.settings import Source
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-
-    from sp.tls.settings import Source
 
 T = TypeVar("T")
 
