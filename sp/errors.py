@@ -96,7 +96,7 @@ class PeerClosed(PeerError):
 class GreetingError(PeerError):
     """The peer does not speak SP.
 
-    Or it speaks another version of it, or did not complete the handshake in time.
+    Or it speaks another version of SP, or did not complete the handshake in time.
     """
 
 
@@ -118,7 +118,7 @@ class UpgradeRefused(GreetingError):
         self.retry_after = 0.0
         """Seconds until a busy server (429, 503) wants to be asked again.  0: it has not said.
 
-        With TLS it is 0 as well unless the server is verified.
+        With TLS it is also 0 unless the server is verified.
         """
 
     def __reduce__(self) -> tuple[type[UpgradeRefused], tuple[str, HTTPResponse], dict[str, object]]:

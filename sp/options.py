@@ -79,7 +79,7 @@ class SocketOptions:
     dial: tuple[str, ...] = attrs.field(default=(), converter=_urls)
     """One URL (str) or several.
 
-    The socket begins to dial them when its block is entered, as by ``dial(url, wait=False)``.
+    The socket begins to dial them when its block is entered, as ``dial(url, wait=False)`` does.
     """
     listen: tuple[str, ...] = attrs.field(default=(), converter=_urls)
     """One URL (str) or several.  The socket listens on them when its block is entered."""
@@ -133,7 +133,7 @@ class SocketOptions:
     reply_bytes: int = attrs.field(default=4 << 20, validator=count(1))
     """The same limit in bytes of headers and bodies."""
     handshake_timeout: float = attrs.field(default=10.0, validator=seconds(zero=False))
-    """Seconds from a new connection to an attached pipe: TLS, HTTP, ``authorize`` and all.
+    """Seconds from a new connection to an attached pipe, with TLS, HTTP and ``authorize``.
 
     A dialer may take the same time once more to connect.
     """
@@ -160,9 +160,9 @@ class SocketOptions:
     0: they are dropped at once.
     """
     ipc_mode: int | None = attrs.field(default=None, validator=optional(count(0, 0o777)))
-    """The permissions of the socket file of an ``ipc`` or ``ws+unix`` listener: ``0o600``.
+    """The permissions of the socket file of an ``ipc`` or ``ws+unix`` listener.
 
-    None: the umask decides.
+    For example ``0o600``.  None: the umask decides.
     """
 
     def __attrs_post_init__(self) -> None:

@@ -53,7 +53,7 @@ class DropReason(enum.StrEnum):
 class PipeStatistics:
     """What one pipe has sent and received.
 
-    Bytes are those of headers and bodies, without framing.
+    Bytes count headers and bodies, without framing.
     """
 
     id: int

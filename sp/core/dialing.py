@@ -105,7 +105,7 @@ class DialerTask:
             self.close_unchecked()
 
     def close_unchecked(self) -> None:
-        """Do as ``close``, without a check of the caller."""
+        """Close without checking the caller."""
         self.stop()
         if self._pipe is not None:
             self._pipe.close_unchecked()

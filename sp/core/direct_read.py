@@ -10,8 +10,8 @@ read instead.  A round trip then wakes one task at each end instead of two.
     STOPPING  It still reads, but was interrupted and will stop.
 
 An offer ends when the pipe's own task reads again: because the pipe has ended, a second pipe was
-attached, another task waits for a message as well, a message found no room, or no task has read for
-a while.
+attached, another task waits for a message too, a message found no room, or no task has read for a
+while.
 """
 
 from __future__ import annotations

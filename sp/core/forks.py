@@ -1,6 +1,6 @@
 """Forks: a forked child inherits sockets, but cannot use them.
 
-Their descriptors and trio's event loop are the parent's as well, so a child touches neither.
+The descriptors and trio's event loop belong to the parent too, so a child touches neither.
 """
 
 from __future__ import annotations

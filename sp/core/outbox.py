@@ -45,8 +45,7 @@ class _Writing(enum.Enum):
     """The pipe has ended."""
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
-# every message.
+# These are looked up for every message, and looking up a member of an enum is slow.
 _IDLE, _PROMPT, _DUE, _BLOCKED, _BROKEN, _ENDED = (
     *(_Writing.IDLE, _Writing.PROMPT, _Writing.DUE),
     *(_Writing.BLOCKED, _Writing.BROKEN, _Writing.ENDED),

@@ -42,8 +42,7 @@ class _State(enum.Enum):
     ENDED = "ended"
 
 
-# Looking up a member of an enum costs as much as the rest of a test, and these are looked up for
-# every message.
+# These are looked up for every message, and looking up a member of an enum is slow.
 _GREETED, _ATTACHED, _LEAVING, _FINISHING, _ENDED = _State.GREETED, _State.ATTACHED, _State.LEAVING, _State.FINISHING, _State.ENDED
 
 
@@ -150,7 +149,7 @@ class PipeTask:
             self.close_unchecked()
 
     def close_unchecked(self) -> None:
-        """Do as ``close``, without a check of the caller."""
+        """Close without checking the caller."""
         self.end(trio.ClosedResourceError("the pipe was closed by the application"))
 
     def __repr__(self) -> str:
@@ -218,7 +217,7 @@ class PipeTask:
             self.outbox.finish()
 
     def leave(self) -> None:
-        """Do as ``finish``, but still deliver what the peer sends until it ends the connection."""
+        """Finish, but still deliver what the peer sends until it ends the connection."""
         if self._state is _ATTACHED:
             self._state = _LEAVING
             self.outbox.finish()

@@ -73,7 +73,8 @@ class Senders:
     def serve(self, pipe: EnginePipe) -> None:
         """Try to send what waits for *pipe*, and what waits for any pipe.
 
-        Call this when *pipe* was attached, has room again, or has ended."""
+        Call this when *pipe* was attached, has room again, or has ended.
+        """
         if not self.lines:
             return
         lines = [line for line in (self.lines.get(None), self.lines.get(pipe)) if line is not None]

@@ -38,7 +38,7 @@ async def device(front: RawSocket, back: RawSocket | None = None) -> None:
     and PAIR0 count no hops: in a ring of those a message goes round for ever.
 
     While one side has no room, or no peer, the other side is not read, and its peers are slowed
-    down.  Messages that a protocol drops elsewhere are dropped here as well; the ``statistics`` of
+    down.  Messages that a protocol drops elsewhere are also dropped here, and the ``statistics`` of
     both sockets count them.  Do not receive on a socket of a device: the device would miss those
     messages.
 

@@ -92,7 +92,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _check_use(options: argparse.Namespace) -> None:
     """Raise for an option that would go unused.
 
-    A user who gives a certificate expects encryption."""
+    A user who gives a certificate expects encryption.
+    """
     listened = [Address.parse(url) for url in (*options.front, *options.back_listen)]
     dialed = [Address.parse(url) for url in (*options.front_dial, *options.back)]
     for name, given, used in (

@@ -73,7 +73,7 @@ def word_of(pipe: EnginePipe) -> bytes:
 
 
 def check_header(message: Message) -> None:
-    """Raise ValueError unless *message* has a whole backtrace.  A raw socket is to send it."""
+    """Raise ValueError unless the header of *message*, for a raw socket, is a whole backtrace."""
     header = message.header
     if backtrace_end(header, 0, len(header)) != len(header):
         given = header[:64].hex() or "empty"

@@ -15,7 +15,7 @@ class Inbox(Mailbox):
     """A queue of received messages, bounded in messages and in bytes.
 
     When it is full, it holds pipes back.  With a *policy*, it drops messages after
-    ``start_dropping``, until half of it is free again.  Without one, it never drops.
+    ``start_dropping``, until half of it is free again.  Without a policy, it never drops.
     """
 
     __slots__ = ("_byte_limit", "_bytes", "_dropping", "_held", "_limit", "_low", "_messages", "_policy", "dropped")

@@ -7,8 +7,8 @@ ends the pipe, as in nng (mangos drops the message).  As in PAIR0, the first pee
 else is dropped.
 
 *poly* is an invention of nng: a message goes to the pipe that it names, or else to the peer that
-has been there longest.  A message for a full peer waits, and delays no message for another peer;
-nng drops it.  A message for a peer that has left is dropped and counted.
+has been there longest.  A message for a full peer waits, without delaying messages for other peers.
+(nng drops it.)  A message for a peer that has left is dropped and counted.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 While no peer has room, the message waits.
 
 A PUSH message on the wire is just its body, and nothing comes back.  A message from a peer is
-dropped and counted; nanomsg, nng and mangos drop it as well.  Messages that a pipe has not written
-when it ends are lost and counted.  They are not sent again, because the peer may have got them.
+dropped and counted. nanomsg, nng and mangos drop it too.  Messages that a pipe has not written when
+it ends are lost and counted.  They are not sent again, because the peer may have got them.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Subscriptions:
         if not node.ends or node.stem != prefix:
             return False
         node.ends = False
-        for above in reversed(way):  # remove nodes that are no prefix and do not branch any more
+        for above in reversed(way):  # remove nodes that are not a prefix and do not branch any more
             if node.ends or len(node.below) > 1:
                 break
             del above.below[prefix[above.size]]

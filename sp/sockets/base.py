@@ -39,9 +39,9 @@ class Socket(Verbs, trio.abc.AsyncResource):
     """The base of all sockets; use ``Req0``, ``Sub0`` and so on.
 
     A socket is open inside its ``async with`` block, and any task of the trio run may use it there.
-    At the end of the block it is closed as by ``aclose``, and loops over it in other tasks end.  If
-    an exception or a cancellation leaves the block, the socket is closed at once as by ``close``,
-    and those loops raise ClosedResourceError.
+    At the end of the block it is closed as if by ``aclose``, and loops over it in other tasks end.
+    If an exception or a cancellation leaves the block, the socket is closed at once, as if by
+    ``close``, and those loops raise ClosedResourceError.
     """
 
     _module = ""  # what ``repr`` puts before the name of the class
@@ -72,7 +72,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
     async def __aexit__(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # trio types its own as None
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        """Close the socket: as by ``aclose``, or at once if there is an exception."""
+        """Close the socket: as ``aclose`` does, or at once if there is an exception."""
         # With GeneratorExit, the garbage collector may be ending the block, outside of any task.
         if not isinstance(error, GeneratorExit) and not self._core.may_close():
             end_child(error)
@@ -150,8 +150,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
           keep trying in the background; events and ``dialer.error`` say what happens.
         - *priority* (PUSH and REQ; 1, the best, to 16; None: 8): the peer gets messages only while
           no peer with a better priority has room.
-        - *tls* (for ``tls+tcp`` and ``wss``; None: that of the socket, or else the system's CAs).
-        - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: that of the socket, or else the defaults).
+        - *tls* (for ``tls+tcp`` and ``wss``; None: the socket's, or else the system's CAs).
+        - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: the socket's, or else the defaults).
 
         If the call is cancelled, the dialer is closed.  Raises AddressError for a URL that cannot
         be dialed, TLSConfigError if *tls* does not fit the URL, ClosedResourceError when the socket
@@ -195,9 +195,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
         - *priority* (PUSH and REQ; 1, the best, to 16; None: 8): the priority of all peers that
           connect here, as with ``dial``.
-        - *tls* (for ``tls+tcp`` and ``wss``, where a certificate is needed; None: that of the
-          socket).
-        - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: that of the socket, or else the defaults).
+        - *tls* (for ``tls+tcp`` and ``wss``, where a certificate is needed; None: the socket's).
+        - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: the socket's, or else the defaults).
         - *proxy_protocol* (not for ``ipc``, ``abstract`` and ``inproc``; None: the socket's
           option): whether each connection begins with a PROXY protocol header.
 
@@ -277,7 +276,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
     def statistics(self) -> SocketStatistics:
         """Return a snapshot of the counters.
 
-        It can also be taken after the socket is closed, and in any thread.
+        This also works after the socket is closed, and in any thread.
         """
         return self._core.statistics()
 
@@ -326,7 +325,7 @@ class Context(Verbs, trio.abc.AsyncResource):
             self._drop()
 
     def _drop(self) -> None:
-        """Do as ``close`` without checking the caller."""
+        """Close without checking the caller."""
         if not self._closed:
             self._closed = True
             self._conversation.close()
@@ -335,7 +334,7 @@ class Context(Verbs, trio.abc.AsyncResource):
             self._core.senders.fail(cast("Sender", self._conversation), _context_closed)
 
     async def aclose(self) -> None:
-        """Do as ``close``."""
+        """Do the same as ``close``."""
         if self._core.may_close():
             self._drop()
             await trio.lowlevel.checkpoint()

@@ -79,7 +79,7 @@ class Survey(Unique):
         self._over = True
 
     async def aclose(self) -> None:
-        """Do as ``close``, for ``contextlib.aclosing``."""
+        """Do the same as ``close``, for ``contextlib.aclosing``."""
         self.close()
         await self._context.aclose()
 

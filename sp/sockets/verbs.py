@@ -82,7 +82,7 @@ class SendMessageVerbs(Verbs):
         Other sockets send only the body, like ``send``, so a message that was received can be
         passed on.  With *poly*, a message for a pipe that has ended is dropped and counted
         (``peer gone``).  Waits, and can be cancelled, like ``send``.  Raises ValueError for a
-        header that the protocol cannot have and for a pipe of another socket; otherwise as
+        header that the protocol cannot have and for a pipe of another socket, and the errors of
         ``send``.
         """
         await self._begin()
@@ -229,7 +229,7 @@ class ReceiveVerbs(Verbs, trio.abc.ReceiveChannel[bytes]):
         return message.body
 
     async def __anext__(self) -> bytes:
-        """Do as ``receive``.
+        """Do the same as ``receive``.
 
         The iteration ends when the socket is closed in order, by ``aclose`` or at the end of its
         block.  It raises ClosedResourceError when the socket is closed at once, since messages may
@@ -277,9 +277,7 @@ class ReceiveManyVerbs(ReceiveVerbs):
     async def receive_many(self, max_messages: int | None = None) -> list[bytes]:
         """Wait for a message; return the bodies of all that have arrived.
 
-        These are at most *max_messages* (None: no limit).
-
-        Otherwise as ``receive``.
+        It returns at most *max_messages* (None: no limit), and otherwise behaves like ``receive``.
         """
         if max_messages is not None:
             check_int("max_messages", max_messages, 1)

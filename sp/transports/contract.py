@@ -226,9 +226,9 @@ class Connection(Peer, Protocol):
     async def receive_batch(self) -> list[Message]:
         """Return what has arrived, at least one message.  Empty: the peer ended the connection.
 
-        Header and body of each message are apart, as ``find_body`` tells.  A message with a broken
-        header, or one above ``max_message_size``, is a PeerError; those before it are returned
-        first.
+        The header and the body of each message are split where ``find_body`` says.  A message with
+        a broken header, or one above ``max_message_size``, is a PeerError; those before it are
+        returned first.
 
         Always a checkpoint.  A cancellation loses nothing.  Raises PeerError, OSError, or
         ClosedResourceError.

@@ -110,7 +110,7 @@ class InprocConnection:
         self.stage = "greeting"
         self.detects_silence = False
         self.defers_greeting = False
-        # It would save less than it costs to wait for a reader that does not come back.
+        # A direct read would save less than it costs to wait for a reader that does not come back.
         self.allows_direct_read = False
         self._endpoint = endpoint
         self._peer: InprocConnection

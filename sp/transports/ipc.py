@@ -81,7 +81,7 @@ async def listen_link(address: Address, endpoint: EndpointConfig, make: Callable
     sock = _bound(address, mode)
     try:
         if mode is not None and isinstance(address.path, str):
-            # Adds the bits that the umask removed; at no time were there more bits than *mode* has.
+            # Add the bits that the umask removed.  The file never has more bits than *mode*.
             os.chmod(address.path, mode)
         sock.listen(BACKLOG)
         sock.setblocking(False)

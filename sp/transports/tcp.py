@@ -24,7 +24,7 @@ _PORT_TRIES: Final = 16
 _MAX_KEEPALIVE: Final = 32767
 """The largest number of seconds that Linux accepts for each of the keepalive times."""
 _HEAD_START: Final = 0.25
-"""Seconds until the next address of a name is tried as well (RFC 8305, 5)."""
+"""Seconds until the next address of a name is also tried (RFC 8305, 5)."""
 _MAX_LOOKUPS: Final = 64
 """How many names are looked up at the same time, each in a thread."""
 _LOOKUP_SHARE: Final = 0.9

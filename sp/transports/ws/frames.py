@@ -102,7 +102,7 @@ class WebSocket:
     )
 
     def __init__(self, side: Side, find_body: FindBody | None, limit: int | None) -> None:
-        # Max_size would count control frames too.
+        # With max_size=, control frames would count too.
         protocol = Protocol(side, max_size=None, logger=quiet)
         self.error: PeerError | None = None
         """What the peer did wrong.

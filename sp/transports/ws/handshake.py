@@ -346,7 +346,8 @@ class Pings(enum.Enum):
     ANSWERED = "answered"
     """They show whether the peer is there.
 
-    A peer that neither answers nor sends anything else is gone."""
+    A peer that neither answers nor sends anything else is gone.
+    """
 
 
 def pings_for_client(headers: HTTPHeaders) -> Pings:

@@ -238,7 +238,8 @@ _STATUSES: Final = {RefusalKind.NOT_AUTHORIZED: 403, RefusalKind.NO_ROOM: 503}
 def answer_for(error: Exception | None) -> HTTPResponse:
     """Return the response to a client that is rejected because of *error*.
 
-    None: the listener closes."""
+    None: the listener closes.
+    """
     if isinstance(error, PipeRefused):
         if isinstance(error.response, HTTPResponse):
             return error.response
