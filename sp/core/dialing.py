@@ -93,7 +93,8 @@ class DialerTask:
 
     @property
     def pipe(self) -> Pipe | None:
-        return None if self._pipe is None else self._pipe.handle
+        # The caller may be another thread, and a pipe that ends meanwhile gives up its handle.
+        return getattr(self._pipe, "handle", None)
 
     @property
     def state(self) -> str:

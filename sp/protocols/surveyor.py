@@ -111,7 +111,7 @@ class SurveyorEngine(Engine):
         self._ids = Ids(random)
         self._pipes: dict[EnginePipe, None] = {}
         self._under_way: dict[bytes, SurveyorContext] = {}  # by the id as it is on the wire
-        self._contexts: weakref.WeakSet[SurveyorContext] = weakref.WeakSet()
+        self._contexts: weakref.WeakKeyDictionary[SurveyorContext, None] = weakref.WeakKeyDictionary()
         # A heap of deadlines and ids.  It also has those of surveys that ended early.
         self._deadlines: list[tuple[float, bytes]] = []
         self._inbox_dropped = 0
@@ -119,7 +119,7 @@ class SurveyorEngine(Engine):
     def open_context(self, seconds: float) -> SurveyorContext:
         """Open a conversation whose surveys take answers for *seconds*."""
         context = SurveyorContext(self, Inbox(self._options, "newest"), seconds)
-        self._contexts.add(context)
+        self._contexts[context] = None
         return context
 
     def start(self, context: SurveyorContext, message: Message, seconds: float) -> None:
@@ -196,7 +196,8 @@ class SurveyorEngine(Engine):
             context.inbox.forget_bodies()
 
     def queued(self) -> int:
-        return sum(len(context.inbox) for context in self._contexts)
+        references = self._contexts.keyrefs()  # in one step, since the caller may be another thread
+        return sum(len(context.inbox) for reference in references if (context := reference()) is not None)
 
     def inbox_dropped(self) -> int:
         return self._inbox_dropped

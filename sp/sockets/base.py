@@ -244,17 +244,19 @@ class Socket(Verbs, trio.abc.AsyncResource):
     @property
     def pipes(self) -> Sequence[Pipe]:
         """The connections that the socket has now."""
-        return tuple(pipe.handle for pipe in self._core.pipes.values())
+        tasks = tuple(self._core.pipes.values())  # in one step, since the caller may be another thread
+        handles: list[Pipe | None] = [getattr(task, "handle", None) for task in tasks]
+        return tuple(handle for handle in handles if handle is not None)
 
     @property
     def dialers(self) -> Sequence[Dialer]:
         """The dialers that have not stopped."""
-        return tuple(dialer.handle for dialer in self._core.dialers)
+        return tuple(dialer.handle for dialer in tuple(self._core.dialers))
 
     @property
     def listeners(self) -> Sequence[Listener]:
         """The listeners that have not stopped."""
-        return tuple(listener.handle for listener in self._core.listeners)
+        return tuple(listener.handle for listener in tuple(self._core.listeners))
 
     @property
     def url(self) -> str:
@@ -262,7 +264,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
         Raises StateError when the socket has no listener, or several: then use ``listeners``.
         """
-        listeners = self._core.listeners
+        listeners = list(self._core.listeners)  # in one step, since the caller may be another thread
         if not listeners:
             raise StateError("the socket has no listener, so it has no url: listen first")
         if len(listeners) > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -262,3 +263,36 @@ async def test_a_thread_may_look(name: str) -> None:
             return [req.statistics(), req.pipes, req.dialers, req.listeners, repr(req), repr(req.pipes), req.pipes[0].statistics()]
 
         assert await trio.to_thread.run_sync(look) == look()
+
+
+@pytest.mark.parametrize(("one", "other"), [(sp.Sub0, sp.Pub0), (sp.Surveyor0, sp.Respondent0)])
+async def test_a_thread_may_look_while_pipes_and_contexts_come_and_go(one: type[sp.Sub0], other: type[sp.Pub0], name: str) -> None:
+    over = False
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        while not over:
+            _ = socket.statistics(), socket.pipes, socket.dialers, socket.listeners, repr(socket), [dialer.pipe for dialer in dialers]
+            looks += 1
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        async with one() as socket, other(listen=name) as peer, trio.open_nursery() as nursery:
+            dialers = [await socket.dial(name) for _ in range(10)]
+            nursery.start_soon(trio.to_thread.run_sync, look)
+            try:
+                for _ in range(30):
+                    contexts = [socket.context() for _ in range(10)]
+                    for dialer in dialers:
+                        dialer.close()
+                    dialers = [await socket.dial(name) for _ in range(10)]
+                    await peer.wait_for_peers()
+                    for context in contexts:
+                        context.close()
+            finally:
+                over = True
+    finally:
+        sys.setswitchinterval(before)
+    assert looks
