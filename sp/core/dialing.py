@@ -22,7 +22,7 @@ from sp.options import ShouldRedial
 from sp.pipe import Pipe
 from sp.statistics import DialerStatistics
 from sp.transports import transport_for
-from sp.transports.contract import EndpointConfig, Newcomer
+from sp.transports.contract import DialerConfig, Newcomer
 
 log = logging.getLogger("sp")
 
@@ -66,7 +66,7 @@ class BackOff:
 class DialerTask:
     """The task that dials one URL until it is closed.  Applications see its ``handle``."""
 
-    def __init__(self, core: Core, address: Address, endpoint: EndpointConfig, priority: int, *, once: bool) -> None:
+    def __init__(self, core: Core, address: Address, endpoint: DialerConfig, priority: int, *, once: bool) -> None:
         self.error: Exception | None = None
         self.handle = Dialer(self)
         """What the application sees."""

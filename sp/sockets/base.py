@@ -215,7 +215,7 @@ class Socket(Verbs, trio.abc.AsyncResource):
             for acceptor in acceptors:
                 acceptor.close()
             self._core.check_open()
-        listener = ListenerTask(self._core, acceptors, cast("TLSServerConfig | None", endpoint.tls), rank)
+        listener = ListenerTask(self._core, acceptors, endpoint.tls, rank)
         self._core.listeners.append(listener)
         self._core.spawn(listener.run)
         self._core.emit(Event(kind=EventKind.LISTENING, url=listener.url))

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-import attrs
-
 from sp.address import Address
 from sp.checks import check_flag
 from sp.errors import AddressError, TLSConfigError
 from sp.http.config import WSClientConfig, WSServerConfig
 from sp.options import SocketOptions
 from sp.tls.config import TLSClientConfig, TLSServerConfig, default_client_config
-from sp.transports.contract import EndpointConfig
+from sp.transports.contract import DialerConfig, EndpointConfig, ListenerConfig
 
 _TLS = TypeVar("_TLS", TLSServerConfig, TLSClientConfig)
 _WS = TypeVar("_WS", WSServerConfig, WSClientConfig)
@@ -25,25 +23,31 @@ _DIAL: Final = "dial"
 _LISTEN: Final = "listen on"
 
 
-def config_to_dial(base: EndpointConfig, address: Address, tls: object, ws: object) -> EndpointConfig:
+def config_to_dial(base: EndpointConfig, address: Address, tls: object, ws: object) -> DialerConfig:
     """Return *base* with what a dialer to *address* needs.
 
     *tls* and *ws* are the arguments of the call, or None.
     """
-    return attrs.evolve(
-        base,
+    return DialerConfig(
+        number=base.number,
+        peer_number=base.peer_number,
+        find_body=base.find_body,
+        options=base.options,
         tls=_tls(base.options, address, _DIAL, tls, TLSClientConfig),
         ws=_ws(base.options, address, _DIAL, ws, WSClientConfig),
     )
 
 
-def config_to_listen(base: EndpointConfig, address: Address, tls: object, ws: object, proxy_protocol: object) -> EndpointConfig:
+def config_to_listen(base: EndpointConfig, address: Address, tls: object, ws: object, proxy_protocol: object) -> ListenerConfig:
     """Return *base* with what a listener at *address* needs.
 
     The other parameters are the arguments of the call, or None.
     """
-    return attrs.evolve(
-        base,
+    return ListenerConfig(
+        number=base.number,
+        peer_number=base.peer_number,
+        find_body=base.find_body,
+        options=base.options,
         tls=_tls(base.options, address, _LISTEN, tls, TLSServerConfig),
         ws=_ws(base.options, address, _LISTEN, ws, WSServerConfig),
         proxy_protocol=_proxy_protocol(base.options, address, proxy_protocol),
@@ -72,13 +76,14 @@ def _tls(options: SocketOptions, address: Address, verb: str, given: object, kin
     return config
 
 
-def _ws(options: SocketOptions, address: Address, verb: str, given: object, kind: type[_WS]) -> _WS | None:
+def _ws(options: SocketOptions, address: Address, verb: str, given: object, kind: type[_WS]) -> _WS:
+    """Return the WebSocket configuration for *address*: the defaults, if its scheme has no HTTP."""
     if given is not None and not isinstance(given, kind):
         raise TypeError(f"to {verb} {address.url!r}, expected ws=sp.{kind.__name__}(...), not {type(given).__name__}")
     if not address.is_http:
         if given is not None:
             raise AddressError(f"ws= was given to {verb} {address.url!r}, which has no HTTP: expected ws:// or wss://")
-        return None
+        return kind()
     config = options.ws if given is None else given
     if config is None:
         return kind()

@@ -42,12 +42,28 @@ class EndpointConfig:
     """Where the body begins in what the peer sends; None: its messages have no header."""
     options: SocketOptions
     """The options of the socket, such as ``max_message_size``."""
-    tls: TLSServerConfig | TLSClientConfig | None = None
-    """The TLS configuration of this side, for a scheme with TLS."""
-    ws: WSServerConfig | WSClientConfig | None = None
-    """The WebSocket configuration of this side, for a scheme over WebSocket."""
-    proxy_protocol: bool = False
-    """For a listener: whether connections begin with a PROXY protocol header."""
+
+
+@attrs.frozen(kw_only=True)
+class DialerConfig(EndpointConfig):
+    """What ``connect`` needs to know of a dialer as well."""
+
+    tls: TLSClientConfig | None
+    """None for a scheme without TLS."""
+    ws: WSClientConfig
+    """For a scheme over WebSocket."""
+
+
+@attrs.frozen(kw_only=True)
+class ListenerConfig(EndpointConfig):
+    """What ``listen`` needs to know of a listener as well."""
+
+    tls: TLSServerConfig | None
+    """None for a scheme without TLS."""
+    ws: WSServerConfig
+    """For a scheme over WebSocket."""
+    proxy_protocol: bool
+    """Whether connections begin with a PROXY protocol header."""
 
 
 class HandedOver(Exception):  # one way for ``greet`` to end, not an error
@@ -278,11 +294,11 @@ class Acceptor(Protocol):
 class Transport(Protocol):
     """What a module of this package has to offer."""
 
-    async def connect(self, address: Address, endpoint: EndpointConfig) -> Newcomer:
+    async def connect(self, address: Address, endpoint: DialerConfig) -> Newcomer:
         """Open a connection.  Raises OSError or AddressError."""
         ...
 
-    async def listen(self, address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
+    async def listen(self, address: Address, endpoint: ListenerConfig) -> list[Acceptor]:
         """Bind *address*.
 
         A name may stand for several addresses; their acceptors all have the same URL.

@@ -15,7 +15,7 @@ from sp.address import Address
 from sp.errors import PeerClosed, PeerError, PipeRefused, WrongProtocol
 from sp.message import Message
 from sp.refusal import RefusalKind
-from sp.transports.contract import Acceptor, Connection, EndpointConfig, Greeted, Newcomer
+from sp.transports.contract import Acceptor, Connection, DialerConfig, EndpointConfig, Greeted, ListenerConfig, Newcomer
 from sp.transports.framing import broken_header, too_large
 
 _QUEUE_LIMIT: Final = 128
@@ -38,7 +38,7 @@ def _names() -> dict[str, InprocAcceptor]:
         return names
 
 
-async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: DialerConfig) -> Newcomer:
     """Connect to the listener with that name.
 
     Raises ConnectionRefusedError if there is none, as nng and mangos do.
@@ -54,7 +54,7 @@ async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
     return ours
 
 
-async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: ListenerConfig) -> list[Acceptor]:
     """Take the name.  Raises OSError (address in use) if it is taken."""
     await trio.lowlevel.checkpoint()
     names = _names()

@@ -20,7 +20,7 @@ import trio
 
 from sp.address import ANY_NAME, MAX_SOCKET_PATH, Address
 from sp.errors import AddressError
-from sp.transports.contract import Acceptor, EndpointConfig, Newcomer
+from sp.transports.contract import Acceptor, DialerConfig, ListenerConfig, Newcomer
 from sp.transports.fork import close_all_copies, close_in_children
 from sp.transports.link import BACKLOG, SocketLink, accept_pending
 from sp.transports.stream import StreamConnection
@@ -38,7 +38,7 @@ def _check_platform(address: Address) -> None:
         raise AddressError(f"{address.url!r}: abstract names exist on Linux only")
 
 
-async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: DialerConfig) -> Newcomer:
     """Connect to the listener at *address*."""
     return StreamConnection(await connect_link(address), endpoint, typed=True)
 
@@ -64,7 +64,7 @@ async def connect_link(address: Address) -> SocketLink:
     return SocketLink(sock, address.url, address.url)
 
 
-async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: ListenerConfig) -> list[Acceptor]:
     """Bind *address*.
 
     A socket file without a listener is replaced.  If there is a listener, OSError says that the
@@ -73,7 +73,7 @@ async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     return await listen_link(address, endpoint, lambda link: StreamConnection(link, endpoint, typed=True))
 
 
-async def listen_link(address: Address, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
+async def listen_link(address: Address, endpoint: ListenerConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
     """Bind *address*, for ipc and ws+unix.  *make* turns each accepted link into a newcomer."""
     _check_platform(address)
     await trio.lowlevel.checkpoint()
@@ -153,7 +153,7 @@ def _remove_stale(path: str) -> bool:
 class IPCAcceptor:
     """A listening socket, and the file that it created."""
 
-    def __init__(self, sock: socket.socket, address: Address, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
+    def __init__(self, sock: socket.socket, address: Address, endpoint: ListenerConfig, make: Callable[[SocketLink], Newcomer]) -> None:
         self.url = address.url
         self._socket = close_in_children(sock)
         self._proxied = endpoint.proxy_protocol

@@ -15,7 +15,7 @@ import trio
 
 from sp.address import Address, bracketed, is_host
 from sp.transports import tcp_info
-from sp.transports.contract import SHORTEST_KEEPALIVE, Acceptor, EndpointConfig, Newcomer
+from sp.transports.contract import SHORTEST_KEEPALIVE, Acceptor, DialerConfig, EndpointConfig, ListenerConfig, Newcomer
 from sp.transports.fork import close_all_copies, close_in_children
 from sp.transports.link import BACKLOG, SocketLink, accept_pending
 from sp.transports.stream import StreamConnection
@@ -37,7 +37,7 @@ _Target = tuple[int, tuple[Any, ...]]
 """An address family and an address, in the form that the system's functions take."""
 
 
-async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: DialerConfig) -> Newcomer:
     """Connect to *address*.
 
     Its name is looked up each time, and all of its addresses are tried.
@@ -48,7 +48,7 @@ async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
 async def connect_link(address: Address, endpoint: EndpointConfig) -> SocketLink:
     """Connect to *address*, for every transport over TCP."""
     targets = _by_turns(await look_up(address, limit=endpoint.options.handshake_timeout * _LOOKUP_SHARE))
-    return _link(await (_open(*targets[0]) if len(targets) == 1 else _race(targets)), endpoint)
+    return _link(await (_open(*targets[0]) if len(targets) == 1 else _race(targets)), endpoint.options.tcp_keepalive)
 
 
 def _by_turns(targets: list[_Target]) -> list[_Target]:
@@ -176,7 +176,7 @@ async def _look_up_name(host: str, port: int, family: int, flags: int, limit: fl
     raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not looked up within {limit:g} s{others}")
 
 
-async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: ListenerConfig) -> list[Acceptor]:
     """Bind *address*.
 
     All addresses of a name are bound.  Without a host, all interfaces are bound, IPv4 and IPv6.
@@ -184,7 +184,7 @@ async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     return await listen_link(address, endpoint, lambda link: StreamConnection(link, endpoint))
 
 
-async def listen_link(address: Address, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
+async def listen_link(address: Address, endpoint: ListenerConfig, make: Callable[[SocketLink], Newcomer]) -> list[Acceptor]:
     """Bind *address*, for every transport over TCP.
 
     *make* turns each accepted link into a newcomer.
@@ -201,7 +201,7 @@ async def listen_link(address: Address, endpoint: EndpointConfig, make: Callable
 class TCPAcceptor:
     """A listening socket."""
 
-    def __init__(self, sock: socket.socket, url: str, endpoint: EndpointConfig, make: Callable[[SocketLink], Newcomer]) -> None:
+    def __init__(self, sock: socket.socket, url: str, endpoint: ListenerConfig, make: Callable[[SocketLink], Newcomer]) -> None:
         self.url = url
         self._socket = close_in_children(sock)
         self._endpoint = endpoint
@@ -211,7 +211,10 @@ class TCPAcceptor:
         if self._socket.fileno() < 0:
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(self._socket)
-        return [self._make(_link(sock, self._endpoint)) for sock in accept_pending(self._socket)]
+        return [
+            self._make(_link(sock, self._endpoint.options.tcp_keepalive, proxied=self._endpoint.proxy_protocol))
+            for sock in accept_pending(self._socket)
+        ]
 
     def drain(self) -> None:
         self.close()
@@ -248,8 +251,7 @@ class TCPLink(SocketLink):
         return True
 
 
-def _link(sock: socket.socket, endpoint: EndpointConfig) -> SocketLink:
-    tcp_keepalive, proxied = endpoint.options.tcp_keepalive, endpoint.proxy_protocol
+def _link(sock: socket.socket, tcp_keepalive: float | None, *, proxied: bool = False) -> SocketLink:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _set_keepalive(sock, tcp_keepalive)

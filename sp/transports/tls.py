@@ -20,7 +20,7 @@ from sp.tls.config import TLSClientConfig, TLSServerConfig
 from sp.tls.info import TLSInfo
 from sp.tls.openssl import BUFFER_SIZE
 from sp.tls.session import TLSSession
-from sp.transports.contract import Acceptor, EndpointConfig, Newcomer
+from sp.transports.contract import Acceptor, DialerConfig, ListenerConfig, Newcomer
 from sp.transports.link import READ_SIZE, SocketLink, receive_first, wait_for_either
 from sp.transports.proxy_protocol import ProxyInfo
 from sp.transports.stream import StreamConnection
@@ -39,17 +39,17 @@ _WRITE_SIZE: Final = 128 * 1024
 """The most bytes that are encrypted before the kernel takes them, in full records."""
 
 
-async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: DialerConfig) -> Newcomer:
     """Connect to *address*, as tcp does.  The TLS handshake is part of the greeting."""
     config = endpoint.tls
-    assert isinstance(config, TLSClientConfig)
+    assert config is not None
     return StreamConnection(TLSLink(await connect_link(address, endpoint), config, host=address.host, port=address.port), endpoint)
 
 
-async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: ListenerConfig) -> list[Acceptor]:
     """Bind *address*, as tcp does."""
     config = endpoint.tls
-    assert isinstance(config, TLSServerConfig)
+    assert config is not None
     return await listen_link(address, endpoint, lambda link: StreamConnection(TLSLink(link, config), endpoint))
 
 

@@ -7,13 +7,13 @@ import os
 import socket
 from collections.abc import Callable
 
-import attrs
 import pytest
 import trio
 
 import sp
 from sp.address import Address
 from sp.options import SocketOptions
+from sp.sockets.endpoint_config import config_to_dial, config_to_listen
 from sp.transports import transport_for
 from sp.transports.contract import EndpointConfig
 from tests.transports.ends import client_tls, dial, listen, server_tls
@@ -240,17 +240,17 @@ def test_a_scheme_without_a_transport_is_not_taken_for_another_one() -> None:
 
 async def test_an_acceptor_that_is_closed_twice_leaves_the_address_to_the_one_that_has_it_by_then(new_url: NewUrl) -> None:
     url = new_url()
-    common = EndpointConfig(number=0x20, peer_number=0x21, find_body=None, options=SocketOptions())
-    ours = attrs.evolve(common, tls=server_tls(url), ws=sp.WSServerConfig())
-    theirs = attrs.evolve(common, tls=client_tls(url), ws=sp.WSClientConfig())
+    req = EndpointConfig(number=0x30, peer_number=0x31, find_body=None, options=SocketOptions())
+    rep = EndpointConfig(number=0x31, peer_number=0x30, find_body=None, options=SocketOptions())
     transport = transport_for(Address.parse(url))
-    first = await transport.listen(Address.parse(url), ours)
+    config = config_to_listen(rep, Address.parse(url), server_tls(url), None, None)
+    first = await transport.listen(Address.parse(url), config)
     address = Address.parse(first[0].url)
     first[0].close()
-    second = await transport.listen(address, ours)
+    second = await transport.listen(address, config)
     first[0].close()
     with trio.fail_after(5):
-        newcomer = await transport.connect(address, theirs)
+        newcomer = await transport.connect(address, config_to_dial(req, address, client_tls(url), None))
         (accepted,) = await second[0].accept()
     newcomer.close()
     accepted.close()

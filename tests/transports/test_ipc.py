@@ -19,6 +19,7 @@ import trio.testing
 
 import sp
 from sp.address import Address
+from sp.sockets.endpoint_config import config_to_listen
 from sp.transports import ipc
 from sp.transports.link import BACKLOG
 from tests.transports.wire import BUS, connect, connect_as, expect, frame, receive_end, receive_exactly
@@ -173,7 +174,8 @@ async def test_a_file_that_took_the_place_of_ours_is_not_removed(path: Path) -> 
 
 
 async def test_an_address_that_is_closed_twice_leaves_the_file_of_its_successor_alone(path: Path, tmp_path: Path) -> None:
-    (acceptor,) = await ipc.listen(Address.parse(f"ipc://{path}"), sp.Bus0()._core.endpoint_config)
+    address = Address.parse(f"ipc://{path}")
+    (acceptor,) = await ipc.listen(address, config_to_listen(sp.Bus0()._core.endpoint_config, address, None, None, None))
     os.link(path, tmp_path / "kept")
     acceptor.close()
     assert not path.exists()

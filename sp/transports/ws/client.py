@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 import trio
 from websockets.protocol import Side
 
 from sp.address import Address, bracketed, plain_zone, without_zone
 from sp.errors import GreetingError, PeerError, PipeRefused, UpgradeRefused, WrongProtocol
-from sp.http.config import WSClientConfig
 from sp.http.connect_proxy import ConnectProxy, proxy_for
 from sp.http.message import HTTPHeaders, HTTPInfo, retry_after
-from sp.tls.config import TLSClientConfig
 from sp.transports import ipc, tcp
-from sp.transports.contract import Connection, EndpointConfig, Greeted, Newcomer
+from sp.transports.contract import Connection, DialerConfig, Greeted, Newcomer
 from sp.transports.link import READ_SIZE, Link, SocketLink
 from sp.transports.stream import OverLink
 from sp.transports.tls import TLSLink
@@ -30,17 +28,17 @@ _BODY_TIME: Final = 1.0
 """How many seconds to wait for the body of a refusal after its head: it may never end."""
 
 
-async def connect(address: Address, endpoint: EndpointConfig) -> Newcomer:
+async def connect(address: Address, endpoint: DialerConfig) -> Newcomer:
     """Connect to *address*, through a proxy if there is one.
 
     All handshakes are part of ``greet``.
     """
     if address.scheme == "ws+unix":
         return ClientNewcomer(await ipc.connect_link(address), endpoint, address)
-    proxy = proxy_for(address, cast("WSClientConfig", endpoint.ws).proxy)
+    proxy = proxy_for(address, endpoint.ws.proxy)
     inner = await tcp.connect_link(address, endpoint) if proxy is None else await _connect_through(proxy, address, endpoint)
     link: Link = inner
-    if isinstance(endpoint.tls, TLSClientConfig):
+    if endpoint.tls is not None:
         link = TLSLink(inner, endpoint.tls, host=address.host, port=address.port, http=True)
     return ClientNewcomer(link, endpoint, address)
 
@@ -52,12 +50,12 @@ class ClientNewcomer(OverLink):
 
     __slots__ = ("_address", "_connection", "_endpoint", "_handshake", "closed")
 
-    def __init__(self, link: Link, endpoint: EndpointConfig, address: Address) -> None:
+    def __init__(self, link: Link, endpoint: DialerConfig, address: Address) -> None:
         super().__init__(link)
         self.closed = False
         self._address = address
         self._endpoint = endpoint
-        number, host, headers = endpoint.peer_number, address.host_header, cast("WSClientConfig", endpoint.ws).headers
+        number, host, headers = endpoint.peer_number, address.host_header, endpoint.ws.headers
         over_tls = endpoint.tls is not None
         self._handshake = ClientHandshake(client_protocol(number), number, address.target, host, headers, over_tls=over_tls)
         self._connection: ClientConnection | None = None  # exists once the server has agreed
@@ -162,7 +160,7 @@ async def _read_until_agreed(link: Link, answer: ClientHandshake | Answer) -> No
         answer.receive_data(b"")  # take what has come: no more of the body will be read
 
 
-async def _connect_through(proxy: ConnectProxy, address: Address, endpoint: EndpointConfig) -> SocketLink:
+async def _connect_through(proxy: ConnectProxy, address: Address, endpoint: DialerConfig) -> SocketLink:
     """Connect to *proxy*, and have it connect to *address* (RFC 9110, 9.3.6)."""
     authority = f"{bracketed(without_zone(address.host))}:{address.port}"
     try:

@@ -6,15 +6,14 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import trio
 
 from sp.errors import PeerClosed, PeerError, PeerSilent, PipeRefused
-from sp.http.config import WSClientConfig, WSServerConfig
 from sp.http.message import HTTPInfo
 from sp.message import Message
-from sp.transports.contract import EndpointConfig
+from sp.transports.contract import DialerConfig, ListenerConfig
 from sp.transports.link import READ_SIZE, Link, wait_for_either
 from sp.transports.stream import LARGE_READ_SIZE, MAX_PARTS, WRITE_SIZE, LinkConnection
 from sp.transports.ws.frames import ENDED, WebSocket
@@ -50,7 +49,7 @@ class WSConnection(LinkConnection):
     def __init__(
         self,
         link: Link,
-        endpoint: EndpointConfig,
+        endpoint: DialerConfig | ListenerConfig,
         websocket: WebSocket,
         http: HTTPInfo,
         pings: Pings,
@@ -61,7 +60,7 @@ class WSConnection(LinkConnection):
         """At a normal end, the peer gets a Close with *code*, or no Close if not *says_close*."""
         super().__init__(link, endpoint)
         self.http = http
-        self._config = cast("WSServerConfig | WSClientConfig", endpoint.ws)
+        self._config = endpoint.ws
         self._websocket = websocket
         self._pings = pings
         self._code = code

@@ -17,7 +17,7 @@ from sp.http.config import WSServerConfig
 from sp.http.forwarding import Client, client_of, parse_ip
 from sp.http.message import HTTPHeaders, HTTPInfo, HTTPResponse, text_response
 from sp.refusal import RefusalKind
-from sp.transports.contract import AnsweredByHTTP, Connection, EndpointConfig, Greeted, HandedOver
+from sp.transports.contract import AnsweredByHTTP, Connection, Greeted, HandedOver, ListenerConfig
 from sp.transports.link import READ_SIZE, Link, receive_first
 from sp.transports.stream import OverLink
 from sp.transports.ws.connection import GOING_AWAY, WSConnection, linger, send_all
@@ -45,7 +45,7 @@ class ServerNewcomer(OverLink):
 
     __slots__ = ("_answered", "_asks_health", "_connection", "_handshake", "_lingered", "_opened", "_routed", "_routes", "closed")
 
-    def __init__(self, link: Link, endpoint: EndpointConfig, routes: Routes) -> None:
+    def __init__(self, link: Link, endpoint: ListenerConfig, routes: Routes) -> None:
         super().__init__(link)
         self.closed = False
         self._routes = routes

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 from sp.address import Address, normal_path
 from sp.errors import AddressError
 from sp.http.config import WSServerConfig
-from sp.transports.contract import EndpointConfig, Newcomer
+from sp.transports.contract import ListenerConfig, Newcomer
 
 
 class Route:
     """One listener on a shared port."""
 
-    def __init__(self, routes: Routes, path: str, endpoint: EndpointConfig) -> None:
+    def __init__(self, routes: Routes, path: str, endpoint: ListenerConfig) -> None:
         self.path = normal_path(path)
         self.endpoint = endpoint
-        self.config = cast("WSServerConfig", endpoint.ws)
+        self.config = endpoint.ws
         self.health_path = None if self.config.health_path is None else normal_path(self.config.health_path)
         self.draining = False
         self.closed = False

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import cast
 
 import trio
 
 from sp.address import Address, normal_path
 from sp.errors import TLSConfigError
-from sp.http.config import WSServerConfig
-from sp.tls.config import TLSServerConfig
 from sp.transports import ipc, tcp
-from sp.transports.contract import Acceptor, EndpointConfig, Newcomer
+from sp.transports.contract import Acceptor, ListenerConfig, Newcomer
 from sp.transports.link import SocketLink
 from sp.transports.tls import TLSLink
 from sp.transports.ws.newcomer import ServerNewcomer
@@ -27,7 +24,7 @@ from sp.transports.ws.routes import Route, Routes
 _Key = tuple[str, str, int]
 
 
-async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
+async def listen(address: Address, endpoint: ListenerConfig) -> list[Acceptor]:
     """Bind *address*, or share a port that is bound.
 
     Raises OSError "address in use" if the listeners cannot share it, and AddressError or
@@ -39,7 +36,7 @@ async def listen(address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
     port = ports.get(key)
     if port is None:
         port = SharedPort(endpoint, address, key)
-        port.routes.check_paths(address, cast("WSServerConfig", endpoint.ws))
+        port.routes.check_paths(address, endpoint.ws)
         try:
             await port.bind(address, endpoint)
         except OSError:
@@ -75,7 +72,7 @@ def _the_ports() -> dict[_Key, SharedPort]:
 class SharedPort:
     """A bound address, and the listeners that share it."""
 
-    def __init__(self, endpoint: EndpointConfig, address: Address, key: _Key) -> None:
+    def __init__(self, endpoint: ListenerConfig, address: Address, key: _Key) -> None:
         self.key = key
         self.routes = Routes(is_unix=address.scheme == "ws+unix")
         self._bases: list[Acceptor] = []
@@ -83,10 +80,10 @@ class SharedPort:
 
     def _newcomer(self, inner: SocketLink) -> Newcomer:
         config = self._endpoint.tls
-        link = TLSLink(inner, config, http=True) if isinstance(config, TLSServerConfig) else inner
+        link = TLSLink(inner, config, http=True) if config is not None else inner
         return ServerNewcomer(link, self._endpoint, self.routes)
 
-    async def bind(self, address: Address, endpoint: EndpointConfig) -> None:
+    async def bind(self, address: Address, endpoint: ListenerConfig) -> None:
         """Bind *address*, and learn its port if the system has chosen one."""
         if self.routes.is_unix:
             self._bases = await ipc.listen_link(address, endpoint, self._newcomer)
@@ -94,7 +91,7 @@ class SharedPort:
             self._bases = await tcp.listen_link(address, endpoint, self._newcomer)
             self.key = _key(address, Address.parse(self._bases[0].url).port)
 
-    def check(self, address: Address, endpoint: EndpointConfig) -> None:
+    def check(self, address: Address, endpoint: ListenerConfig) -> None:
         """Raise unless a listener at *address*, with this configuration, can share the port."""
         if endpoint.tls is not self._endpoint.tls:
             if endpoint.tls is None or self._endpoint.tls is None:
@@ -104,9 +101,9 @@ class SharedPort:
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use, with another proxy_protocol= than this one")
         if any(route.path == normal_path(address.target) for route in self.routes.listeners):
             raise OSError(errno.EADDRINUSE, f"{address.url!r}: address in use")
-        self.routes.check_paths(address, cast("WSServerConfig", endpoint.ws))
+        self.routes.check_paths(address, endpoint.ws)
 
-    def join(self, address: Address, endpoint: EndpointConfig) -> list[Acceptor]:
+    def join(self, address: Address, endpoint: ListenerConfig) -> list[Acceptor]:
         """Add a listener at *address*."""
         route = Route(self.routes, address.target, endpoint)
         self.routes.listeners.append(route)
