@@ -42,6 +42,11 @@ def test_every_public_name_has_a_docstring_of_its_own_and_so_has_every_method() 
                 assert inspect.getdoc(value), f"{name}.{attribute}"
 
 
+def test_the_help_of_every_socket_says_where_its_options_are_described() -> None:
+    for kind in (*SOCKETS, *(getattr(sp.raw, name) for name in sp.raw.__all__)):
+        assert "docs/reference.md" in (inspect.getdoc(kind.__init__) or ""), kind
+
+
 def test_every_public_name_and_method_stands_in_the_reference() -> None:
     text = REFERENCE.read_text()
     for name, thing in THINGS.items():

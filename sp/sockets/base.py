@@ -47,6 +47,13 @@ class Socket(Verbs, trio.abc.AsyncResource):
     _module = ""  # what ``repr`` puts before the name of the class
 
     def __init__(self, engine: Engine, options: SocketOptions) -> None:
+        """Make the socket.  It does nothing until its ``async with`` block is entered.
+
+        All arguments are by keyword.  The class describes its own; *options* are those that every
+        socket has, such as ``dial``, ``listen``, ``tls`` and ``max_message_size``, and
+        docs/reference.md describes them.  Raises TypeError or ValueError for an argument that
+        cannot be used.
+        """
         self._options = options
         self._core = Core(engine, options)
         self._budget = CheckpointBudget()
