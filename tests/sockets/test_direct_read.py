@@ -397,6 +397,27 @@ async def test_a_task_that_reads_is_told_that_a_newer_request_has_replaced_its_o
                 assert await req.receive() == b"new"
 
 
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_a_task_that_reads_its_reply_is_told_of_the_socket_and_not_of_the_pipe(in_order: bool, lasting_offers: None) -> None:
+    async with sp.Rep0(listen="tcp://127.0.0.1:0") as rep, sp.Req0(resend_after=None) as req, trio.open_nursery() as nursery:
+        await connect(rep, req)
+        while True:
+            await ask(req, rep)
+            await req.send(b"question")
+            reading = Background(nursery, req.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            if req._core.direct_read._is_used:
+                break
+            await rep.send(await rep.receive())
+            await reading.done()
+        if in_order:
+            await req.aclose()
+        else:
+            req.close()
+        with trio.fail_after(10), pytest.raises(trio.ClosedResourceError, match="the socket is closed"):
+            await reading.done()
+
+
 async def test_a_second_pipe_ends_the_offer(url: str, lasting_offers: None) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, sp.Bus0() as three, trio.open_nursery() as nursery:
         await connect(one, two)
