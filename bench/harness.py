@@ -22,7 +22,7 @@ import trio
 Line = Connection
 """Messages between a process and the one that started it."""
 Side = Callable[..., Any]
-"""Runs in a process: gets a line and arguments; its result is told last."""
+"""Runs in a process: gets a line and arguments; its result is reported last."""
 Loop = Callable[..., Any]
 """Runs a side: ``trio.run``, ``on_asyncio`` or ``plainly``."""
 

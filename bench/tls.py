@@ -35,14 +35,14 @@ _ATTACHED_WITHIN = 30.0
 
 @cache
 def papers() -> Papers:
-    """Return throwaway papers: both ends verify as by default, and sessions are resumed."""
+    """Return throwaway certificates: both ends verify as by default, and sessions are resumed."""
     ca = trustme.CA()
     server, client = ca.issue_cert(SERVER_NAME, HOST), ca.issue_cert("client@bench.invalid")
     return Papers(ca.cert_pem.bytes(), server.private_key_and_cert_chain_pem.bytes(), client.private_key_and_cert_chain_pem.bytes())
 
 
 def _kinds() -> dict[str, Papers]:
-    """Return the papers for first and for further connections, without and with client
+    """Return the certificates for first and for further connections, without and with client
     certificates."""
     resumed = papers()
     both = replace(resumed, client_certificates=True)

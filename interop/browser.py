@@ -32,7 +32,7 @@ _FLAGS: Final = (
 
 
 def key_hash(certificate: bytes) -> str:
-    """Return the hash of the key in a PEM *certificate*, by which Chromium is told to trust it."""
+    """Return the hash of the key in a PEM *certificate*, which makes Chromium trust it."""
     key = x509.load_pem_x509_certificate(certificate[certificate.index(b"-----BEGIN CERT") :]).public_key()
     digest = hashes.Hash(hashes.SHA256())
     digest.update(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))

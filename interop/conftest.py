@@ -31,7 +31,7 @@ def authority() -> Authority:
 
 @pytest.fixture(scope="session")
 def stranger() -> Authority:
-    """An authority that nobody trusts."""
+    """An authority that no side trusts."""
     return Authority()
 
 

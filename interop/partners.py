@@ -170,7 +170,7 @@ def missing(partner: str) -> str | None:
 
 
 def address(transport: str, directory: Path) -> str:
-    """Return a URL to listen on that nobody else has."""
+    """Return a URL to listen on that no other test has."""
     return f"ipc://{_unused_path(directory)}" if transport == "ipc" else f"{transport}://127.0.0.1:0"
 
 
@@ -388,7 +388,7 @@ async def dial_as_crowd(theirs: pynng.Socket, url: str, size: int, **options: An
 
     async def ask(n: int) -> None:
         async with sp.Req0(**REDIAL, **options) as ours:
-            # When many come at once, libnng now and then drops a connection, whoever dials.
+            # When many come at once, libnng sometimes drops a connection, whichever side dials.
             dialer = await ours.dial(url, wait=False)
             assert await ours.request(b"question %d" % n) == b"QUESTION %d" % n
             waiting.discard(n)

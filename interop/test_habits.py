@@ -65,7 +65,7 @@ class Wire:
 
 @asynccontextmanager
 async def wire(url: str, number: int) -> AsyncIterator[Wire]:
-    """A peer that pretends to be protocol *number* and dials *url* until somebody listens there."""
+    """A peer that pretends to be protocol *number* and dials *url* until a socket listens there."""
     while True:
         try:
             stream = await trio.open_tcp_stream("127.0.0.1", port_of(url))

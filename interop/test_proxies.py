@@ -20,7 +20,7 @@ from tests.tls.authority import Authority
 pytestmark = pytest.mark.libnng
 
 CLIENT: Final = "127.0.0.2"
-"""Where clients are, so that they can be told from the proxies at 127.0.0.1."""
+"""The address of clients, to distinguish them from the proxies at 127.0.0.1."""
 BEHIND: Final = sp.WSServerConfig(trusted_proxies="127.0.0.1")
 DIRECT: Final = sp.WSClientConfig(proxy=None)
 """For a dialer, whatever the environment says of proxies."""

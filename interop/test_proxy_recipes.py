@@ -19,7 +19,7 @@ from interop.proxies import Proxy, client_at, name_of, proxy
 from tests.tls.authority import Authority
 
 CLIENT: Final = "127.0.0.2"
-"""Where clients are, so that they can be told from the proxies at 127.0.0.1."""
+"""The address of clients, to distinguish them from the proxies at 127.0.0.1."""
 FORGED: Final = {"X-Forwarded-For": "192.0.2.66, 192.0.2.67", "X-Forwarded-Proto": "http", "Forwarded": "for=192.0.2.66;proto=http"}
 """What a client claims that is not so."""
 DIRECT: Final = sp.WSClientConfig(proxy=None)

@@ -64,7 +64,7 @@ async def test_one_byte_over_the_limit_ends_the_pipe_and_the_next_pipe_works(
         assert event.pipe is not None
         assert event.pipe.reason == event.reason
         await arrivals.wait(2)
-        await ours.wait_for_peers()  # or a bus would have nobody to send to yet
+        await ours.wait_for_peers()  # or a bus would have no peer to send to yet
         if pair.ours is sp.Req0:
             assert await theirs.arecv() == b"question", "the request is sent again to the next pipe"
             await theirs.asend(b"answer")
@@ -242,7 +242,7 @@ async def test_nothing_is_lost_where_the_sender_waits_for_the_receiver(pair: Pai
             send, receive = (ours.send, theirs.arecv) if turn == OURS else (theirs.asend, ours.receive)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send_all, send)
-                # Nobody receives until all buffers on the way are full.
+                # No task receives until all buffers on the way are full.
                 if turn == OURS:
                     while ours.statistics().pipes[0].outbox < OUTBOX:
                         await trio.testing.wait_all_tasks_blocked(0.01)

@@ -157,7 +157,7 @@ async def test_a_server_that_came_back_resumes_nothing_and_nobody_is_bothered(mu
             await ours.send(b"question")
             assert await first.arecv() == b"question"
             lost = ours.pipes[0]
-        # Nobody else has run since the first was closed, so there was always somebody to dial.
+        # No other task has run since the first was closed, so there was always a listener to dial.
         with open_partner("Rep0", tls_config=their_server(authority, mutual=mutual)) as second:
             listen_partner(second, url)
             assert await second.arecv() == b"question"

@@ -89,7 +89,7 @@ def to_listen(url: str, credentials: Credentials | None = None) -> tuple[str, ..
 
 
 async def meet(ours: Any, transport: str, listener: str, directory: Path, credentials: Credentials | None = None) -> tuple[str, ...]:
-    """Let *ours* listen, or dial an address where nobody listens yet; return the program's options
+    """Let *ours* listen, or dial an address without a listener; return the program's options
     for the other side."""
     if listener == OURS:
         return to_dial((await ours.listen(address(transport, directory))).url, credentials)
@@ -105,7 +105,7 @@ def number_of(ours: type[Any]) -> int:
 
 
 class Gate:
-    """A peer that greets when it is told to, so that a program that dials it sends nothing before
+    """A peer that greets on demand, so a program that dials it sends nothing before
     that."""
 
     def __init__(self, number: int) -> None:
@@ -113,7 +113,7 @@ class Gate:
         self._opened = trio.Event()
 
     def open(self) -> None:
-        """Let everybody through that waits."""
+        """Let all peers through that wait."""
         self._opened.set()
 
     async def serve(self, client: trio.SocketStream) -> None:

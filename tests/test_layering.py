@@ -48,7 +48,7 @@ WITHOUT_IO = {
     "transports.ws.handshake",
 }
 OPENSSL = {"tls.certificate_names", "tls.context", "tls.openssl", "tls.pem", "tls.session"}
-"""Imported on first use, by nobody's import of the package."""
+"""Imported on first use, and never by an import of the package."""
 IO = {"trio", "socket", "ssl", "time", "asyncio", "select", "threading", "subprocess"}
 
 

@@ -59,7 +59,7 @@ async def ask(_line: Line, url: str, size: int, seconds: float, papers: Papers |
 
 
 async def publish(line: Line, size: int, seconds: float, papers: Papers | None = None, ws: bool = False) -> None:
-    """Publish as fast as possible; tell how many messages."""
+    """Publish as fast as possible; report how many messages."""
     with pynng.Pub0(**_listening(papers, ws)) as pub:
         line.send(_url(pub))
         while not pub.pipes:

@@ -15,7 +15,7 @@ _KINDS: dict[str, tuple[Any, Any]] = {"push": (Push0, Pull0), "pair0": (Pair0, P
 
 
 async def push(line: Line, kind: str, size: int, seconds: float, many: bool, url: str | None = None) -> None:
-    """Send as fast as possible, with *many* in batches, to whoever dials or to *url*.
+    """Send as fast as possible, with *many* in batches, to peers that dial or to *url*.
 
     Tells how many messages, and how many a second.
     """

@@ -20,7 +20,7 @@ STREAMS: Final = ("tcp", "ipc")
 TRANSPORTS: Final = (*STREAMS, "ws")
 
 DATA: Final = b"conformance"
-"""What the known programs are told to send."""
+"""What the known programs send."""
 TOPIC: Final = b"news:"
 """What their SUB is subscribed to."""
 LIMIT: Final = 1 << 20

@@ -345,7 +345,7 @@ class Crashed(AssertionError):
 
 
 class NotStarted(Crashed):
-    """It has ended before anybody could connect; another program may have taken its port."""
+    """It ended before any peer could connect; another program may have taken its port."""
 
 
 async def _end(process: trio.Process, seconds: float) -> int | None:

@@ -64,7 +64,7 @@ class Chances:
         scope.cancel()
 
 
-# Every message once and in order, whoever is cancelled.
+# Every message once and in order, whichever task is cancelled.
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ async def test_a_message_whose_send_was_cancelled_never_arrives_and_all_others_d
                 sent.append(body)
             if scope.cancelled_caught:
                 cancelled.add(body)
-                if len(cancelled) == 20:  # until then nobody has received anything
+                if len(cancelled) == 20:  # until then no task has received anything
                     nursery.start_soon(receive)
         with trio.fail_after(20):
             await talk.send(b"last")

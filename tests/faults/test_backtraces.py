@@ -1,4 +1,4 @@
-"""Backtraces that nobody made honestly, sent to raw sockets and devices by hand."""
+"""Forged backtraces, sent to raw sockets and devices by hand."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Device:
         self.asks, self.answers = (REQ, REP) if pattern == "req" else (SURVEYOR, RESPONDENT)
 
     async def client(self) -> Any:
-        """Connect to it as one who asks."""
+        """Connect to it as a client."""
         count = len(self.front.pipes)
         stream = await connect_as(self.front.url, self.asks)
         await self.front.wait_for_peers(count + 1)
         return stream
 
     async def service(self) -> Any:
-        """Connect to it as one who answers."""
+        """Connect to it as a service."""
         count = len(self.back.pipes)
         stream = await connect_as(self.back.url, self.answers)
         await self.back.wait_for_peers(count + 1)

@@ -1,4 +1,4 @@
-"""Closing at any moment, whatever goes on: it ends within its deadline, and so does everybody who waits."""
+"""Closing at any moment, whatever is going on: it ends within its deadline, and so do all calls that wait."""
 
 from __future__ import annotations
 

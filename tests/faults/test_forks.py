@@ -137,7 +137,7 @@ async def test_a_closed_listener_is_closed_even_if_another_process_holds_a_copy(
             with pytest.raises(sp.DialError) as caught:
                 await dial(late, parent.url)
             assert isinstance(caught.value.__cause__, ConnectionRefusedError | FileNotFoundError)
-            if scheme != "abstract":  # such a name is taken as long as anybody holds a copy
+            if scheme != "abstract":  # such a name is taken as long as any process holds a copy
                 await parent.do("listen")
                 await dial(late, parent.url)
 

@@ -1,4 +1,4 @@
-"""Peers that greet badly, slowly or not at all: each of them costs one place, for a while, and nobody else notices."""
+"""Peers that greet badly, slowly or not at all: each takes one place for a while, and no other peer notices."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_a_message_that_trickles_in_costs_little_more_than_its_bytes() -> None:
 @network_only
 async def test_a_pipe_that_has_ended_keeps_nothing_of_a_message_that_was_cut_off(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
-        events = rep.events()  # nobody takes them, and each refers to its pipe
+        events = rep.events()  # no task takes them, and each refers to its pipe
         tracemalloc.start()
         for _ in range(20):
             async with await connect_as(rep.url, REQ) as stream:

@@ -333,7 +333,7 @@ def _descriptors() -> int:
 
 
 def _objects() -> int:
-    # trio forgets deadlines that nobody needs any more by the thousand: not until then are their scopes gone.
+    # trio drops unused deadlines by the thousand.  Only then are their scopes gone.
     gc.collect()
     return sum(type(each).__name__ not in ("CancelScope", "CancelReason", "tuple") for each in gc.get_objects())
 

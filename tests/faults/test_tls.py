@@ -1,4 +1,4 @@
-"""Peers that speak no TLS, half of it, or TLS with something wrong in it: each costs its own connection, and is told by name."""
+"""Peers that speak no TLS, half of it, or broken TLS: each costs only its own connection, and the error names the fault."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def connect(rep: sp.Rep0) -> trio.SocketStream:
 
 
 def context_for(authority: Authority | None) -> ssl.SSLContext:
-    """Return what the standard library has for a client; it trusts *authority*, or nobody."""
+    """Return a client context of the standard library that trusts *authority*, or no authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if authority is not None:
         authority.ca.configure_trust(context)
@@ -347,7 +347,7 @@ async def test_the_largest_message_passes(rep: sp.Rep0, authority: Authority) ->
             assert await req.receive() == body
 
 
-# Who refuses whom.
+# Either side refuses the other.
 
 
 async def test_a_client_that_refuses_our_certificate_is_heard(rep: sp.Rep0, authority: Authority) -> None:
@@ -576,7 +576,7 @@ async def test_a_client_that_has_to_say_hello_again_is_greeted_all_the_same(auth
                 await check(rep, authority)
 
 
-# Somebody on the way.
+# An attacker on the way.
 
 
 Attack = Callable[[trio.SocketStream, trio.SocketStream], Awaitable[None]]
@@ -616,7 +616,7 @@ async def pass_on(client: trio.SocketStream, server: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def attacked(server: sp.TLSServerConfig, client: sp.TLSClientConfig, **options: Any) -> AsyncIterator[tuple[OnTheWay, sp.Req0, str]]:
-    """Somebody on the way, a dialing socket, and the URL that leads past the one to a listener."""
+    """An attacker on the way, a dialing socket, and a URL that leads directly to the listener."""
     with trio.fail_after(10):
         async with (
             sp.Rep0(listen=URL, tls=server, linger=0) as rep,
@@ -676,7 +676,7 @@ def says(data: bytes) -> Attack:
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 @pytest.mark.parametrize("number", [40, 42, 46, 48, 51, 116])
 async def test_an_alert_before_the_servers_hello_is_nobodys_refusal(authority: Authority, number: int, version: str, resumed: bool) -> None:
-    """Anybody on the way can say such a thing, and the dialer is to try again soon."""
+    """Anyone on the way can send this, so the dialer must try again soon."""
     client = authority.client(maximum_version=version, certificate=authority.issue("client-7"))
     async with attacked(authority.server(client_ca=authority.pem), client) as (somebody, req, url):
         if resumed:
@@ -768,7 +768,7 @@ HASTY = {"redial_min": 0.001, "redial_max": 77}
 async def test_an_impostors_certificate_does_not_lock_the_dialer_out(
     authority: Authority, version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Anybody on the way can show any certificate, so a wrong one says nothing of the server's."""
+    """Anyone on the way can show any certificate, so a wrong one says nothing about the server's."""
     impostor = Authority().server()
     async with attacked(impostor, authority.client(maximum_version=version), **HASTY) as (_, req, url):
         assert max(await waits_between_attempts(req, url, caplog)) < 1

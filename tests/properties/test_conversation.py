@@ -446,7 +446,7 @@ class SurveyMachine(RuleBasedStateMachine):
         assert not any(wire.engine.dropped for wire in self.wires)
 
     def teardown(self) -> None:
-        """Nobody is held back for ever, whoever has asked and whoever answers."""
+        """No peer is held back for ever, whichever one asked and whichever one answers."""
         while any(wire.surveyor.taken or wire.respondent.taken or wire.answerer.answer or wire.engine.queued() for wire in self.wires):
             self.surveys_arrive()
             self.serve()

@@ -58,7 +58,7 @@ class StrictPipe(FakePipe):
         self.held: Message | None = None
         self.accepted = self.discarded = 0
         self.refused = False
-        """Whether it has refused an offer and not told of room since."""
+        """Whether it has refused an offer and not reported room since."""
 
     def offer(self, message: Message) -> bool:
         assert self.attached
@@ -457,12 +457,12 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.engine.queued() or not held or any(pipe.resumed for pipe in held)
 
     def teardown(self) -> None:
-        """Take all there is: nobody may be held back for ever."""
+        """Take all there is: no pipe may be held back for ever."""
         while self.contexts and any(pipe.held for pipe in self.pipes):
             for context in self.contexts:
                 for _ in range(OPTIONS.inbox_limit):
                     self.receive_in(context)
-            self.time_passes(100.0)  # for surveys that nobody receives from
+            self.time_passes(100.0)  # for surveys from which no task receives
             assert any(pipe.resumed for pipe in self.pipes if pipe.held is not None)
             self.what_was_held_comes_again()
         while self.pipes:

@@ -50,7 +50,7 @@ class Asker:
         self.deadline = -math.inf
         self.answers: list[bytes] = []
         self.losing = False
-        self.told: list[str] | None = None  # what somebody who waits was told; None: nobody waits
+        self.told: list[str] | None = None  # the errors that a waiting task got; None: no task waits
 
     def is_open(self, now: float) -> bool:
         return self.id is not None and now < self.deadline

@@ -32,7 +32,7 @@ def make(*priorities: int, room: int | None = None) -> tuple[Balancer, list[Pipe
 
 
 def offer(balancer: Balancer, count: int, pipes: list[Pipe]) -> str:
-    """Offer *count* messages; return who took them, each by its place among *pipes*; a dash where nobody did."""
+    """Offer *count* messages; for each, return the place in *pipes* of the pipe that took it, or a dash."""
     takers = ""
     for _ in range(count):
         before = [len(pipe.taken) for pipe in pipes]

@@ -1,4 +1,4 @@
-"""BUS: to every neighbour, as far as it keeps up."""
+"""BUS: to all neighbours that keep up."""
 
 from __future__ import annotations
 

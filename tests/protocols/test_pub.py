@@ -1,4 +1,4 @@
-"""PUB: everybody gets everything, except who does not keep up."""
+"""PUB: all subscribers get all messages, except those that do not keep up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SURVEYOR: everybody is asked, and answers count until the time is up."""
+"""SURVEYOR: all peers are asked, and answers count until the time is up."""
 
 from __future__ import annotations
 

@@ -25,10 +25,10 @@ _COUNTERPARTS: dict[type, type] = {
 
 @attrs.frozen(eq=False)
 class Kind:
-    """A class of sockets, and what it is told when one is made."""
+    """A class of sockets, and the arguments to make one."""
 
     socket: Any
-    """The class of ``sp``, also where the raw one of ``sp.raw`` is meant."""
+    """The class of ``sp``, even if the raw class of ``sp.raw`` is tested."""
     options: Mapping[str, object] = {}
     peer_options: Mapping[str, object] = {}
     raw: bool = False
@@ -66,7 +66,7 @@ class Kind:
 
     @property
     def talkative_peer(self) -> Kind:
-        """The peer that sends as often as it likes, and reads when it likes: a raw one, but for who has many peers."""
+        """The kind of peer that can send and read at any time: a raw one, except for poly."""
         return Kind(_COUNTERPARTS.get(self.socket, self.socket), {"poly": True} if self.poly else {}, raw=not self.poly)
 
     @property
@@ -85,7 +85,7 @@ class Kind:
 
     @property
     def sends_bodies(self) -> bool:
-        """Whether it has ``send``: a raw socket whose messages need a header has not."""
+        """Whether it has ``send``: a raw socket whose messages need a header does not."""
         return hasattr(self.made, "send")
 
     @property
@@ -94,7 +94,7 @@ class Kind:
 
     @property
     def header(self) -> bytes:
-        """What stands before a body of 100 bytes at most that a new socket sends, as far as it is the application that says so."""
+        """The header that an application must give with a body of at most 100 bytes, on a new socket."""
         if not self.raw:
             return b""
         return {sp.Req0: ID, sp.Surveyor0: ID, sp.Pair1: bytes(4), sp.Rep0: bytes(4) + ID, sp.Respondent0: bytes(4) + ID}.get(

@@ -612,7 +612,7 @@ async def test_the_outbox_takes_its_limit_and_the_next_message_waits_or_is_dropp
         nursery.cancel_scope.cancel()
 
 
-# What a socket may be told.
+# The arguments of a socket.
 
 
 @with_ttl
@@ -907,7 +907,7 @@ async def test_only_a_call_that_waits_in_a_context_learns_of_its_end(kind: Kind,
 
 
 def _things() -> int:
-    # trio forgets deadlines that nobody needs any more by the thousand: not until then are their scopes gone.
+    # trio drops unused deadlines by the thousand.  Only then are their scopes gone.
     gc.collect()
     return sum(type(thing).__name__ not in ("CancelScope", "CancelReason", "tuple") for thing in gc.get_objects())
 

@@ -67,7 +67,7 @@ async def running(front: Any, back: Any = None) -> AsyncIterator[trio.CancelScop
 
 
 class Chain:
-    """Two sockets that talk through devices, and the devices' sockets between them, those next to who asks first."""
+    """Two sockets that talk through devices, and the devices' sockets between them, from the asking side."""
 
     def __init__(self, talk: Talk, middle: list[Any]) -> None:
         self.talk = talk

@@ -199,7 +199,7 @@ async def test_blocked_writing_goes_on_when_a_reader_is_interrupted(url: str) ->
 async def test_a_message_for_a_task_that_waits_beside_the_reader_is_not_left_to_a_reader_that_does_not_come_back(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sp.core.direct_read._UNUSED_FOR", 3600)  # until then nobody would read
+    monkeypatch.setattr("sp.core.direct_read._UNUSED_FOR", 3600)  # until then no task would read
     async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
         await connect(one, two)
         await talk(one, two)

@@ -1,4 +1,4 @@
-"""Every protocol over every transport: bodies of any size, up to the limit and one byte beyond it, whoever listens, cooked and raw."""
+"""Every protocol over every transport, cooked and raw, with either side listening: bodies up to the limit and one byte beyond it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A socket belongs to the tasks of the trio run that has entered it.
+"""A socket belongs to the tasks of the trio run that entered it.
 
 Any other caller is told what to do, and does no harm.
 """

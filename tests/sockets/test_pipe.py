@@ -64,7 +64,7 @@ class Wire:
 
 
 class Tasks:
-    """What a pipe asks of its socket."""
+    """What a pipe needs from its socket."""
 
     def __init__(self, nursery: trio.Nursery, **options: Any) -> None:
         self.options = SocketOptions(**options)

@@ -188,7 +188,7 @@ async def test_a_subscriber_that_does_not_read_misses_messages_and_each_one_is_c
         body = bytes(100_000)
         for number in range(300):
             await pub.send(b"%03d" % number + body)
-            assert (await good.receive())[:3] == b"%03d" % number  # nobody else notices
+            assert (await good.receive())[:3] == b"%03d" % number  # no other peer notices
         dropped = pub.statistics().dropped[sp.DropReason.PEER_FULL]
         assert dropped > 0
         assert sum(pipe.outbox for pipe in pub.statistics().pipes) <= 16 + 1

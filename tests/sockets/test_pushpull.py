@@ -159,7 +159,7 @@ async def test_a_waiting_send_is_not_overtaken_by_a_later_one(kind: Kind, call: 
         nursery.cancel_scope.cancel()
 
 
-# Who floods.
+# Peers that flood.
 
 
 @pytest.mark.slow

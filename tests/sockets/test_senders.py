@@ -50,7 +50,7 @@ async def test_a_call_that_finds_others_waiting_joins_them_without_a_try(name: s
     async with sp.Push0(listen=name) as push, sp.Pull0() as pull, trio.open_nursery() as nursery:
         tries = Tries(push._sender, monkeypatch)
         await wait_to_send(nursery, push.send)
-        assert tries.of == {b"0": 1}  # the first found nobody, the others found the first
+        assert tries.of == {b"0": 1}  # the first found no peer, the others found the first waiting
         with pytest.raises(trio.WouldBlock):
             push.send_nowait(b"now")
         assert tries.of == {b"0": 1}
@@ -62,7 +62,7 @@ async def test_a_call_that_finds_others_waiting_joins_them_without_a_try(name: s
 
 
 class Asker:
-    """A raw REQ that asks with numbers, and reads the answers only when told to."""
+    """A raw REQ that asks with numbers, and reads the answers only on demand."""
 
     def __init__(self, req: sp.raw.Req0) -> None:
         self._req = req

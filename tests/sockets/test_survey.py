@@ -395,7 +395,7 @@ async def test_an_application_that_does_not_receive_loses_the_newest_answers_and
         await trio.sleep(1)
         assert surveyor.statistics().inbox == 20
         assert surveyor.statistics().dropped == {"inbox full": 30}
-        # Others are not held up by the answers that nobody takes.
+        # Answers that no task takes do not hold up other peers.
         answers = 0
         with trio.fail_after(1):
             survey = surveyor.survey(b"quick")
@@ -441,7 +441,7 @@ async def test_surveys_that_came_and_went_leave_nothing(how: str, name: str, aut
         before = count(), trio.lowlevel.current_statistics().tasks_living
         for _ in range(50):
             await cycle()
-        await trio.sleep(2)  # a survey that nobody ended ends with its time
+        await trio.sleep(2)  # a survey that was not closed ends when its time is up
         assert (count(), trio.lowlevel.current_statistics().tasks_living) == before
         assert surveyor.statistics().inbox == 0
         nursery.cancel_scope.cancel()

@@ -54,7 +54,7 @@ class LinkStream(trio.abc.HalfCloseableStream):
             self._link.finish()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what has arrived, at least one byte.  Empty: the peer has ended the stream.
+        """Return what has arrived, at least one byte.  Empty: the peer ended the stream.
 
         If the call is cancelled, nothing is lost.
         """

@@ -533,7 +533,7 @@ async def test_a_pipe_that_closes_says_so_in_tls(authority: Authority, version: 
         async with sp.Rep0(listen=URL, tls=authority.server()) as rep:
             events = rep.events()
             plain = await trio.open_tcp_stream("127.0.0.1", int(rep.url.rpartition(":")[2]))
-            stream = trio.SSLStream(plain, context, server_hostname="localhost")  # which raises for an end that was not told
+            stream = trio.SSLStream(plain, context, server_hostname="localhost")  # it raises for an end without close_notify
             await stream.send_all(greeting(REQ))
             await expect(events, sp.EventKind.ATTACHED)
             rep.pipes[0].close()

@@ -888,7 +888,7 @@ async def test_draining_one_of_two_that_share_a_port_costs_its_dialers_an_ordina
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(rep.listeners[0].drain)
                 await until(lambda: not rep.listeners)
-            for attempt in (2, 3):  # nobody listens there now, while the port lives on
+            for attempt in (2, 3):  # no socket listens there now, but the port stays open
                 await jump(mock_clock, 0.4)
                 await until(lambda attempt=attempt: dialer.statistics().attempts >= attempt)
                 await until(lambda: isinstance(dialer.error, sp.UpgradeRefused))
