@@ -11,7 +11,7 @@ from typing import NoReturn, Protocol, Self, cast
 import trio
 
 from sp.address import Address
-from sp.checks import check_int
+from sp.checks import check_flag, check_int
 from sp.core.accepting import ListenerTask
 from sp.core.budget import CheckpointBudget
 from sp.core.core import Core
@@ -161,11 +161,12 @@ class Socket(Verbs, trio.abc.AsyncResource):
         - *ws* (for ``ws``, ``wss``, ``ws+unix``; None: the socket's, or else the defaults).
 
         If the call is cancelled, the dialer is closed.  Raises AddressError for a URL that cannot
-        be dialed, TLSConfigError if *tls* does not fit the URL, ClosedResourceError when the socket
-        is closed.
+        be dialed, TLSConfigError if *tls* does not fit the URL, TypeError or ValueError for another
+        argument that cannot be used, ClosedResourceError when the socket is closed.
         """
         address = Address.parse(url).settled()
         address.check_dialable()
+        check_flag("wait", wait)
         rank = self._rank(priority)
         endpoint = config_to_dial(self._core.endpoint_config, address, tls, ws)
         # Before anything else can run: in a forked child, that would be the parent's tasks.

@@ -72,7 +72,8 @@ def _tls(options: SocketOptions, address: Address, verb: str, given: object, kin
             raise TLSConfigError(f"cannot listen on {address.url!r} without a certificate: give tls=sp.TLSServerConfig(...)")
         config = default_client_config()
     if not isinstance(config, kind):
-        raise TLSConfigError(f"to {verb} {address.url!r}, expected tls=sp.{kind.__name__}(...), not {type(config).__name__}")
+        error = TLSConfigError if isinstance(config, TLSServerConfig | TLSClientConfig) else TypeError
+        raise error(f"to {verb} {address.url!r}, expected tls=sp.{kind.__name__}(...), not {type(config).__name__}")
     return config
 
 

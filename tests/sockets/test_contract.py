@@ -101,6 +101,14 @@ async def test_a_block_that_has_not_begun_cannot_end_nor_can_one_twice(kind: Kin
         await socket.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("wrong", ["no", 0, None])
+async def test_dial_is_told_by_true_or_false_whether_it_waits(wrong: object, name: str) -> None:
+    async with sp.Pub0() as pub:
+        with pytest.raises(TypeError, match="wait must be True or False, not"):
+            await pub.dial(name, wait=wrong)  # type: ignore[arg-type]
+        assert pub.dialers == ()
+
+
 @pytest.mark.parametrize("wrong", ["1", 1.5, None, True])
 async def test_wait_for_peers_wants_a_whole_number(wrong: object) -> None:
     async with sp.Pub0() as pub:

@@ -778,7 +778,7 @@ async def test_tls_must_be_a_configuration(value: object) -> None:
     with pytest.raises(TypeError, match="tls must be a TLSServerConfig or a TLSClientConfig, not "):
         sp.Bus0(tls=value)  # type: ignore[arg-type]
     async with sp.Bus0() as bus:
-        with pytest.raises((TypeError, sp.TLSConfigError), match=rf"TLSClientConfig\(...\), not {type(value).__name__}"):
+        with pytest.raises(TypeError, match=rf"TLSClientConfig\(...\), not {type(value).__name__}"):
             await bus.dial("tls+tcp://127.0.0.1:1", tls=value)  # type: ignore[arg-type]
 
 
