@@ -427,7 +427,7 @@ async def failure(server: Server, client: sp.TLSClientConfig) -> Exception:
         return caught.value.__cause__
 
 
-async def test_a_server_with_a_stranger_s_certificate_is_refused_and_told(
+async def test_a_server_with_a_certificate_of_an_unknown_authority_is_refused_and_reported(
     version: Version, authority: Authority, stranger: Authority, write: Callable[[str, bytes], str]
 ) -> None:
     async with s_server(write("strange", stranger.issue("127.0.0.1"))) as server:
@@ -437,7 +437,7 @@ async def test_a_server_with_a_stranger_s_certificate_is_refused_and_told(
         await server.program.hears(b"alert unknown ca")
 
 
-async def test_a_server_with_another_name_is_refused_and_told(
+async def test_a_server_with_another_name_is_refused_and_reported(
     version: Version, authority: Authority, write: Callable[[str, bytes], str]
 ) -> None:
     async with s_server(write("other", authority.issue("other.example"))) as server:
@@ -466,7 +466,7 @@ async def test_s_server_knows_us_by_our_certificate(
         await server.answer(ours, b"question")
 
 
-async def test_we_are_told_that_s_server_wants_a_certificate(
+async def test_we_learn_that_s_server_wants_a_certificate(
     version: Version, authority: Authority, own: str, write: Callable[[str, bytes], str]
 ) -> None:
     demand = ("-Verify", "1", "-verify_return_error", "-CAfile", write("ca", authority.pem))

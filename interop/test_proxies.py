@@ -234,7 +234,9 @@ async def test_a_refusal_comes_through_with_its_status_its_headers_and_its_body(
 
 @pytest.mark.parametrize("status", [401, 429, 503])
 @each_wss
-async def test_a_refusal_of_the_proxys_own_is_told_with_its_words(file: str, status: int, directory: Path, tls: sp.TLSClientConfig) -> None:
+async def test_a_refusal_of_the_proxys_own_is_reported_with_its_words(
+    file: str, status: int, directory: Path, tls: sp.TLSClientConfig
+) -> None:
     changes = {
         "nginx": {
             "proxy_pass         http://service;": f'default_type text/plain; add_header Retry-After 7 always; return {status} "not now";',

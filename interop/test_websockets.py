@@ -417,7 +417,7 @@ async def test_one_that_offers_no_sub_protocol_of_ours_is_told_the_right_one(off
         assert isinstance(event.error, sp.WrongProtocol)
 
 
-async def test_one_at_a_path_where_nobody_listens_is_answered_404_and_the_health_check_200() -> None:
+async def test_a_request_for_an_unknown_path_gets_404_and_the_health_check_200() -> None:
     async with answering(f"{URL}/rep", ws=sp.WSServerConfig(health_path="/healthz", health=lambda: "fine")) as (_, url):
         assert (await refusal(url.replace("/rep", "/req"))).status_code == 404
         health = await refusal(url.replace("/rep", "/healthz"))
@@ -561,7 +561,7 @@ async def test_its_password_lets_us_in() -> None:
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 503])
-async def test_its_refusal_is_told_with_status_and_words(status: int) -> None:
+async def test_its_refusal_is_reported_with_status_and_words(status: int) -> None:
     def refuse(connection: ServerConnection, _: Request) -> Response:
         response = connection.respond(status, "not today\n")
         if status == 302:

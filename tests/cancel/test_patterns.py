@@ -202,7 +202,7 @@ async def test_a_send_that_waits_for_a_peer_and_is_cancelled_sends_nothing_to_th
         assert back.statistics().messages_received == 1
 
 
-async def test_a_raw_req_that_waits_for_a_service_and_is_cancelled_asks_nobody(name: str) -> None:
+async def test_a_raw_req_that_waits_for_a_service_and_is_cancelled_asks_no_peer(name: str) -> None:
     async with sp.raw.Req0() as req, sp.Rep0(listen=name) as rep:
         await cancel_blocked(partial(req.send_message, sp.Message(b"never", ID)))
         await req.dial(name)

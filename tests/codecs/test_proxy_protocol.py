@@ -258,7 +258,7 @@ def ssl(flags: int, verify: int = 0, *parts: bytes) -> bytes:
     return tlv(0x20, struct.pack(">BI", flags, verify) + b"".join(parts))
 
 
-def test_the_clients_tls_is_told_in_full() -> None:
+def test_the_clients_tls_is_reported_in_full() -> None:
     certificate = bytes(range(256)) * 8
     parts = [tlv(0x21, b"TLSv1.3"), tlv(0x22, "Müller".encode()), tlv(0x23, b"AES"), tlv(0x24, b"SHA256"), tlv(0x28, certificate)]
     found = decode(v2(TCP4, ADDRESSES4 + tlv(1, b"sp") + ssl(0b111, 0, *parts) + tlv(5, b"id"))).ssl

@@ -499,7 +499,7 @@ trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.001))
 @posix_only
 @pytest.mark.skipif(sys.platform != "linux", reason="relies on how Linux counts descriptors")
 @pytest.mark.parametrize("scheme", ["tcp", "ipc"])
-async def test_without_free_descriptors_nobody_spins_one_warning_is_given_and_all_recovers(scheme: str, tmp_path: object) -> None:
+async def test_without_free_descriptors_no_task_spins_one_warning_is_given_and_all_recovers(scheme: str, tmp_path: object) -> None:
     with trio.fail_after(30):
         result = await run_script(_EXHAUSTED, "tcp://127.0.0.1:0" if scheme == "tcp" else f"ipc://{tmp_path}/s")
     assert result.stderr == b""

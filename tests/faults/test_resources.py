@@ -142,7 +142,7 @@ async def test_a_byte_bound_holds_where_a_bound_in_messages_would_not(url: str) 
 
 
 @network_only
-async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else(url: str) -> None:
+async def test_a_requester_that_does_not_read_its_replies_delays_no_other(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url), outbox_limit=2) as rep, sp.Req0() as good:
         with trio.fail_after(20):
             deaf = await connect_as(rep.url, REQ)
@@ -165,7 +165,7 @@ async def test_a_requester_that_does_not_read_its_replies_holds_up_nobody_else(u
 
 
 @pytest.mark.slow
-async def test_a_delivered_message_is_held_by_nobody_but_its_receiver(url: str) -> None:
+async def test_a_delivered_message_is_held_only_by_its_receiver(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus, sp.Bus0() as peer:
         with trio.fail_after(5):
             await dial(peer, bus.url)
@@ -231,7 +231,7 @@ async def test_a_flood_of_small_messages_leaves_a_turn_to_others_every_few_of_th
 
 @pytest.mark.slow
 @network_only
-async def test_a_flood_that_nobody_wants_leaves_a_turn_to_others_after_every_read(url: str) -> None:
+async def test_an_unwanted_flood_leaves_a_turn_to_others_after_every_read(url: str) -> None:
     steps: list[int] = []
     block = frame(b"f") * 30_000
     async with sp.Sub0(listen=url, tls=server_tls(url)) as sub:  # subscribed to nothing, so it discards as fast as it can
@@ -412,7 +412,7 @@ async def test_contexts_that_came_and_went_leave_nothing(autojump_clock: MockClo
                 nursery.cancel_scope.cancel()
 
 
-async def test_events_that_nobody_takes_are_bounded_and_the_loss_is_counted(autojump_clock: MockClock) -> None:
+async def test_events_that_no_task_takes_are_bounded_and_the_loss_is_counted(autojump_clock: MockClock) -> None:
     async with sp.Req0(dial="inproc://nobody", redial_min=1, redial_max=1) as req:
         events = req.events()
         await trio.sleep(1_000)

@@ -270,7 +270,7 @@ async def test_garbage_after_the_handshake_ends_that_pipe_only(rep: sp.Rep0, aut
         await check(rep, authority)
 
 
-async def test_a_record_that_is_cut_off_is_told_as_truncation_and_not_delivered(rep: sp.Rep0, authority: Authority) -> None:
+async def test_a_record_that_is_cut_off_is_reported_as_truncation_and_not_delivered(rep: sp.Rep0, authority: Authority) -> None:
     events = rep.events()
     received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context_for(authority).wrap_bio(received, sent, server_hostname="localhost")
@@ -791,7 +791,7 @@ async def test_a_server_that_is_known_may_say_that_it_is_pointless(authority: Au
         assert error.permanent
 
 
-async def test_a_server_that_nobody_verifies_may_not(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unverified_server_cannot_lock_a_dialer_out(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     server = authority.server(client_ca=authority.pem)
     client = authority.client(insecure_skip_verification=True)
     async with attacked(server, client, **HASTY) as (_, req, url):

@@ -270,7 +270,7 @@ async def test_a_close_is_answered_with_the_same_and_what_came_before_is_deliver
 
 @both
 @pytest.mark.parametrize("payload", [b"", b"\x03\xe8done", b"\x03\xe9going", b"\x03\xf3no memory"])
-async def test_a_close_within_a_message_is_answered_with_the_same_and_told(url: str, payload: bytes) -> None:
+async def test_a_close_within_a_message_is_answered_with_the_same_and_reported(url: str, payload: bytes) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep:
         events = rep.events()
         with trio.fail_after(10):

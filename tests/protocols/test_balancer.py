@@ -88,7 +88,7 @@ def test_when_a_pipe_goes_the_others_keep_their_order(gone: int, then: str) -> N
     assert offer(balancer, 4, pipes) == then
 
 
-def test_nobody_is_passed_over_and_nobody_comes_twice_while_others_come_and_go() -> None:
+def test_no_pipe_is_passed_over_or_comes_twice_while_others_come_and_go() -> None:
     balancer, pipes = make(*[8] * 5)
     visitor = Pipe()
 
@@ -127,7 +127,7 @@ def test_a_full_pipe_is_left_out() -> None:
     assert offer(balancer, 5, pipes) == "02020"
 
 
-def test_a_full_pipe_is_asked_once_and_not_again_before_it_tells_of_room() -> None:
+def test_a_full_pipe_is_asked_once_and_not_again_before_it_reports_room() -> None:
     balancer, pipes = make(8, 8)
     pipes[0].room = 0
     assert offer(balancer, 10, pipes) == "1" * 10
@@ -155,7 +155,7 @@ def test_a_pipe_that_has_room_again_comes_last_in_the_round(before: int) -> None
     assert offer(balancer, 5, pipes) == "".join(map(str, order)) + "3" + str(order[0])
 
 
-def test_pipes_that_have_room_again_come_in_the_order_in_which_they_told() -> None:
+def test_pipes_that_have_room_again_come_in_the_order_in_which_they_said_so() -> None:
     balancer, pipes = make(8, 8, 8, room=0)
     assert offer(balancer, 1, pipes) == "-"
     for place in (2, 0, 1):
@@ -195,7 +195,7 @@ def test_when_no_pipe_has_room_each_was_asked_once() -> None:
     assert [pipe.asked for pipe in pipes] == [1, 1, 1, 1]
 
 
-def test_a_pipe_that_goes_while_it_is_full_does_not_come_back_by_telling_of_room() -> None:
+def test_a_pipe_that_ends_while_it_is_full_does_not_come_back_by_reporting_room() -> None:
     balancer, pipes = make(8, 8)
     pipes[0].room = 0
     offer(balancer, 1, pipes)
@@ -225,7 +225,7 @@ def test_pipes_of_the_best_priority_share_it_in_turn() -> None:
     assert offer(balancer, 7, pipes) == "1341341"
 
 
-def test_the_next_priority_gets_some_only_while_nobody_of_the_best_has_room() -> None:
+def test_the_next_priority_gets_some_only_while_no_pipe_of_the_best_has_room() -> None:
     balancer, pipes = make(1, 1, 2, 2, 3)
     pipes[0].room, pipes[1].room = 1, 2
     assert offer(balancer, 7, pipes) == "0112323"
@@ -233,7 +233,7 @@ def test_the_next_priority_gets_some_only_while_nobody_of_the_best_has_room() ->
     assert offer(balancer, 4, pipes) == "0023", "those of the next one go on where they were"
 
 
-def test_every_priority_is_used_before_nobody_has_room() -> None:
+def test_every_priority_is_used_before_no_pipe_has_room() -> None:
     balancer, pipes = make(3, 16, 1, 2, room=1)
     assert offer(balancer, 5, pipes) == "2301-"
     for place in (1, 0):

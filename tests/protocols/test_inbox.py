@@ -171,7 +171,7 @@ def test_purging_keeps_the_order_and_makes_room(pipe: FakePipe) -> None:
     assert inbox.dropped == 0
 
 
-def test_purging_too_little_resumes_nobody(pipe: FakePipe) -> None:
+def test_purging_too_little_resumes_no_pipe(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=4)
     offer(inbox, pipe, b"a", b"b", b"b", b"b", b"b")
     inbox.purge(lambda message: message.body == b"b")
@@ -209,7 +209,7 @@ def test_an_empty_batch_holds_no_pipe_and_wakes_no_task(pipe: FakePipe) -> None:
     assert not pipe.resumed
 
 
-def test_a_batch_that_is_all_taken_holds_nobody(pipe: FakePipe) -> None:
+def test_a_batch_that_is_all_taken_holds_no_pipe(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=3, size=6)
     assert inbox.offer_many(pipe, [Message(bytes(2))] * 3) == 3
     take_all(inbox)
@@ -408,7 +408,7 @@ def test_with_oldest_a_message_larger_than_the_bound_pushes_out_all(pipe: FakePi
     assert take_all(inbox) == [bytes(50)]
 
 
-def test_a_dropped_message_wakes_nobody(pipe: FakePipe) -> None:
+def test_a_dropped_message_wakes_no_task(pipe: FakePipe) -> None:
     inbox = make_inbox(limit=1, policy="newest")
     offer(inbox, pipe, b"1")
     inbox.start_dropping()

@@ -308,7 +308,7 @@ def test_poly_a_message_goes_to_the_peer_that_it_names_and_to_no_other() -> None
     assert {message.header for pipe in pipes for message in pipe.taken} == {word(1)}
 
 
-def test_poly_a_message_that_names_nobody_goes_to_the_peer_that_has_been_there_longest() -> None:
+def test_poly_a_message_without_a_pipe_goes_to_the_peer_that_has_been_there_longest() -> None:
     engine, pipes = make_poly(None, None, None)
     for body in (b"1", b"2"):
         assert engine.send(Message(body))

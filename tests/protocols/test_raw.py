@@ -326,7 +326,7 @@ def test_the_body_begins_behind_the_first_word_with_its_high_bit_set(kind: Any) 
 # Raw SURVEYOR
 
 
-def test_raw_surveyor_sends_each_message_to_everybody_as_it_is() -> None:
+def test_raw_surveyor_sends_each_message_to_all_as_it_is() -> None:
     engine, pipes = make(RawSurveyorEngine, None, None, None)
     assert engine.send(Message(b"who?", HOP + ID))
     assert [taken(pipe) for pipe in pipes] == [[(HOP + ID, b"who?")]] * 3
@@ -341,7 +341,7 @@ def test_raw_surveyor_leaves_out_peers_without_room_and_counts_that() -> None:
     assert engine.dropped == {"peer full": 2}
 
 
-def test_raw_surveyor_counts_what_it_asks_nobody() -> None:
+def test_raw_surveyor_counts_surveys_without_a_peer() -> None:
     engine, (pipe,) = make(RawSurveyorEngine, None)
     engine.pipe_detached(pipe)
     assert engine.send(Message(b"who?", ID))
@@ -364,7 +364,7 @@ def test_raw_bus_receives_the_id_of_the_pipe_in_the_header() -> None:
     assert engine.find_body is None, "it was not on the wire"
 
 
-def test_raw_bus_sends_to_everybody_but_the_origin_and_never_the_header() -> None:
+def test_raw_bus_sends_to_all_but_the_origin_and_never_the_header() -> None:
     engine, pipes = make(RawBusEngine, None, None, None)
     arrive(engine, pipes[1], b"hello", b"")
     message = engine.receive()
@@ -375,7 +375,7 @@ def test_raw_bus_sends_to_everybody_but_the_origin_and_never_the_header() -> Non
 
 
 @pytest.mark.parametrize("header", [b"", FAR, b"\xff\xff\xff\xff", bytes(4)])
-def test_raw_bus_sends_to_everybody_what_came_by_no_pipe_of_its_own(header: bytes) -> None:
+def test_raw_bus_sends_to_all_what_came_by_no_pipe_of_its_own(header: bytes) -> None:
     engine, pipes = make(RawBusEngine, None, None)
     assert engine.send(Message(b"hello", header))
     assert [taken(pipe) for pipe in pipes] == [[(b"", b"hello")]] * 2
@@ -391,7 +391,7 @@ def test_raw_bus_a_header_of_another_size_is_a_mistake_that_shows_it(size: int) 
     assert not engine.dropped
 
 
-def test_raw_bus_counts_what_a_full_peer_misses_and_what_goes_to_nobody() -> None:
+def test_raw_bus_counts_what_a_full_peer_misses_and_what_goes_to_no_peer() -> None:
     engine, (full, origin) = make(RawBusEngine, 1, None)
     for body in (b"1", b"2"):
         assert engine.send(Message(body, word_of(origin)))

@@ -238,7 +238,7 @@ def test_without_a_pipe_nothing_is_sent(engine: ReqEngine) -> None:
     assert engine.next_deadline() is None
 
 
-def test_a_request_that_nobody_has_room_for_changes_nothing(engine: ReqEngine) -> None:
+def test_a_request_that_no_pipe_has_room_for_changes_nothing(engine: ReqEngine) -> None:
     (pipe,) = attach(engine, 1, room=1)
     context = engine.open_context()
     woken = wait(context.mailbox)
@@ -291,7 +291,7 @@ def test_a_new_request_ends_the_wait_for_the_reply_to_the_old_one(engine: ReqEng
     assert body_of(context) == b"answer"
 
 
-def test_a_new_request_is_no_error_when_nobody_waits(engine: ReqEngine) -> None:
+def test_a_new_request_is_no_error_when_no_task_waits(engine: ReqEngine) -> None:
     attach(engine, 1)
     context = engine.open_context()
     context.send(Message(b"old"))
@@ -323,7 +323,7 @@ def test_a_reply_that_was_not_received_before_its_context_is_closed_is_counted(e
     assert engine.dropped == {"unread": 1}
 
 
-def test_a_request_that_nobody_has_room_for_leaves_the_reply_before_it_to_be_received(engine: ReqEngine) -> None:
+def test_a_request_that_no_pipe_has_room_for_leaves_the_reply_before_it(engine: ReqEngine) -> None:
     (pipe,) = attach(engine, 1, room=1)
     context = engine.open_context()
     context.send(Message(b"question"))
@@ -608,7 +608,7 @@ def test_requests_without_a_pipe_go_in_order_and_only_while_there_is_room(engine
     assert second.bodies == [b"0", b"2", b"3", b"4"]
 
 
-def test_a_full_pipe_is_sent_nothing_before_it_tells_of_room(engine: ReqEngine) -> None:
+def test_a_full_pipe_is_sent_nothing_before_it_reports_room(engine: ReqEngine) -> None:
     full, other = attach(engine, 2)
     full.room = 0
     for number in range(2):

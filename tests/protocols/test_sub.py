@@ -207,7 +207,7 @@ def test_a_message_goes_to_all_contexts_that_match_or_to_none(pipe: FakePipe) ->
     assert (received(full), received(free)) == ([b"b"], [b"b"])
 
 
-def test_a_full_context_that_does_not_match_holds_nobody_back(pipe: FakePipe) -> None:
+def test_a_full_context_that_does_not_match_holds_no_pipe_back(pipe: FakePipe) -> None:
     engine = make_engine(limit=1)
     full, free = open_context(engine, b"a"), open_context(engine, b"b")
     assert publish(engine, pipe, b"a", b"b") == [True, True]

@@ -366,7 +366,7 @@ def test_surveys_that_are_due_at_once_end_at_once(engine: SurveyorEngine, clock:
     assert [[type(error) for error in calls] for calls in waiting] == [[Over]] * 3
 
 
-def test_a_deadline_of_nobody_does_no_harm(engine: SurveyorEngine, clock: Clock) -> None:
+def test_the_deadline_of_a_closed_survey_does_no_harm(engine: SurveyorEngine, clock: Clock) -> None:
     (pipe,) = attach(engine, 1)
     closed, other = engine.open_context(1.0), engine.open_context(2.0)
     closed.send(Message(b"who?"))
@@ -494,7 +494,7 @@ def test_a_new_survey_forgets_the_answers_to_the_old_one(engine: SurveyorEngine)
 
 @pytest.mark.parametrize("is_over", [False, True])
 @pytest.mark.parametrize("end", ["new survey", "close"])
-def test_answers_that_nobody_has_received_by_the_next_survey_or_the_end_are_counted(
+def test_answers_that_were_not_received_by_the_next_survey_or_the_end_are_counted(
     engine: SurveyorEngine, clock: Clock, end: str, is_over: bool
 ) -> None:
     (pipe,) = attach(engine, 1)
@@ -513,7 +513,7 @@ def test_answers_that_nobody_has_received_by_the_next_survey_or_the_end_are_coun
     assert engine.inbox_dropped() == 0
 
 
-def test_a_new_survey_is_no_error_when_nobody_waits(engine: SurveyorEngine) -> None:
+def test_a_new_survey_is_no_error_when_no_task_waits(engine: SurveyorEngine) -> None:
     (pipe,) = attach(engine, 1)
     context = engine.open_context(1.0)
     ask(engine, context, pipe)
@@ -531,7 +531,7 @@ def test_a_new_survey_does_not_disturb_a_call_that_waits_in_another_context(engi
     assert told == []
 
 
-def test_a_new_survey_after_the_end_of_the_old_one_is_told_to_nobody(engine: SurveyorEngine, clock: Clock) -> None:
+def test_a_new_survey_after_the_end_of_the_old_one_raises_no_error(engine: SurveyorEngine, clock: Clock) -> None:
     (pipe,) = attach(engine, 1)
     context = engine.open_context(1.0)
     ask(engine, context, pipe)

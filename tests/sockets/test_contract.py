@@ -261,7 +261,7 @@ async def test_the_url_of_a_socket_is_that_of_its_only_listener(kind: Kind, name
 
 
 @pytest.mark.slow
-async def test_a_socket_that_nobody_closed_warns() -> None:
+async def test_a_socket_that_was_never_closed_warns() -> None:
     async def forget() -> None:
         socket = sp.Rep0()
         manager = trio.open_nursery()

@@ -191,7 +191,7 @@ async def _ask_ten(client: int, url: str) -> None:
 
 
 @pytest.mark.slow
-async def test_surveys_reach_everybody_behind_a_device_and_all_answers_come_back(tmp_path: Path) -> None:
+async def test_surveys_reach_all_peers_behind_a_device_and_all_answers_come_back(tmp_path: Path) -> None:
     urls = [new_url("tcp", tmp_path), new_url("inproc", tmp_path)]
     with trio.fail_after(20):
         async with (
@@ -549,7 +549,7 @@ async def _peer(url: str, task_status: trio.TaskStatus[sp.Bus0]) -> None:
         await trio.sleep_forever()
 
 
-async def test_a_bus_with_one_peer_has_nobody_to_pass_on_to_and_counts_it(name: str) -> None:
+async def test_a_bus_with_one_peer_has_no_peer_to_pass_messages_on_to_and_counts_them(name: str) -> None:
     async with sp.raw.Bus0(listen=name) as bus, sp.Bus0() as peer, running(bus):
         await connect(bus, peer)
         await peer.send(b"hello?")

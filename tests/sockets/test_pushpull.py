@@ -365,7 +365,7 @@ async def test_a_pull_that_does_not_receive_holds_its_pushers_back_and_nothing_i
 
 
 @pytest.mark.slow
-async def test_memory_stays_bounded_while_nobody_receives_and_nothing_is_lost_when_somebody_does(url: str) -> None:
+async def test_memory_stays_bounded_while_no_task_receives_and_nothing_is_lost_when_one_does(url: str) -> None:
     body = bytes(20_000)
     async with (
         sp.Pull0(listen=url, tls=server_tls(url), inbox_limit=8) as pull,

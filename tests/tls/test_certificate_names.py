@@ -198,7 +198,7 @@ def test_wildcards_stand_for_one_whole_label_on_the_left(pattern: str, name: str
 
 
 @pytest.mark.parametrize("name", ["1234", "1_0"])
-def test_a_name_that_no_certificate_can_have_is_told(name: str, authority: Authority) -> None:
+def test_a_name_that_no_certificate_can_have_is_reported(name: str, authority: Authority) -> None:
     assert wrong_name(certificate_of(authority.issue_flawed("1234.example")), name) == f"no certificate can be for {name!r}"
 
 
@@ -217,7 +217,7 @@ def test_long_lists_are_read(authority: Authority) -> None:
     assert wrong_name(certificate, names[-1]) == ""
 
 
-def test_of_very_many_names_a_few_are_told(authority: Authority) -> None:
+def test_of_very_many_names_a_few_are_shown(authority: Authority) -> None:
     certificate = certificate_of(authority.issue_flawed(*(f"host-{number}.example" for number in range(3000))))
     told = wrong_name(certificate, "localhost")
     assert "it is for DNS:host-0.example, DNS:host-1.example" in told

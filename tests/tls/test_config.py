@@ -335,7 +335,7 @@ def test_der_is_no_pem(kind: Any, good: bytes, write: Callable[..., Path]) -> No
 
 
 @BOTH
-def test_a_certificate_of_broken_base64_is_told(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
+def test_a_certificate_of_broken_base64_is_reported(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
     key, certificate = split(good)
     lines = certificate.splitlines(keepends=True)
     path = write(key + b"".join([lines[0], b"!!! not base64 !!!\n", *lines[2:]]), "broken.pem")
@@ -344,14 +344,14 @@ def test_a_certificate_of_broken_base64_is_told(kind: Any, good: bytes, write: C
 
 
 @BOTH
-def test_a_certificate_that_was_cut_off_is_told(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
+def test_a_certificate_that_was_cut_off_is_reported(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
     path = write(good[:-60], "half.pem")
     with pytest.raises(sp.TLSConfigError, match=r"certificate '.*half.pem' is cut off: 0 of 1 certificates are complete"):
         kind(certificate=path)
 
 
 @BOTH
-def test_a_key_of_broken_base64_is_told(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
+def test_a_key_of_broken_base64_is_reported(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
     key, certificate = split(good)
     lines = key.splitlines(keepends=True)
     path = write(b"".join([lines[0], b"!!! not base64 !!!\n", *lines[2:]]), "broken.key")
@@ -376,7 +376,7 @@ def test_a_certificate_without_its_key_asks_for_it(kind: Any, good: bytes, write
 
 
 @BOTH
-def test_a_key_without_a_certificate_is_told(kind: Any, good: bytes) -> None:
+def test_a_key_without_a_certificate_is_reported(kind: Any, good: bytes) -> None:
     with pytest.raises(sp.TLSConfigError, match="private_key was given without a certificate"):
         kind(private_key=split(good)[0])
     with pytest.raises(sp.TLSConfigError, match="password was given without a certificate"):
@@ -390,14 +390,14 @@ def test_to_require_client_certificates_takes_their_authority(value: bool, good:
 
 
 @BOTH
-def test_a_file_that_is_cut_off_in_its_second_certificate_is_told(kind: Any, authority: Authority, good: bytes) -> None:
+def test_a_file_that_is_cut_off_in_its_second_certificate_is_reported(kind: Any, authority: Authority, good: bytes) -> None:
     chain = good + authority.pem
     kind(certificate=chain)
     with pytest.raises(sp.TLSConfigError, match=r"is cut off: 1 of 2 certificates are complete"):
         kind(certificate=chain[:-40])
 
 
-def test_a_list_that_is_cut_off_is_told(authority: Authority, good: bytes) -> None:
+def test_a_list_that_is_cut_off_is_reported(authority: Authority, good: bytes) -> None:
     with pytest.raises(sp.TLSConfigError, match="is cut off: 1 of 2 revocation lists are complete"):
         sp.TLSServerConfig(certificate=good, client_ca=authority.pem, revoked=authority.revoke() + authority.revoke()[:-40])
 
@@ -410,7 +410,7 @@ def test_the_certificate_of_the_key_comes_first(kind: Any, authority: Authority,
 
 
 @BOTH
-def test_a_key_of_openssh_is_told_as_one(kind: Any, good: bytes) -> None:
+def test_a_key_of_openssh_is_reported_as_one(kind: Any, good: bytes) -> None:
     key = serialization.load_pem_private_key(split(good)[0], None)
     ssh = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
     with pytest.raises(sp.TLSConfigError, match="OpenSSH's own format: convert it with ssh-keygen -p -m PEM"):
@@ -445,14 +445,14 @@ def test_a_server_needs_a_certificate() -> None:
 
 
 @BOTH
-def test_a_certificate_of_our_own_that_has_expired_is_told(kind: Any, authority: Authority, write: Callable[..., Path]) -> None:
+def test_a_certificate_of_our_own_that_has_expired_is_reported(kind: Any, authority: Authority, write: Callable[..., Path]) -> None:
     path = write(authority.issue_flawed("localhost", ends=NOW - HOUR), "old.pem")
     with pytest.raises(sp.TLSConfigError, match=rf"certificate {str(path)!r} expired on {NOW - HOUR:%Y-%m-%d %H:%M} UTC"):
         kind(certificate=path)
 
 
 @BOTH
-def test_a_certificate_of_our_own_that_is_not_yet_valid_is_told(kind: Any, authority: Authority, write: Callable[..., Path]) -> None:
+def test_a_certificate_of_our_own_that_is_not_yet_valid_is_reported(kind: Any, authority: Authority, write: Callable[..., Path]) -> None:
     path = write(authority.issue_flawed("localhost", begins=NOW + HOUR), "new.pem")
     with pytest.raises(sp.TLSConfigError, match=rf"certificate {str(path)!r} is not valid before {NOW + HOUR:%Y-%m-%d %H:%M} UTC"):
         kind(certificate=path)
@@ -533,7 +533,9 @@ def test_an_empty_directory_of_authorities_is_an_error(kind: Any, good: bytes, t
 
 
 @BOTH
-def test_a_broken_certificate_in_a_directory_is_told_with_its_file(kind: Any, authority: Authority, good: bytes, tmp_path: Path) -> None:
+def test_a_broken_certificate_in_a_directory_is_reported_with_its_file(
+    kind: Any, authority: Authority, good: bytes, tmp_path: Path
+) -> None:
     (tmp_path / "a.pem").write_bytes(authority.pem)
     (tmp_path / "b.pem").write_bytes(authority.pem[:100] + authority.pem[140:])
     with pytest.raises(sp.TLSConfigError, match=rf"ca {str(tmp_path / 'b.pem')!r} contains a broken certificate"):
@@ -559,14 +561,14 @@ def test_the_same_authority_twice_is_one(kind: Any, authority: Authority, good: 
 
 
 @BOTH
-def test_a_revocation_list_that_is_none_is_told(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
+def test_a_file_that_is_not_a_revocation_list_is_reported(kind: Any, good: bytes, write: Callable[..., Path]) -> None:
     path = write(good, "list.pem")
     with pytest.raises(sp.TLSConfigError, match=rf"revoked {str(path)!r} contains no revocation list: expected PEM"):
         kind(certificate=good, revoked=path)
 
 
 @BOTH
-def test_a_broken_revocation_list_is_told(kind: Any, authority: Authority, good: bytes, write: Callable[..., Path]) -> None:
+def test_a_broken_revocation_list_is_reported(kind: Any, authority: Authority, good: bytes, write: Callable[..., Path]) -> None:
     lines = authority.revoke().splitlines(keepends=True)
     path = write(b"".join([lines[0], b"!!!\n", *lines[2:]]), "list.pem")
     with pytest.raises(sp.TLSConfigError, match=rf"revoked {str(path)!r} contains a broken revocation list"):
@@ -574,7 +576,9 @@ def test_a_broken_revocation_list_is_told(kind: Any, authority: Authority, good:
 
 
 @BOTH
-def test_a_revocation_list_that_is_out_of_date_is_told(kind: Any, authority: Authority, good: bytes, write: Callable[..., Path]) -> None:
+def test_a_revocation_list_that_is_out_of_date_is_reported(
+    kind: Any, authority: Authority, good: bytes, write: Callable[..., Path]
+) -> None:
     path = write(authority.revoke(ends=NOW - HOUR), "list.pem")
     with pytest.raises(sp.TLSConfigError) as caught:
         kind(certificate=good, revoked=path)

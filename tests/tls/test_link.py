@@ -300,7 +300,7 @@ def fill(link: TLSLink) -> int:
 
 
 @pytest.mark.parametrize("who", [0, 1], ids=["server", "client"])
-async def test_the_end_is_told_even_when_the_kernel_is_full_at_that_moment(authority: Authority, version: Version, who: int) -> None:
+async def test_the_end_is_reported_even_when_the_kernel_is_full_at_that_moment(authority: Authority, version: Version, who: int) -> None:
     async with opened(authority, version, narrow()) as links:
         source, target = links[who], links[1 - who]
         size = fill(source)

@@ -57,7 +57,7 @@ async def test_a_ready_made_server_that_asks_for_certificates_serves_clients_tha
             nursery.cancel_scope.cancel()
 
 
-def test_a_context_that_was_used_before_is_told(authority: Authority) -> None:
+def test_a_context_that_was_used_before_is_reported(authority: Authority) -> None:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     SSL.Connection(context)
     with pytest.raises(sp.TLSConfigError, match="was used before"):

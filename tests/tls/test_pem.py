@@ -205,7 +205,7 @@ def test_the_content_of_a_file_as_a_str_is_not_shown(pair: str) -> None:
         assert_shows_nothing(everything_about(caught.value), key)
 
 
-def test_a_password_that_has_no_bytes_is_told_and_not_shown() -> None:
+def test_a_password_that_has_no_bytes_is_reported_and_not_shown() -> None:
     key, certificate = PAIRS["ec PKCS8 encrypted"]
     password = f"\ud800 {PASSWORD.decode()}"
     with pytest.raises(sp.TLSConfigError, match="password contains a character that UTF-8 cannot encode: give it as bytes") as caught:

@@ -361,7 +361,7 @@ async def test_a_watched_file_is_looked_at_every_interval_and_not_before(
             assert trio.current_time() - began == pytest.approx(look * INTERVAL)
 
 
-async def test_a_bad_file_is_told_once_and_the_old_one_stays_in_use(
+async def test_a_bad_file_is_reported_once_and_the_old_one_stays_in_use(
     path: Path, issue: Callable[[], bytes], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "sp")

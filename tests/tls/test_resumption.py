@@ -266,7 +266,7 @@ def test_a_server_with_a_new_context_takes_no_older_ticket_and_gives_new_ones(au
     assert [meet(server, client) for _ in range(2)] == [True, True]
 
 
-def test_a_client_with_a_new_context_has_forgotten_everybody(authority: Authority, version: Version) -> None:
+def test_a_client_with_a_new_context_has_forgotten_all_sessions(authority: Authority, version: Version) -> None:
     server, client = configs(authority, version)
     assert [meet(server, client) for _ in range(2)] == [False, True]
     client.reload()

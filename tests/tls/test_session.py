@@ -424,7 +424,7 @@ def test_closing_during_the_handshake_sends_nothing_and_raises_nothing(authority
     ],
     ids=["http", "SP", "zeros", "ones", "a broken hello", "a long record", "data", "an alert", "an end", "an unknown alert"],
 )
-def test_garbage_instead_of_a_handshake_is_told_as_what_it_is(authority: Authority, version: Version, said: bytes, words: str) -> None:
+def test_garbage_instead_of_a_handshake_is_reported_as_what_it_is(authority: Authority, version: Version, said: bytes, words: str) -> None:
     for which in (0, 1):
         end = Config(authority, version).ends()[which]
         end.take(b"")

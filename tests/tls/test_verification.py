@@ -748,7 +748,7 @@ async def test_a_clients_verify_callback_that_raises_ends_the_handshake_and_is_n
     assert isinstance(theirs, sp.TLSError)
 
 
-async def test_a_server_name_callback_that_raises_ends_the_handshake_and_is_told(
+async def test_a_server_name_callback_that_raises_ends_the_handshake_and_is_reported(
     version: Version, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []

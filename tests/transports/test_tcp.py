@@ -358,7 +358,7 @@ async def test_a_name_with_no_live_address_fails_with_the_real_cause() -> None:
 
 
 @linux_only
-async def test_each_different_reason_of_a_names_addresses_is_told_once() -> None:
+async def test_each_different_reason_of_a_names_addresses_is_reported_once() -> None:
     use_resolver(["127.0.0.1", "255.255.255.255", "127.0.0.2"])
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))

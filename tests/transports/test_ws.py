@@ -400,7 +400,9 @@ async def answering(answer: bytes | Callable[[trio.SocketStream, bytes], Awaitab
     ],
     ids=["401", "403", "404", "500", "503", "302", "200", "bad accept", "no HTTP", "cut off", "long line", "many headers"],
 )
-async def test_a_refused_upgrade_is_told_with_status_and_body(answer: bytes, error: type[sp.Error], permanent: bool, words: str) -> None:
+async def test_a_refused_upgrade_is_reported_with_status_and_body(
+    answer: bytes, error: type[sp.Error], permanent: bool, words: str
+) -> None:
     async with answering(answer) as (place, _), sp.Req0() as req:
         with trio.fail_after(5), pytest.raises(sp.DialError) as caught:
             await req.dial(f"ws://{place}/s")
@@ -465,7 +467,7 @@ async def _and_flood(stream: trio.SocketStream) -> None:
         pytest.param(b"HTTP/1.1 103 Hints\r\n\r\nHTTP/1.0 401 No\r\n", _and_flood, id="endless"),
     ],
 )
-async def test_a_refusal_is_told_soon_whatever_its_body_does(
+async def test_a_refusal_is_reported_soon_whatever_its_body_does(
     head: bytes, behave: Callable[[trio.SocketStream], Awaitable[None]], by_proxy: bool, mock_clock: MockClock
 ) -> None:
     async def refuse(stream: trio.SocketStream, _: bytes) -> None:
@@ -493,7 +495,7 @@ async def test_a_refusal_is_told_soon_whatever_its_body_does(
 
 @pytest.mark.parametrize("farewell", ["close_notify", "FIN", "RST"])
 @pytest.mark.parametrize("body", [b"\r\nnope\n", b"Content-Length: 100\r\n\r\nnope\n"], ids=["open", "cut off"])
-async def test_a_refusal_over_tls_is_told_however_the_stream_ends(farewell: str, body: bytes, tmp_path: Path) -> None:
+async def test_a_refusal_over_tls_is_reported_however_the_stream_ends(farewell: str, body: bytes, tmp_path: Path) -> None:
     async def refuse(stream: trio.SSLStream[trio.SocketStream]) -> None:
         await stream.receive_some()
         await stream.send_all(b"HTTP/1.0 401 No\r\n" + body)
@@ -548,7 +550,7 @@ async def test_authorize_may_say_when_to_come_again(url: str, mock_clock: MockCl
         await until(lambda: dialer.pipe)
 
 
-async def test_a_refusal_is_told_within_a_short_greeting_timeout(mock_clock: MockClock) -> None:
+async def test_a_refusal_is_reported_within_a_short_handshake_timeout(mock_clock: MockClock) -> None:
     async def refuse(stream: trio.SocketStream, _: bytes) -> None:
         await stream.send_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\n")
         await trio.sleep_forever()
@@ -627,7 +629,7 @@ async def test_after_many_failures_a_short_retry_after_does_not_count(mock_clock
         await until(lambda: dialer.statistics().attempts == 2)
 
 
-async def test_a_server_that_begins_an_answer_and_stops_is_told_with_what_it_said(mock_clock: MockClock) -> None:
+async def test_a_server_that_begins_an_answer_and_stops_is_reported_with_what_it_said(mock_clock: MockClock) -> None:
     async def begin(stream: trio.SocketStream, _: bytes) -> None:
         await stream.send_all(b"HTTP/1.1 400 Incompatible Socket Type\r\nSec-WebSocket-Version: 13\r\n")  # libnanomsg ends it there
         await trio.sleep_forever()
@@ -957,7 +959,7 @@ async def test_a_listener_says_that_it_goes_away_and_a_dialer_that_all_is_well(u
             assert event.pipe.reason == event.reason
 
 
-async def test_a_close_of_the_peers_is_answered_and_told_after_what_came_before_it(url: str) -> None:
+async def test_a_close_of_the_peers_is_answered_and_reported_after_what_came_before_it(url: str) -> None:
     async with sp.Bus0(listen=url, tls=server_tls(url)) as bus:
         events = bus.events()
         stream = await upgrade(bus.url, BUS)

@@ -511,7 +511,7 @@ def test_an_answer_shows_the_size_of_its_body_and_the_names_of_its_headers() -> 
     assert f"<{len(SECRET)} bytes>" in shown
 
 
-def test_an_answer_of_somebody_else_is_taken_as_it_is() -> None:
+def test_a_response_of_a_server_is_taken_as_it_is() -> None:
     response = HTTPResponse.received(101, b"body", [("Content-Length", "4"), ("Connection", "close"), ("X-One", " odd\x01")])
     assert (response.status, response.body, response.headers["x-one"]) == (101, b"body", " odd\x01")
 
