@@ -1086,6 +1086,15 @@ def test_an_error_guesses_what_else_the_peer_speaks(data: bytes, words: str) -> 
     assert words in reason
 
 
+def test_an_error_shows_no_message_of_a_peer_that_speaks_sp_without_http() -> None:
+    handshake = asked()
+    assert handshake.receive_data(b"\0SP\0\0\x30\0\0" + bytes(7) + b"\6secret\n")
+    assert handshake.problem is not None
+    _, reason = handshake.problem
+    assert r"it began with b'\x00SP\x00\x000\x00\x00' (" in reason
+    assert "secret" not in reason
+
+
 def test_the_beginning_of_a_request_is_waited_for() -> None:
     data = request()
     for end in range(1, len(data)):

@@ -16,6 +16,7 @@ from websockets.streams import StreamReader
 from sp.errors import GreetingError, PeerClosed, PeerError, UpgradeRefused, printable
 from sp.guess import guess_protocol
 from sp.http.message import WITHOUT_CONTENT, HTTPResponse
+from sp.transports.framing import GREETING_SIZE
 
 SWITCHING: Final = 101
 MAX_HEAD: Final = 64 * 1024
@@ -65,7 +66,7 @@ class Answer:
     @property
     def first_line(self) -> bytes:
         """The part of the first line that has come, at most as much as an error shows."""
-        return without_query(self._begun.partition(b"\n")[0].rstrip(b"\r"))
+        return shown(self._begun.partition(b"\n")[0].rstrip(b"\r"))
 
     @property
     def is_refusal(self) -> bool:
@@ -186,8 +187,13 @@ class Answer:
         return UpgradeRefused(reason, answer)
 
 
-def without_query(line: bytes) -> bytes:
-    """Return a first line without the query, which may hold a token."""
+def shown(line: bytes) -> bytes:
+    """Return what an error shows of a first line: no query, which may hold a token.
+
+    Of binary data it shows as much as a greeting has: what follows may be a message.
+    """
+    if not line[:1].isalnum():
+        return line[:GREETING_SIZE]
     before, mark, _ = line.partition(b"?")
     return before + mark
 

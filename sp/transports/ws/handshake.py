@@ -30,7 +30,7 @@ from sp.http.message import HTTPHeaders, HTTPResponse, text_response
 from sp.protocol_numbers import BUS, COUNTERPARTS, PAIR0, PAIR1, PUB, PULL, PUSH, REP, REQ, RESPONDENT, SUB, SURVEYOR, protocol_name
 from sp.transports.framing import encode_greeting
 from sp.transports.proxy_protocol import SIGNATURE as PROXY_SIGNATURE
-from sp.transports.ws.answer import MAX_HEAD, SHOWN, SWITCHING, TOLD, Answer, without_query, without_quotation
+from sp.transports.ws.answer import MAX_HEAD, SHOWN, SWITCHING, TOLD, Answer, shown, without_quotation
 from sp.transports.ws.frames import quiet
 
 _TARGET: Final = re.compile(r"[\x21-\x7e]*")
@@ -223,7 +223,7 @@ class ServerHandshake:
         hint = guess_protocol(self._head.begun, "ws", over_tls=self._over_tls)
         return text_response(
             400, f"not an HTTP request: {reason}{hint}"
-        ), f"the peer does not speak HTTP: it began with {without_query(line)!r} ({reason}{hint})"
+        ), f"the peer does not speak HTTP: it began with {shown(line)!r} ({reason}{hint})"
 
 
 class ClientHandshake:
