@@ -84,7 +84,9 @@ class Address:
             return cls(url, scheme, host=host, port=port, target=target)
         if scheme in _WITH_PORT:
             if ":" in rest.partition("@")[0] and "@" in rest:
-                raise AddressError(f"'{scheme}://...@{rest.rpartition('@')[2]}': there are no credentials in {_EXPECTED[scheme]}")
+                raise AddressError(
+                    f"'{scheme}://...@{rest.rpartition('@')[2]}': this URL takes no credentials: expected {_EXPECTED[scheme]}"
+                )
             host, port = _host_and_port(url, scheme, rest)
             return cls(url, scheme, host=host, port=port)
         if scheme == "abstract":

@@ -21,7 +21,7 @@ sub vcl_pipe {
     set bereq.http.Upgrade = req.http.Upgrade;
     set bereq.http.Connection = "Upgrade";
 
-    # These lines overwrite what the client has sent under the same names. They have to be here: after vcl_recv, Varnish
+    # These lines overwrite what the client sent under the same names. They have to be here: after vcl_recv, Varnish
     # removes every header that the client's Connection header names.
     set bereq.http.X-Forwarded-For = client.ip;
     set bereq.http.X-Forwarded-Proto = "http";

@@ -88,7 +88,7 @@ class Admission:
                 await greeted.reject(refused)
                 raise
             if newcomer.closed:
-                raise trio.ClosedResourceError("the connection was closed while it was greeting")
+                raise trio.ClosedResourceError("the connection was closed during its handshake")
             if not core.open:
                 raise trio.ClosedResourceError("the socket is closed")
             connection = greeted.accept()

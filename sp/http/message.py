@@ -62,14 +62,14 @@ def header_items(value: Mapping[str, str] | Iterable[tuple[str, str]]) -> Header
     Raises TypeError or ValueError for headers that an application cannot set.
     """
     if isinstance(value, (str, bytes)):
-        raise TypeError(f"headers are a mapping, or pairs of name and value, not {type(value).__name__}")
+        raise TypeError(f"headers must be a mapping or pairs of name and value, not {type(value).__name__}")
     if isinstance(value, HTTPHeaders):
         value = value.raw
     pairs = cast("Mapping[str, str]", value).items() if isinstance(value, Mapping) else value
     try:
         items = tuple((name, content) for name, content in pairs)
     except (TypeError, ValueError):
-        raise TypeError("headers are a mapping, or pairs of name and value") from None
+        raise TypeError("headers must be a mapping or pairs of name and value") from None
     for name, content in items:
         _check_header(name, content)
     return items

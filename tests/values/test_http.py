@@ -94,7 +94,7 @@ def test_headers_are_given_as_a_mapping_or_as_pairs(config: Config, name: str) -
 @headers_of
 @pytest.mark.parametrize("value", ["X-One: 1", b"X-One: 1", 5, None, [1], ["X-One"], [("a", "b", "c")], ("Authorization", SECRET)])
 def test_headers_that_are_neither_a_mapping_nor_pairs_are_refused_and_not_shown(config: Config, name: str, value: object) -> None:
-    with pytest.raises(TypeError, match="headers are a mapping, or pairs of name and value") as caught:
+    with pytest.raises(TypeError, match="headers must be a mapping or pairs of name and value") as caught:
         config(**{name: value})
     assert SECRET not in str(caught.value)
 
