@@ -1,4 +1,4 @@
-"""Unique: an object that stands for something in this process, so it has no copies."""
+"""Unique: the base of objects that cannot be copied."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class Unique:
     __slots__ = ()
 
     def __reduce__(self) -> NoReturn:
-        """Raise TypeError: a copy would stand for the same connection and not be equal to it."""
+        """Raise TypeError: a copy would be another object for the same connection."""
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: it belongs to one socket of this process")

@@ -134,6 +134,6 @@ class Receivers:
             self._leave(task)
             trio.lowlevel.reschedule(task, outcome.Error(error()))
         if self._reading is not None and receiver in (None, self._reading):
-            if self._error is None:  # the first one counts, as for a task that is woken at once
+            if self._error is None:  # the first error counts, as for a task that is woken at once
                 self._error = error()
             self._core.direct_read.interrupt()

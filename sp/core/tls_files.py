@@ -26,7 +26,7 @@ class TLSFiles:
 
     @property
     def watch_interval(self) -> float | None:
-        """Seconds between two looks for changed files; None if they are not watched."""
+        """Seconds between two checks for changed files; None if they are not watched."""
         return self._config.watch_files
 
     def reload(self) -> None:

@@ -45,7 +45,7 @@ class Writer:
             self._plan_check()
 
     def forget(self, outbox: Outbox) -> None:
-        """Watch *outbox* no more: its pipe has ended."""
+        """Stop watching *outbox*: its pipe has ended."""
         self._watched.pop(outbox, None)
 
     async def run(self) -> None:
