@@ -117,7 +117,8 @@ async def proxy(file: str, directory: Path, changes: Mapping[str, str]) -> Async
     async with trio.open_nursery() as nursery:
         for _ in range(_TRIES):
             port = free_port()
-            process = await trio.lowlevel.open_process(_command(file, directory, port, changes), stdout=PIPE, stderr=STDOUT)
+            command = _command(file, directory, port, changes)
+            process = await trio.lowlevel.open_process(command, stdout=PIPE, stderr=STDOUT, start_new_session=True)
             running = Proxy(name_of(file), port, process)
             nursery.start_soon(running.listen_to)
             try:
@@ -131,13 +132,15 @@ async def proxy(file: str, directory: Path, changes: Mapping[str, str]) -> Async
 
 
 async def _end(process: trio.Process) -> None:
-    """End *process* and its workers, which would survive if it were killed."""
+    """End *process* and its workers, which keep our end of their output open as long as they live."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with trio.move_on_after(5):
             await process.wait()
-    if process.poll() is None:
-        process.kill()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended in order, and so have its workers
     await process.wait()
 
 

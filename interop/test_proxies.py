@@ -25,7 +25,7 @@ BEHIND: Final = sp.WSServerConfig(trusted_proxies="127.0.0.1")
 DIRECT: Final = sp.WSClientConfig(proxy=None)
 """For a dialer, whatever the environment says of proxies."""
 ANY: Final = "ws://127.0.0.1:0"
-SHORT: Final[Mapping[str, str]] = {"60s": "1s"}
+SHORT: Final[Mapping[str, str]] = {"60s": "3s"}
 """The time after which the proxies end what is idle."""
 PING: Final = 0.2
 
@@ -579,20 +579,20 @@ async def test_pings_keep_an_idle_connection_and_without_them_the_proxy_ends_it(
             own = sp.WSClientConfig(proxy=None, **(ping if pinging == "client" else none))
             pipe = (await pinged.dial(f"{url}/kept", ws=own)).pipe
             assert pipe is not None
-            # The other one is the clock: each time it is lost, the proxy has found it idle for as long as it allows.
-            await be_lost(silent, f"{url}/lost", times=2)
+            # The other one is the clock.  When it is lost, the proxy has found it idle for as long as it allows.
+            # That time is long beside the pings, since a busy machine may stop us for a second.
+            await be_lost(silent, f"{url}/lost")
             assert pinged.pipes == (pipe,)
             await pinged.send(b"still there?")
             assert await kept.receive() == b"still there?"
 
 
-async def be_lost(silent: sp.Req0, url: str, *, times: int) -> None:
-    """Dial *url* and say nothing, again and again."""
+async def be_lost(silent: sp.Req0, url: str) -> None:
+    """Dial *url* and say nothing until the connection is lost."""
     events = silent.events()
     await silent.dial(url, ws=sp.WSClientConfig(proxy=None, ping_interval=None))
-    for _ in range(times):
-        event = await next_event(events, sp.EventKind.DETACHED)
-        assert isinstance(event.error, (sp.PeerClosed, OSError))
+    event = await next_event(events, sp.EventKind.DETACHED)
+    assert isinstance(event.error, (sp.PeerClosed, OSError))
 
 
 @each_wss
@@ -613,7 +613,7 @@ async def test_libnng_s_idle_connection_is_kept_where_everyone_is_pinged(
             theirs.dial(f"{url}/kept", block=False)
             await kept.wait_for_peers()
             (pipe,) = kept.pipes
-            await be_lost(silent, f"{url}/lost", times=2)
+            await be_lost(silent, f"{url}/lost")
             assert kept.pipes == (pipe,)
             await theirs.asend(b"still there?")
             assert await kept.receive() == b"still there?"
