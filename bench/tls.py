@@ -24,7 +24,8 @@ from sp import Rep0
 
 _KIB = 1024
 _SMALL = 64
-_LARGE = {"64 KiB": 64 * _KIB, "1 MiB": (1 << 20) - 64}  # together with its header within the default limit
+# Together with its header within the default limit.
+_LARGE = {"64 KiB": 64 * _KIB, "1 MiB": (1 << 20) - 64}
 _REQUESTS = 16
 _WARM_UP = 10
 _DELAY = 0.05

@@ -6,8 +6,8 @@ It writes four files:
 - ``server.pem``, certificate and key of a server at localhost;
 - ``client.pem`` and ``other.pem``, certificates and keys of the clients client-7 and client-8.
 
-The keys are not encrypted, the key of the authority is thrown away, and the certificates expire after
-a month.
+The keys are not encrypted, the key of the authority is thrown away, and the certificates expire
+after a month.
 """
 
 import datetime
@@ -29,7 +29,9 @@ def common_name(name: str) -> x509.Name:
 
 
 def key_usage(*, of_authority: bool) -> x509.KeyUsage:
-    """Allow an authority to sign certificates and revocation lists, and others to sign in a handshake."""
+    """Allow an authority to sign certificates and revocation lists, and others to sign in a
+    handshake.
+    """
     return x509.KeyUsage(
         digital_signature=not of_authority,
         key_cert_sign=of_authority,

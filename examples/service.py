@@ -1,7 +1,8 @@
-"""Answers questions, any number at the same time: ``python -m examples.service [URL [CERTIFICATES]]``.
+"""Answers questions, any number at the same time:
+``python -m examples.service [URL [CERTIFICATES]]``.
 
-For TLS, give a URL such as ``tls+tcp://127.0.0.1:5555`` and a directory that ``examples.certificates``
-has filled.  Clients then need a certificate from the same directory.
+For TLS, give a URL such as ``tls+tcp://127.0.0.1:5555`` and a directory that
+``examples.certificates`` has filled.  Clients then need a certificate from the same directory.
 """
 
 import sys

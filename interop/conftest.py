@@ -67,7 +67,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     cell = item.callspec.params.get("cell") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
     if isinstance(cell, matrix.Cell):
-        report.user_properties.append(("cell", str(cell)))  # it may be on its way to another process
+        # It may be on its way to another process.
+        report.user_properties.append(("cell", str(cell)))
     return report
 
 

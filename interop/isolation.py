@@ -83,7 +83,8 @@ class _Child:
         self._connection, theirs = multiprocessing.Pipe()
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  # what its threads do when it hangs
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # other threads: all are idle, and none is needed in the child
+            # Other threads: all are idle, and none is needed in the child.
+            warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()
         if self._pid:
             theirs.close()

@@ -91,7 +91,8 @@ NANOMSG: Final = Partner(
     program="nanocat",
     transports=("tcp", "ipc", "ws"),
     lacks=lambda pair: pair.theirs == "Pair1",
-    ask=lambda: _output("dpkg-query", "--show", "--showformat", "${Version}", "libnanomsg5").partition("+")[0],  # it does not say itself
+    # It does not say itself.
+    ask=lambda: _output("dpkg-query", "--show", "--showformat", "${Version}", "libnanomsg5").partition("+")[0],
 )
 PARTNERS: Final = (NEXT_NNG, NEW_NNG, OLD_NNG, NANOMSG)
 

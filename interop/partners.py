@@ -431,7 +431,8 @@ async def refused_by_us(
             with trio.fail_after(SOON):
                 event = await next_refusal(events)
                 await next_refusal(events)  # it has seen the end of the first one
-            statistics = listener.statistics()  # before it ends, which may cut the next handshake short
+            # Before it ends, which may cut the next handshake short.
+            statistics = listener.statistics()
         assert not ours.pipes
         assert arrivals.count == 0
         assert (statistics.attached, statistics.tls_handshakes) == (0, {})

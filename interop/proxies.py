@@ -146,7 +146,9 @@ async def _end(process: trio.Process) -> None:
 
 @asynccontextmanager
 async def client_at(host: str, port: int) -> AsyncIterator[int]:
-    """A port that leads to *port* of this machine, whose connections come from *host*: so that a client has an address of its own."""
+    """A port that leads to *port* of this machine, whose connections come from *host*: so that a
+    client has an address of its own.
+    """
 
     async def serve(client: trio.SocketStream) -> None:
         sock = trio.socket.socket()

@@ -1,4 +1,6 @@
-"""The programs of docs/proxies.md: how to start each with its file, and what it says once it listens."""
+"""The programs of docs/proxies.md: how to start each with its file, and what it says once it
+listens.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Program:
     """How to start one of them."""
 
     port: tuple[str, str]
-    """How its file writes the port, and what the tests write instead; the braces stand for the port."""
+    """How its file writes the port, and what the tests write instead; the braces stand for the
+    port."""
     ready: str
     """What it says once its ports are bound."""
     command: Callable[[str, Path, int], Sequence[str]]
@@ -64,7 +67,9 @@ def _nginx(program: str, file: Path, _: int) -> Sequence[str]:
 
 
 def _squid(program: str, file: Path, port: int) -> Sequence[str]:
-    """Keep Squid out of Debian's directories, give its shared memory a name of its own, and let it end at once."""
+    """Keep Squid out of Debian's directories, give its shared memory a name of its own, and let it
+    end at once.
+    """
     own = "pid_filename none\ncache_log /dev/stderr\naccess_log none\npinger_enable off\nnetdb_filename none\nvisible_hostname localhost\n"
     file.write_text(f"{file.read_text()}{own}coredump_dir {file.parent}\nshutdown_lifetime 0 seconds\n")
     return program, "-N", "-n", f"sp{port}", "-f", str(file)
@@ -75,7 +80,9 @@ def _stunnel(program: str, file: Path, _: int) -> Sequence[str]:
 
 
 def _traffic_server(program: str, file: Path, _: int) -> Sequence[str]:
-    """Give Traffic Server a directory of its own, with Debian's files and the recipe's in their place."""
+    """Give Traffic Server a directory of its own, with Debian's files and the recipe's in their
+    place.
+    """
     own = file.with_name("traffic_server")
     shutil.copytree("/etc/trafficserver", own, dirs_exist_ok=True)
     for part in file.parent.glob("traffic_server-*"):

@@ -109,7 +109,8 @@ async def test_a_page_comes_back_when_the_service_was_restarted(certificates: Pa
 
 async def test_a_page_of_another_origin_is_refused(certificates: Path, tmp_path: Path) -> None:
     async with service(certificates) as started:
-        elsewhere = started.page.replace("http://localhost:", "http://127.0.0.1:")  # the same page, but not the same origin
+        # The same page, but not the same origin.
+        elsewhere = started.page.replace("http://localhost:", "http://127.0.0.1:")
         origin = elsewhere.partition("/?")[0]
         async with browser(elsewhere, tmp_path, [(certificates / "server.pem").read_bytes()]) as opened:
             for _ in range(2):

@@ -42,7 +42,8 @@ from tests.tls.authority import Authority
 pytestmark = pytest.mark.libnng
 
 DEVICES: Final[dict[str, Callable[..., Any]]] = {OURS: our_device, THEIRS: their_device}
-BODIES: Final = tuple(map(body_of, (0, 1, 65_536, LIMIT - 8, 2)))  # the longest header is that of an answer between the devices
+# The longest header is that of an answer between the devices.
+BODIES: Final = tuple(map(body_of, (0, 1, 65_536, LIMIT - 8, 2)))
 HOPS: Final = 3
 """The hops that a message has made after two devices."""
 
@@ -226,7 +227,8 @@ async def test_libnanomsg_forgets_by_ipc_what_its_application_has_not_received_w
         await push.send_many(lasts)
         await pull.dial(back, wait=False)
         received: list[bytes] = []
-        while lasts[-1] not in received:  # it receives from both in turn, so all the others came before
+        # It receives from both in turn, so all the others came before.
+        while lasts[-1] not in received:
             received.append(await pull.receive())
     assert [body for body in received if body in lasts] == lasts
     arrived = [body for body in received if body in firsts]

@@ -216,7 +216,8 @@ async def test_libnng_that_has_its_peer_lets_us_in_and_hangs_up_and_we_say_why_t
         await first.send(b"undisturbed")
         assert await theirs.receive() == b"undisturbed"
         first.socket.close()
-        await until_received(ours.send, theirs.receive, b"at last")  # it may be accepted and turned away once more
+        # It may be accepted and turned away once more.
+        await until_received(ours.send, theirs.receive, b"at last")
 
 
 async def be_turned_away(ours: Any, url: str) -> None:

@@ -198,8 +198,8 @@ async def test_the_answer_to_one_that_is_killed_is_counted_and_the_next_one_is_a
             await ours.send(b"answer")
         assert ours.statistics().dropped == {"requester gone": asked}
         async with partner(tool, theirs, url, "--data", "question", *again) as second, trio.open_nursery() as nursery:
-
-            async def answer_all() -> None:  # an answer is lost if it comes after the next survey has begun
+            # An answer is lost if it comes after the next survey has begun.
+            async def answer_all() -> None:
                 while True:
                     assert await ours.receive() == b"question"
                     await ours.send(b"answer")

@@ -21,7 +21,8 @@ async def test_its_dialer_makes_nothing_of_a_connection_with_tickets_of_tls_1_3(
         events = ours.events()
         listener = await ours.listen("wss://127.0.0.1:0", tls=our_server(authority))
         await theirs.dial(listener.url, credentials)
-        # Mostly it hangs up at once.  On a busy machine it may forget to, but it dials again all the same.
+        # Mostly it hangs up at once.  On a busy machine it may forget to, but it dials again all
+        # the same.
         for _ in range(2):
             await next_event(events, sp.EventKind.ATTACHED)
         assert not ours.statistics().messages_received

@@ -236,7 +236,8 @@ async def test_a_client_that_is_older_than_what_we_speak_is_refused(authority: A
 
 async def test_a_client_that_has_no_cipher_in_common_with_us_is_refused(authority: Authority) -> None:
     async with sp.Rep0(listen=URL, tls=authority.server()) as ours:
-        event, words = await refused(ours, "-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256")  # our key is no RSA key
+        # Our key is no RSA key.
+        event, words = await refused(ours, "-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256")
         assert type(event.error) is sp.TLSError
         assert "no shared cipher" in event.reason
         assert "alert handshake failure" in words
@@ -300,7 +301,8 @@ async def test_messages_flow_on_after_a_client_s_key_updates(authority: Authorit
         s_client(ours.listeners[0], "-tls1_3", "-msg", "-msgfile", str(log)) as program,
     ):
         await greet(program)
-        for n, command in enumerate((b"K", b"k", b"K", b"K")):  # only the capital K asks us to change our keys too
+        # Only the capital K asks us to change our keys too.
+        for n, command in enumerate((b"K", b"k", b"K", b"K")):
             await ask(program, ours, b"before %d" % n)
             await program.say(command + b"\n")
             await program.hears(b"KEYUPDATE\n")
@@ -482,8 +484,10 @@ async def test_messages_flow_on_after_a_server_s_key_updates(authority: Authorit
         await dial(ours, server)
         for n, command in enumerate((b"K", b"k", b"K", b"K")):
             await server.answer(ours, b"before %d" % n)
-            await server.program.say(command + b"\n")  # it obeys that before it reads what comes next from us
-        for body in (b"after", b"after that"):  # the first leaves before we have read the last update
+            # It obeys that before it reads what comes next from us.
+            await server.program.say(command + b"\n")
+        # The first leaves before we have read the last update.
+        for body in (b"after", b"after that"):
             await server.answer(ours, body)
         assert len(ours.pipes) == 1
         await server.program.say(b"Q\n")

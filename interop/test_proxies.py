@@ -61,7 +61,9 @@ def place_of(url: str) -> str:
 
 @asynccontextmanager
 async def in_front(file: str, directory: Path, *services: Any, **changes: str) -> AsyncIterator[Proxy]:
-    """The proxy of *file*, in front of *services*, our sockets; *changes* are made to the file as well."""
+    """The proxy of *file*, in front of *services*, our sockets; *changes* are made to the file as
+    well.
+    """
     need(file)
     places = ["127.0.0.1:8081", "127.0.0.1:8082"] if len(services) > 1 else ["127.0.0.1:8443" if "pass" in file else "127.0.0.1:8080"]
     own = {place: place_of(service.listeners[0].url) for place, service in zip(places, services, strict=True)}
@@ -579,8 +581,9 @@ async def test_pings_keep_an_idle_connection_and_without_them_the_proxy_ends_it(
             own = sp.WSClientConfig(proxy=None, **(ping if pinging == "client" else none))
             pipe = (await pinged.dial(f"{url}/kept", ws=own)).pipe
             assert pipe is not None
-            # The other one is the clock.  When it is lost, the proxy has found it idle for as long as it allows.
-            # That time is long beside the pings, since a busy machine may stop us for a second.
+            # The other one is the clock.  When it is lost, the proxy has found it idle for as long
+            # as it allows.  That time is long beside the pings, since a busy machine may stop us
+            # for a second.
             await be_lost(silent, f"{url}/lost")
             assert pinged.pipes == (pipe,)
             await pinged.send(b"still there?")

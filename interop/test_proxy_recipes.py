@@ -47,7 +47,10 @@ class Recipe:
 
     @asynccontextmanager
     async def running(self, directory: Path, service: Any, *, short: bool = False) -> AsyncIterator[Proxy]:
-        """Run the proxy in front of *service*, our socket.  With *short*, it ends what is idle for three seconds."""
+        """Run the proxy in front of *service*, our socket.
+
+        With *short*, it ends what is idle for three seconds.
+        """
         changes = {self.service.format(8080): self.service.format(port_of(service.listeners[0].url))}
         if short and self.idle is not None:
             changes |= [self.idle]
@@ -210,7 +213,8 @@ async def test_pings_keep_an_idle_connection_and_without_them_the_proxy_ends_it(
         sp.Req0(tls=authority.client(), ws=none, **REDIAL) as silent,
     ):
         pipe = (await pinged.dial(f"wss://127.0.0.1:{running.port}")).pipe
-        # The other one is the clock: each time it is lost, the proxy has found it idle for as long as it allows.
+        # The other one is the clock: each time it is lost, the proxy has found it idle for as long
+        # as it allows.
         await be_lost(silent, f"wss://127.0.0.1:{running.port}")
         assert pinged.pipes == (pipe,)
         await pinged.send(b"still there?")
@@ -264,7 +268,8 @@ async def test_a_dialer_gets_out_through_squid_where_squid_lets_it(directory: Pa
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(echo, rep)
-        await req.dial(rep.listeners[0].url, wait=False)  # Squid says that it accepts connections shortly before it does
+        # Squid says that it accepts connections shortly before it does.
+        await req.dial(rep.listeners[0].url, wait=False)
         assert await req.request(body_of(900_000)) == body_of(900_000)
         (pipe,) = req.pipes
         assert pipe.proxy_address == f"127.0.0.1:{running.port}"

@@ -265,7 +265,8 @@ async def test_what_an_idle_application_is_sent_is_received_or_counted(transport
     burst = MESSAGES // 2
     async with sp.Sub0(topics=b"", inbox_limit=10) as ours, ours.context() as bell:
         bell.subscribe(b"last")
-        async with partner("Pub0", send_buffer_size=8192) as theirs:  # as many as libnng accepts, so that it loses nothing
+        # As many as libnng accepts, so that it loses nothing.
+        async with partner("Pub0", send_buffer_size=8192) as theirs:
             await connect(ours, theirs, transport, THEIRS, tmp_path)
             received: list[bytes] = []
             for _ in range(2):

@@ -207,7 +207,8 @@ async def test_it_gets_what_we_publish_in_order() -> None:
 
 
 async def test_we_get_what_it_publishes_in_order_text_and_pieces_included() -> None:
-    async with sp.Sub0(topics=b"", inbox_limit=2000) as ours:  # room for all messages, or some might be dropped
+    # Room for all messages, or some might be dropped.
+    async with sp.Sub0(topics=b"", inbox_limit=2000) as ours:
         listener = await ours.listen(URL)
         async with client(listener.url, SUB) as websocket:
             await websocket.send("text: é")
@@ -496,7 +497,8 @@ async def test_we_get_what_it_sends_at_once_text_and_pieces_included() -> None:
             await websocket.send(b"%d" % n)
         await idle(websocket)
 
-    async with serving(talk, PUB) as url, sp.Sub0(topics=b"", inbox_limit=2000) as ours:  # room for all messages, or some might be dropped
+    # Room for all messages, or some might be dropped.
+    async with serving(talk, PUB) as url, sp.Sub0(topics=b"", inbox_limit=2000) as ours:
         await ours.dial(url)
         for expected in (body_of(900_000), b"text", b"in pieces", *(b"%d" % n for n in range(1000))):
             assert await ours.receive() == expected

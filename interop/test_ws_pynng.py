@@ -438,7 +438,8 @@ ENCRYPTED: Final = ("wss", "tls+tcp")
     ("scheme", "dialed", "words"),
     [
         ("ws", "tcp", "one side says ws://, the other tcp://"),
-        ("ws", "tls+tcp", "that is TLS: one side says ws://, the other wss://"),  # nobody can see what is inside
+        # Nobody can see what is inside.
+        ("ws", "tls+tcp", "that is TLS: one side says ws://, the other wss://"),
         ("ws", "wss", "that is TLS: one side says ws://, the other wss://"),
         ("wss", "tcp", "one side says wss://, the other tcp://"),
         ("wss", "tls+tcp", "one side says wss://, the other tls+tcp://"),

@@ -24,7 +24,10 @@ _COMMAND = (sys.executable, "-W", "error", "-m", "sp.device")
 
 @asynccontextmanager
 async def running(*arguments: str, ends: int = 2, last_words: str = "") -> AsyncIterator[list[str]]:
-    """Run the command; yield the URLs that it prints.  When it is asked to end, it must end well, with *last_words*."""
+    """Run the command; yield the URLs that it prints.
+
+    When it is asked to end, it must end well, with *last_words*.
+    """
     process = await trio.lowlevel.open_process([*_COMMAND, *arguments], stdout=PIPE, stderr=PIPE, env=_ENVIRONMENT)
     assert process.stdout is not None
     assert process.stderr is not None

@@ -57,7 +57,9 @@ def test_every_public_name_and_method_stands_in_the_reference() -> None:
 
 
 def rows(heading: str) -> Iterator[dict[str, str]]:
-    """Read the table below *heading* in the reference: for each row its cells, by the names of the columns."""
+    """Read the table below *heading* in the reference: for each row its cells, by the names of the
+    columns.
+    """
     section = REFERENCE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     names, _, *lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line.startswith("|")]
     for cells in lines:

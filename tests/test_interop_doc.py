@@ -1,4 +1,6 @@
-"""docs/interop.md: each difference is there, each has a test that holds what is done here, and what no other test holds is held here."""
+"""docs/interop.md: each difference is there, each has a test that holds what is done here, and what
+no other test holds is held here.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,9 @@ def height(name: str) -> int:
 
 
 def imports(name: str, *, for_types: bool = True) -> set[str]:
-    """Return the modules that *name* imports; without *for_types*, only those that it imports when it runs."""
+    """Return the modules that *name* imports; without *for_types*, only those that it imports when
+    it runs.
+    """
     tree = ast.parse(source(name))
     if not for_types:
         for node in ast.walk(tree):
@@ -96,7 +98,8 @@ def ours(name: str, *, for_types: bool = True) -> set[str]:
 
 
 def test_imports_make_no_circle_even_those_for_types() -> None:
-    # The modules of core share the state of one socket and may name each other, so they count as one.
+    # The modules of core share the state of one socket and may name each other, so they count as
+    # one.
     def node(name: str) -> str:
         return "core" if name.startswith("core.") else name
 

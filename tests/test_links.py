@@ -1,4 +1,6 @@
-"""Every link in the documents leads to a file that exists and, after a ``#``, to a heading in it; every file that is named exists."""
+"""Every link in the documents leads to a file that exists and, after a ``#``, to a heading in it;
+every file that is named exists.
+"""
 
 from __future__ import annotations
 

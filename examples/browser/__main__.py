@@ -2,8 +2,8 @@
 
 ``python -m examples.browser CERTIFICATES [PAGE_PORT [SERVICE_PORT [SECONDS]]]``
 
-CERTIFICATES is a directory that ``examples.certificates`` has filled.  A tick is published every SECONDS.
-README.md, beside this file, explains the rest.
+CERTIFICATES is a directory that ``examples.certificates`` has filled.  A tick is published every
+SECONDS.  README.md, beside this file, explains the rest.
 """
 
 import itertools
@@ -46,7 +46,8 @@ async def main(certificates: Path, page_port: int, service_port: int, seconds: f
         threading.Thread(target=server.serve_forever).start()
         try:
             page = f"http://localhost:{server.server_port}"
-            # A page can connect with the cookies of the person who opened it, so only the origins listed here may.
+            # A page can connect with the cookies of the person who opened it, so only the origins
+            # listed here may.
             ws = sp.WSServerConfig(origins=page)
             async with sp.Pub0(tls=tls, ws=ws) as pub, sp.Rep0(tls=tls, ws=ws) as rep, trio.open_nursery() as nursery:
                 ticks = await pub.listen(f"wss://localhost:{service_port}/ticks")

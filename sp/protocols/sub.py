@@ -241,7 +241,8 @@ class SubEngine(Engine):
         self._only = next(iter(self._contexts)) if len(self._contexts) == 1 else None
 
     def queued(self) -> int:
-        return sum(len(context.inbox) for context in tuple(self._contexts))  # the caller may be another thread
+        # The caller may be another thread.
+        return sum(len(context.inbox) for context in tuple(self._contexts))
 
     def inbox_dropped(self) -> int:
         return self._dropped_before + sum(context.inbox.dropped for context in tuple(self._contexts))

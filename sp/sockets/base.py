@@ -252,7 +252,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
     @property
     def pipes(self) -> Sequence[Pipe]:
         """The connections that the socket has now."""
-        tasks = tuple(self._core.pipes.values())  # in one step, since the caller may be another thread
+        # In one step, since the caller may be another thread.
+        tasks = tuple(self._core.pipes.values())
         handles: list[Pipe | None] = [getattr(task, "handle", None) for task in tasks]
         return tuple(handle for handle in handles if handle is not None)
 
@@ -272,7 +273,8 @@ class Socket(Verbs, trio.abc.AsyncResource):
 
         Raises StateError when the socket has no listener, or several: then use ``listeners``.
         """
-        listeners = list(self._core.listeners)  # in one step, since the caller may be another thread
+        # In one step, since the caller may be another thread.
+        listeners = list(self._core.listeners)
         if not listeners:
             raise StateError("the socket has no listener, so it has no url: listen first")
         if len(listeners) > 1:

@@ -1,4 +1,6 @@
-"""The calls of push/pull, pair, survey, raw sockets and devices, each cancelled while it is blocked, or at any moment."""
+"""The calls of push/pull, pair, survey, raw sockets and devices, each cancelled while it is
+blocked, or at any moment.
+"""
 
 from __future__ import annotations
 
@@ -282,7 +284,8 @@ async def test_an_iteration_over_answers_under_random_cancellations_gets_each_an
                             answers.append(await anext(survey))
                 assert sorted(answers) == [b"%d-%d" % (turn, number) for number in range(8)]
                 survey.close()
-        assert all(pipe.statistics().messages_sent == 40 for pipe in surveyor.pipes)  # each survey was sent once
+        # Each survey was sent once.
+        assert all(pipe.statistics().messages_sent == 40 for pipe in surveyor.pipes)
         assert surveyor.statistics().dropped == {}
         nursery.cancel_scope.cancel()
 

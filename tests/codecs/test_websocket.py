@@ -71,7 +71,9 @@ def frame(data: bytes = b"", opcode: int = BINARY, *, fin: bool = True, mask: bo
 
 
 def frames_in(data: bytes, *, mask: bool) -> list[Said]:
-    """Decode frames by hand, and check that each head is as short as possible and masked as it should be."""
+    """Decode frames by hand, and check that each head is as short as possible and masked as it
+    should be.
+    """
     found: list[Said] = []
     while data:
         first, second = data[:2]
@@ -186,7 +188,9 @@ def traced() -> Iterator[None]:
 
 
 class Decoded:
-    """The result of a stream: messages, the error's class, the words for the peer's Close, and our frames."""
+    """The result of a stream: messages, the error's class, the words for the peer's Close, and our
+    frames.
+    """
 
     def __init__(self, side: Side, chunks: Sequence[bytes], find_body: FindBody | None, limit: int | None) -> None:
         websocket = side.make(find_body, limit)

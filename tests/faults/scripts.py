@@ -1,4 +1,6 @@
-"""Programs that run in a process of their own, because they fork, are interrupted, or run out of something."""
+"""Programs that run in a process of their own, because they fork, are interrupted, or run out of
+something.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Closing at any moment, whatever is going on: it ends within its deadline, and so do all calls that wait."""
+"""Closing at any moment, whatever is going on: it ends within its deadline, and so do all calls
+that wait.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,9 @@ async def _act(rng: random.Random, listening: Any, dialing: Any, scope: trio.Can
 
 
 async def one_life(seed: int, url: str) -> None:
-    """Open two sockets, let tasks use them in every way, and close at a random moment in a random way."""
+    """Open two sockets, let tasks use them in every way, and close at a random moment in a random
+    way.
+    """
     rng = random.Random(seed)
     make_listening, listening_works, make_dialing, dialing_works = rng.choice(_PAIRS)
 
@@ -174,7 +178,8 @@ async def lives(count: int, new_url: Callable[[], str]) -> None:
     first = random.randrange(1 << 32)
     url = new_url()
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
-        await dial(req, rep.url)  # the task that lets handshakes through one by one lives as long as the run
+        # The task that lets handshakes through one by one lives as long as the run.
+        await dial(req, rep.url)
     tasks = trio.lowlevel.current_statistics().tasks_living
     for seed in range(first, first + count):
         try:
@@ -337,7 +342,8 @@ async def test_what_was_accepted_is_delivered_before_a_close_in_order_returns(ur
 
 @network_only
 async def test_a_reply_arrives_whole_even_when_its_socket_is_closed_with_requests_unread(url: str) -> None:
-    # Closing a TCP socket that has something unread resets the connection, and what is on its way is lost.
+    # Closing a TCP socket that has something unread resets the connection, and what is on its way
+    # is lost.
     async with sp.Rep0(listen=url, tls=server_tls(url), inbox_limit=1, linger=5, outbox_bytes=1 << 30) as rep:
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery, await connect_as(rep.url, REQ) as stream:

@@ -1,4 +1,6 @@
-"""Peers that greet badly, slowly or not at all: each takes one place for a while, and no other peer notices."""
+"""Peers that greet badly, slowly or not at all: each takes one place for a while, and no other peer
+notices.
+"""
 
 from __future__ import annotations
 
@@ -281,7 +283,8 @@ async def test_garbage_after_the_greeting_ends_the_pipe_and_the_listener_goes_on
             for _ in range(200):
                 events = rep.events()
                 async with await connect(listener.url) as stream:
-                    garbage = bytes([rng.randrange(1, 256)]) + rng.randbytes(rng.randrange(7, 300))  # 2^56 bytes and more are announced
+                    # 2^56 bytes and more are announced.
+                    garbage = bytes([rng.randrange(1, 256)]) + rng.randbytes(rng.randrange(7, 300))
                     await stream.send_all(greeting(REQ) + garbage)
                     event = await expect(events, sp.EventKind.DETACHED)
                     assert isinstance(event.error, sp.MessageTooLarge)

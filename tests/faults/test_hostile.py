@@ -85,7 +85,8 @@ async def test_a_quiet_requester_is_served_beside_those_that_flood(url: str) -> 
             for _ in range(3):
                 before = served
                 await quiet.request(b"me too")
-                assert served - before < 20_000  # a few turns of each of the ten, and what was read before
+                # A few turns of each of the ten, and what was read before.
+                assert served - before < 20_000
         nursery.cancel_scope.cancel()
 
 

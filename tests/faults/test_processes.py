@@ -1,4 +1,6 @@
-"""What happens to a process: Ctrl-C, fork, sockets that are forgotten, and descriptors that run out."""
+"""What happens to a process: Ctrl-C, fork, sockets that are forgotten, and descriptors that run
+out.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ async def test_ctrl_c_ends_any_wait_within_a_second() -> None:
 
 @posix_only
 async def test_a_script_heeds_ctrl_c_though_the_tests_were_started_in_the_background() -> None:
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell does for a command with an & behind it
+    # As the shell does for a command with an & behind it.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         async with start_script(_INTERRUPTED.format(socket="sp.Bus0()", wait="await trio.sleep_forever()")) as script:
             signal.signal(signal.SIGINT, handler)
@@ -396,7 +399,8 @@ async def test_a_forked_child_cannot_use_what_it_inherited_and_its_parents_peers
                 await bus.send(b"go on")
                 assert await bus.receive() == b"forked"
                 await bus.send(b"close")
-                event = await expect(events, sp.EventKind.DETACHED)  # although the second child holds a copy of the descriptor
+                # Although the second child holds a copy of the descriptor.
+                event = await expect(events, sp.EventKind.DETACHED)
                 assert isinstance(event.error, sp.PeerClosed)
                 await script.hear("closed")
                 await script.tell("")

@@ -24,7 +24,10 @@ def url() -> str:
 
 
 async def times_of_attempts(events: sp.EventStream, count: int) -> list[float]:
-    """When the next *count* attempts began.  Read as they happen: no other task runs before the time is taken."""
+    """When the next *count* attempts began.
+
+    Read as they happen: no other task runs before the time is taken.
+    """
     times: list[float] = []
     for _ in range(count):
         await expect(events, sp.EventKind.DIALING)

@@ -1,4 +1,6 @@
-"""What peers may cost: memory with one that does not read, turns with one that floods, nothing once they are gone."""
+"""What peers may cost: memory with one that does not read, turns with one that floods, nothing once
+they are gone.
+"""
 
 from __future__ import annotations
 
@@ -234,7 +236,8 @@ async def test_a_flood_of_small_messages_leaves_a_turn_to_others_every_few_of_th
 async def test_an_unwanted_flood_leaves_a_turn_to_others_after_every_read(url: str) -> None:
     steps: list[int] = []
     block = frame(b"f") * 30_000
-    async with sp.Sub0(listen=url, tls=server_tls(url)) as sub:  # subscribed to nothing, so it discards as fast as it can
+    # Subscribed to nothing, so it discards as fast as it can.
+    async with sp.Sub0(listen=url, tls=server_tls(url)) as sub:
         with trio.fail_after(30):
             stream = await connect_as(sub.url, PUB)
             await sub.wait_for_peers()
@@ -256,7 +259,8 @@ async def test_an_unwanted_flood_leaves_a_turn_to_others_after_every_read(url: s
                 nursery.start_soon(tick)
             await stream.aclose()
     assert sum(steps) == 600_000
-    assert max(steps) <= 2 * (256 * 1024 // 9 + 1)  # two reads at most, of the largest size there is
+    # Two reads at most, of the largest size there is.
+    assert max(steps) <= 2 * (256 * 1024 // 9 + 1)
 
 
 @pytest.mark.slow

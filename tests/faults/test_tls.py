@@ -1,4 +1,6 @@
-"""Peers that speak no TLS, half of it, or broken TLS: each costs only its own connection, and the error names the fault."""
+"""Peers that speak no TLS, half of it, or broken TLS: each costs only its own connection, and the
+error names the fault.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,10 @@ def client_hello() -> bytes:
 
 
 async def shake(end: ssl.SSLObject, received: ssl.MemoryBIO, sent: ssl.MemoryBIO, stream: trio.SocketStream) -> None:
-    """Do the handshake of *end* over *stream*.  When it fails, the alert is sent first, which trio's own stream does not do."""
+    """Do the handshake of *end* over *stream*.
+
+    When it fails, the alert is sent first, which trio's own stream does not do.
+    """
     while True:
         try:
             end.do_handshake()
@@ -688,7 +693,8 @@ async def test_an_alert_before_the_servers_hello_is_nobodys_refusal(authority: A
         assert not error.permanent
         assert "the server ended the connection" in str(error)
         somebody.attack = None
-        assert not (await visit(req, url)).resumed  # and nothing of what was refused is offered again
+        # And nothing of what was refused is offered again.
+        assert not (await visit(req, url)).resumed
         assert (await visit(req, url)).resumed
 
 

@@ -510,7 +510,8 @@ async def test_of_a_storm_of_closes_one_is_answered(storm: bytes) -> None:
                     pass
                 data = await receive_end(stream)
                 _, _, frames = data.partition(b"\r\n\r\n")
-                assert frames in (b"", b"\x88\x02\x03\xe8", b"\x88\x00")  # the reset may overtake it
+                # The reset may overtake it.
+                assert frames in (b"", b"\x88\x02\x03\xe8", b"\x88\x00")
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.PeerClosed)
             await check(rep, rep.url)
@@ -725,7 +726,8 @@ async def test_a_client_that_stays_after_its_refusal_is_still_refused_for_what_i
                 await stream.send_all(request(line="GET /nobody HTTP/1.1"))
                 assert Answer(await receive_end(stream)).status == 404
                 mock_clock.jump(0.6)
-                event = await expect(events, sp.EventKind.REFUSED)  # although it never closes its end
+                # Although it never closes its end.
+                event = await expect(events, sp.EventKind.REFUSED)
                 assert "HTTP 404: no socket listens at '/nobody'" in event.reason
 
 
@@ -941,7 +943,8 @@ async def test_while_draining_newcomers_and_health_checks_are_sent_elsewhere(url
                 async with await web(listener.url) as silent:  # has not asked for anything yet
                     await until(lambda: listener.statistics().in_handshake == 1)
                     nursery.start_soon(listener.drain)
-                    assert await receive_frame(stream) == (CLOSE, b"\x03\xe9")  # and does not answer it yet
+                    # And does not answer it yet.
+                    assert await receive_frame(stream) == (CLOSE, b"\x03\xe9")
                     await silent.send_all(request())
                     assert Answer(await receive_end(silent)).status == 503
 
@@ -992,7 +995,8 @@ async def test_a_client_that_connects_and_leaves_silently_makes_no_log_line(
             for number in range(1, 11):
                 stream = await connect(tcp(listener.url))
                 if number % 2:
-                    await until(lambda: listener.statistics().in_handshake)  # also one that was seen before it left
+                    # Also one that was seen before it left.
+                    await until(lambda: listener.statistics().in_handshake)
                 if how == "reset":
                     reset(stream)
                 else:
@@ -1287,7 +1291,9 @@ def first_words(scheme: str) -> bytes:
 
 
 async def through_proxy(url: str, header: bytes, *, slowly: bool = False) -> tuple[Stream, str]:
-    """Connect like a proxy that sends *header*, and send a request; return the proxy's own address too."""
+    """Connect like a proxy that sends *header*, and send a request; return the proxy's own address
+    too.
+    """
     scheme = url.partition("://")[0]
     stream = await connect(tcp(url))
     assert isinstance(stream, trio.SocketStream)
@@ -1483,7 +1489,8 @@ async def test_a_header_counts_against_the_greeting_timeout(scheme: str, said: b
                 event = await expect(events, sp.EventKind.REFUSED)
                 assert isinstance(event.error, sp.GreetingError)
                 assert "was not complete within 3 s" in event.reason
-                assert await receive_end(stream) == b""  # a client that has not said who it is gets no answer
+                # A client that has not said who it is gets no answer.
+                assert await receive_end(stream) == b""
 
 
 @schemes

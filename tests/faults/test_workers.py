@@ -82,7 +82,8 @@ async def test_a_killed_worker_costs_what_it_had_and_the_others_get_all_the_rest
                 nursery.start_soon(send)
                 nursery.start_soon(receive)
                 await worker.hear(f"{11:010}")
-                os.kill(worker.process.pid, signal.SIGSTOP)  # so that it certainly has something on its way
+                # So that it certainly has something on its way.
+                os.kill(worker.process.pid, signal.SIGSTOP)
                 await until(lambda: killed.unsent >= 4 or sent == count)
                 os.kill(worker.process.pid, signal.SIGKILL)
                 detached = await expect(events, sp.EventKind.DETACHED)
@@ -144,7 +145,8 @@ async def test_a_killed_device_is_one_that_the_next_one_takes_the_place_of(tmp_p
                 async with start_script(_DEVICE, front, back) as device:
                     await device.hear("ready")
                     if turn:
-                        await rep.send(await rep.receive())  # the request that the first one has taken with it
+                        # The request that the first one has taken with it.
+                        await rep.send(await rep.receive())
                         assert await req.receive() == b"survives"
                     await req.send(b"%d" % turn)
                     await rep.send(await rep.receive())

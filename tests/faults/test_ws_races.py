@@ -409,7 +409,8 @@ async def test_a_newcomer_that_was_handed_on_when_its_listener_is_closed_gets_an
         listener = await other.listen(f"ws://{port_of(oldest.listeners[0])}/other")
         with trio.fail_after(5):
             with monkeypatch.context() as patched:
-                patched.setattr(Route, "wake", lambda _: None)  # it does not come to accept the newcomer
+                # It does not come to accept the newcomer.
+                patched.setattr(Route, "wake", lambda _: None)
                 stream = await connect_plainly(listener.url)
                 await stream.send_all(request("/other", REP))
                 await until(lambda: oldest.statistics().listeners[0].in_handshake == 0 and oldest.statistics().listeners[0].accepted == 0)

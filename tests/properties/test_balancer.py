@@ -23,7 +23,9 @@ class Pipe(FakePipe):
 
 
 class Model:
-    """All pipes in one line, the next in turn first; a pipe that takes a message, or finds room again, goes to the end."""
+    """All pipes in one line, the next in turn first; a pipe that takes a message, or finds room
+    again, goes to the end.
+    """
 
     def __init__(self) -> None:
         self.line: list[Pipe] = []

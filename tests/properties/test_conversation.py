@@ -1,8 +1,9 @@
 """Engines joined by pipes that delay, duplicate and die.
 
-REQ and REP, also with a device between them: every answer is to the latest question, and none is missing.  SURVEYOR and RESPONDENT:
-every answer that comes in time is received, by who asked, and no other.  All that count no turns: what is sent is received, once and in
-order, or lost with a pipe, or dropped and counted.
+REQ and REP, also with a device between them: every answer is to the latest question, and none is
+missing.  SURVEYOR and RESPONDENT:  every answer that comes in time is received, by who asked, and
+no other.  All that count no turns: what is sent is received, once and in order, or lost with a
+pipe, or dropped and counted.
 """
 
 from __future__ import annotations
@@ -210,7 +211,9 @@ class ConversationMachine(RuleBasedStateMachine):
         assert self.rep.queued() <= 2
 
     def teardown(self) -> None:
-        """As long as there is a pipe, every question gets its answer, without another word from the clock."""
+        """As long as there is a pipe, every question gets its answer, without another word from the
+        clock.
+        """
         if not self.wires:
             self.connect(1)
         while self.rep.queued() or any(wire.req.taken or wire.rep.taken for wire in self.wires) or any(a.answer for a in self.answerers):
@@ -240,7 +243,9 @@ class OnceMachine(ConversationMachine):
 
 
 class DeviceMachine(ConversationMachine):
-    """The same through a device, whose raw REP drops what a requester has no room for: then the question is asked again in time."""
+    """The same through a device, whose raw REP drops what a requester has no room for: then the
+    question is asked again in time.
+    """
 
     @initialize(seed=picks, askers=st.integers(1, 4), answerers=st.integers(1, 3))
     def begin(self, seed: int, askers: int, answerers: int) -> None:
@@ -334,7 +339,9 @@ class SurveyWire:
 
 
 class SurveyAsker:
-    """The model of a SURVEYOR context: its question, how long that stands, and the answers that have come."""
+    """The model of a SURVEYOR context: its question, how long that stands, and the answers that
+    have come.
+    """
 
     def __init__(self, context: SurveyorContext) -> None:
         self.context = context
@@ -479,7 +486,9 @@ class LinkPipe(FakePipe):
 
 
 class Node:
-    """An engine, what its application has received, and how many copies of what it has sent are to be accounted for."""
+    """An engine, what its application has received, and how many copies of what it has sent are to
+    be accounted for.
+    """
 
     def __init__(self, engine: Any, receiver: Any = None) -> None:
         self.engine = engine

@@ -1,4 +1,7 @@
-"""Engines: any event in any order.  No message vanishes, none is doubled, and nothing is kept of pipes that are gone."""
+"""Engines: any event in any order.
+
+No message vanishes, none is doubled, and nothing is kept of pipes that are gone.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.contexts: list[Any] = []
         self.most_contexts = 0
         self.tags = itertools.count(1)
-        self.taken: dict[bytes, StrictPipe] = {}  # the bodies that the engine has taken, and who brought them
+        # The bodies that the engine has taken, and who brought them.
+        self.taken: dict[bytes, StrictPipe] = {}
         self.copies = 0  # of them, one for each context that gets it
         self.turned_away = self.hung_up = self.given_up = 0
         self.delivered: dict[int, list[bytes]] = {}  # by the id of a context
@@ -143,7 +147,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     @contextmanager
     def giving_up(self, *, counted: bool = True) -> Iterator[None]:
-        """What no longer waits for ``receive`` afterwards, and was not received, has been given up by the application."""
+        """What no longer waits for ``receive`` afterwards, and was not received, has been given up
+        by the application.
+        """
         before, unread = self.waiting() + self.received(), self.engine.dropped[DropReason.UNREAD]
         yield
         given_up = before - self.waiting() - self.received()

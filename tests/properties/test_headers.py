@@ -108,7 +108,9 @@ class Chain:
         self.ends = [(device.front, device.front_pipe) for device in self.devices] + [(self.server, self.server_pipe)]
 
     def ask(self, client: FakePipe) -> int | None:
-        """Pass on what *client* was offered; return the place where it got stuck, or None when it has come to the server."""
+        """Pass on what *client* was offered; return the place where it got stuck, or None when it
+        has come to the server.
+        """
         sent = client
         for place, (engine, pipe) in enumerate(self.ends):
             arrive(engine, pipe, sent)
@@ -148,7 +150,8 @@ def test_what_passes_a_chain_is_what_arrives_everywhere_with_no_more_words_than_
     context = client.open_context(1.0) if surveys else client.open_context()
     context.send(Message(body))
     stuck = chain.ask(pipe)
-    # One word leaves the client and each device adds one: the server gets one more than there are devices.
+    # One word leaves the client and each device adds one: the server gets one more than there are
+    # devices.
     assert stuck == (None if devices + 1 <= ttl else ttl)
     if stuck is None:
         arrive(client, pipe, chain.answer(body[::-1]))

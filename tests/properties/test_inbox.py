@@ -24,7 +24,8 @@ class InboxMachine(RuleBasedStateMachine):
         self.pipes = [FakePipe() for _ in range(3)]
         self.queue: list[bytes] = []
         self.in_hand: Message | None = None  # taken last, and perhaps put back
-        self.excess = 0  # messages that were put back into a full inbox, and are there still at most
+        # Messages that were put back into a full inbox, and are there still at most.
+        self.excess = 0
         self.held: dict[FakePipe, None] = {}
         self.losing = False
         self.dropped = 0
@@ -34,7 +35,9 @@ class InboxMachine(RuleBasedStateMachine):
         return not self.queue or (len(self.queue) < self.limit and sum(map(len, self.queue)) + size <= self.size)
 
     def relax(self, *, everybody: bool = False) -> None:
-        """As many are resumed as there are places: each offers again, or is forgotten, and then the next has its turn."""
+        """As many are resumed as there are places: each offers again, or is forgotten, and then the
+        next has its turn.
+        """
         if len(self.queue) <= self.limit // 2 and sum(map(len, self.queue)) <= self.size // 2:
             self.losing = False
             for pipe in list(self.held)[: None if everybody else self.limit - len(self.queue)]:

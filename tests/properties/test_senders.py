@@ -1,4 +1,6 @@
-"""Senders against a model: which calls go on when there is room, in which order, and when a pipe is congested."""
+"""Senders against a model: which calls go on when there is room, in which order, and when a pipe is
+congested.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ LIMIT, BYTES = 4, 32
 
 @attrs.frozen
 class Call:
-    """A message of *size* more bytes by one of six senders: two for any room, and two for each pipe's."""
+    """A message of *size* more bytes by one of six senders: two for any room, and two for each
+    pipe's.
+    """
 
     sender: int
     size: int
@@ -123,7 +127,9 @@ def closed() -> Exception:
 
 
 class Model:
-    """Every waiting message by its number: which sender it is of, whose room it needs, and how long it is."""
+    """Every waiting message by its number: which sender it is of, whose room it needs, and how long
+    it is.
+    """
 
     def __init__(self, pipes: list[FakePipe], senders: list[OneSender]) -> None:
         self.pipes = pipes
@@ -163,7 +169,9 @@ class Model:
             self.leave(number, "closed")
 
     def serve(self, pipe: FakePipe, refused: set[int]) -> None:
-        """The longest waiting goes first of those for this pipe and those for any, until of each one finds no room."""
+        """The longest waiting goes first of those for this pipe and those for any, until of each
+        one finds no room.
+        """
         lines: list[FakePipe | None] = [None, pipe]
         while firsts := [self.line(key)[0] for key in lines if self.line(key)]:
             number = min(firsts)

@@ -1,4 +1,6 @@
-"""SURVEYOR against a model that keeps a list of answers for each context and looks at the clock each time."""
+"""SURVEYOR against a model that keeps a list of answers for each context and looks at the clock
+each time.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ class Asker:
         self.deadline = -math.inf
         self.answers: list[bytes] = []
         self.losing = False
-        self.told: list[str] | None = None  # the errors that a waiting task got; None: no task waits
+        # The errors that a waiting task got; None: no task waits.
+        self.told: list[str] | None = None
 
     def is_open(self, now: float) -> bool:
         return self.id is not None and now < self.deadline

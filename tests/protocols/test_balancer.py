@@ -32,7 +32,9 @@ def make(*priorities: int, room: int | None = None) -> tuple[Balancer, list[Pipe
 
 
 def offer(balancer: Balancer, count: int, pipes: list[Pipe]) -> str:
-    """Offer *count* messages; for each, return the place in *pipes* of the pipe that took it, or a dash."""
+    """Offer *count* messages; for each, return the place in *pipes* of the pipe that took it, or a
+    dash.
+    """
     takers = ""
     for _ in range(count):
         before = [len(pipe.taken) for pipe in pipes]

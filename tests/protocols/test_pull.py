@@ -117,7 +117,9 @@ def test_what_is_put_back_is_received_next() -> None:
 
 
 class Peer(FakePipe):
-    """A pipe as the shell drives it: resumed, it delivers one, lets the others do the same, and then delivers until it is refused."""
+    """A pipe as the shell drives it: resumed, it delivers one, lets the others do the same, and
+    then delivers until it is refused.
+    """
 
     def __init__(self, engine: PullEngine, resumed: list[Peer], bodies: Iterable[bytes]) -> None:
         super().__init__()

@@ -62,7 +62,9 @@ def body_of(context: ReqContext) -> bytes | None:
 
 
 def wait(mailbox: Mailbox) -> list[Exception | None]:
-    """Wait on *mailbox*; the list grows with each wake-up, by None or by the error that it comes with."""
+    """Wait on *mailbox*; the list grows with each wake-up, by None or by the error that it comes
+    with.
+    """
     calls: list[Exception | None] = []
     mailbox.wake = lambda: calls.append(None)
     mailbox.fail = lambda error: calls.append(error())

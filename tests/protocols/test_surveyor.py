@@ -95,7 +95,9 @@ def left_over(context: SurveyorContext, count: int) -> list[bytes]:
 
 
 def wait(mailbox: Mailbox) -> list[Exception | None]:
-    """Wait on *mailbox*; the list grows with each wake-up, by None or by the error that it comes with."""
+    """Wait on *mailbox*; the list grows with each wake-up, by None or by the error that it comes
+    with.
+    """
     calls: list[Exception | None] = []
     mailbox.wake = lambda: calls.append(None)
     mailbox.fail = lambda error: calls.append(error())

@@ -94,7 +94,9 @@ class Kind:
 
     @property
     def header(self) -> bytes:
-        """The header that an application must give with a body of at most 100 bytes, on a new socket."""
+        """The header that an application must give with a body of at most 100 bytes, on a new
+        socket.
+        """
         if not self.raw:
             return b""
         return {sp.Req0: ID, sp.Surveyor0: ID, sp.Pair1: bytes(4), sp.Rep0: bytes(4) + ID, sp.Respondent0: bytes(4) + ID}.get(
@@ -143,10 +145,11 @@ def each(kinds: list[Kind]) -> pytest.MarkDecorator:
 
 
 class Talk:
-    """Two sockets of counterpart protocols that are connected; the *front* asks, where that makes a difference.
+    """Two sockets of counterpart protocols that are connected; the *front* asks, where that makes a
+    difference.
 
-    ``ask`` carries a body from the front to the back and returns what has arrived, ``answer`` does so the other way, for the last
-    that was asked.
+    ``ask`` carries a body from the front to the back and returns what has arrived, ``answer`` does
+    so the other way, for the last that was asked.
     """
 
     def __init__(self, front: Any, back: Any) -> None:
@@ -224,7 +227,9 @@ def everything(kind: Kind) -> dict[str, object]:
 async def talking(
     kind: Kind, url: str, *, peer_kind: Kind | None = None, peer: Mapping[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Talk]:
-    """Connect a socket of *kind*, which listens, with one that it can talk to, which dials; *peer* are options of that one."""
+    """Connect a socket of *kind*, which listens, with one that it can talk to, which dials; *peer*
+    are options of that one.
+    """
     peer_kind = peer_kind or Kind(_COUNTERPARTS.get(kind.socket, kind.socket), kind.peer_options)
     async with kind(**everything(kind), **options) as ours, peer_kind(**everything(peer_kind), **(peer or {})) as theirs:
         listener = await listen(ours, url)

@@ -19,7 +19,9 @@ from .conftest import Background, connect
 
 
 class StubbornLink:
-    """A link that takes a write whole or not at all, and not at all every other time, as a UNIX socket may."""
+    """A link that takes a write whole or not at all, and not at all every other time, as a UNIX
+    socket may.
+    """
 
     local_address = remote_address = ""
 
@@ -104,7 +106,8 @@ async def test_what_a_req_sends_again_is_not_dropped(url: str) -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("how", ["close", "aclose", *["cancel"] * 10])  # which task a cancellation reaches first is chance
+# Which task a cancellation reaches first is chance.
+@pytest.mark.parametrize("how", ["close", "aclose", *["cancel"] * 10])
 async def test_closing_a_req_does_not_send_its_request_to_its_other_peers(how: str, name: str) -> None:
     async with sp.Rep0(listen=name + "1") as one, sp.Rep0(listen=name + "2") as two, sp.Rep0(listen=name + "3") as three:
         async with trio.open_nursery() as nursery, sp.Req0() as req:
@@ -199,4 +202,5 @@ async def test_what_waits_between_two_sockets_of_a_process_is_bounded_in_bytes(n
                 break
             sent += 1
             await trio.testing.wait_all_tasks_blocked()
-        assert 5 <= sent < 25  # 4 MiB between the two, 1 MiB in the outbox, one in the inbox and a read of as much again
+        # 4 MiB between the two, 1 MiB in the outbox, one in the inbox and a read of as much again.
+        assert 5 <= sent < 25

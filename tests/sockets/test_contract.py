@@ -271,7 +271,8 @@ async def test_a_socket_that_was_never_closed_warns() -> None:
             nursery = socket._manager
             assert nursery is not None
             socket.close()
-            await nursery.__aexit__(None, None, None)  # keeps trio in order; the socket itself does not know
+            # Keeps trio in order; the socket itself does not know.
+            await nursery.__aexit__(None, None, None)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -505,7 +506,8 @@ async def test_a_cancelled_send_has_not_happened(kind: Kind, name: str) -> None:
 
 @every_receiver
 async def test_any_number_of_tasks_may_receive_at_once_unless_it_is_a_reply_that_they_wait_for(kind: Kind, name: str) -> None:
-    raw_peer = Kind(type(kind.peer()), raw=True)  # which may answer one question as often as it likes
+    # Which may answer one question as often as it likes.
+    raw_peer = Kind(type(kind.peer()), raw=True)
     async with talking(kind, name, peer_kind=None if kind.options else raw_peer) as talk, trio.open_nursery() as nursery:
         if talk.ours is talk.front:
             await talk.begin()
@@ -549,7 +551,8 @@ async def test_events_tell_the_life_of_a_pipe(kind: Kind, name: str) -> None:
 # Limits.
 
 
-@each([kind for kind in ALL if kind.receives and not (kind.socket is sp.Req0 and not kind.raw)])  # a REQ gets one reply at a time
+# A REQ gets one reply at a time.
+@each([kind for kind in ALL if kind.receives and not (kind.socket is sp.Req0 and not kind.raw)])
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_the_inbox_takes_its_limit_and_not_one_more(kind: Kind, limit: int, name: str, autojump_clock: MockClock) -> None:
     async with talking(kind, name, peer_kind=kind.talkative_peer, inbox_limit=limit) as talk:
@@ -814,7 +817,8 @@ async def test_a_raw_bus_refuses_what_is_no_pipe(header: bytes) -> None:
 def test_what_a_protocol_cannot_do_raw_is_absent_from_its_class(kind: Kind) -> None:
     for verb in ("context", "request", "requests", "survey", "surveys", "subscribe", "unsubscribe"):
         assert not hasattr(kind.made, verb)
-    assert kind.sends_bodies is (kind.sends and not kind.header)  # the others need a header with each message
+    # The others need a header with each message.
+    assert kind.sends_bodies is (kind.sends and not kind.header)
     for option in ("resend_after", "deadline", "topics", "poly"):
         with pytest.raises(TypeError, match=f"unknown option '{option}'"):
             kind.made(**{option: 1})

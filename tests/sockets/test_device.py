@@ -67,7 +67,9 @@ async def running(front: Any, back: Any = None) -> AsyncIterator[trio.CancelScop
 
 
 class Chain:
-    """Two sockets that talk through devices, and the devices' sockets between them, from the asking side."""
+    """Two sockets that talk through devices, and the devices' sockets between them, from the asking
+    side.
+    """
 
     def __init__(self, talk: Talk, middle: list[Any]) -> None:
         self.talk = talk
@@ -86,7 +88,8 @@ async def chain(
 ) -> AsyncIterator[Chain]:
     """Join an *asking* and an *answering* socket by one device less than there are *urls*.
 
-    Who is nearer to the answering side listens.  *front* and *back* are options of the two ends, *middle* those of all between them.
+    Who is nearer to the answering side listens.  *front* and *back* are options of the two ends,
+    *middle* those of all between them.
     """
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -294,7 +297,8 @@ async def test_a_loop_of_two_devices_comes_to_rest(asking: type, answering: type
                 def made() -> int:
                     return sum(front.statistics().messages_received for front in (one_front, two_front))
 
-                # Each was received once for each hop, and once more where it was dropped: a PAIR1 drops the 255th before it sends it.
+                # Each was received once for each hop, and once more where it was dropped: a PAIR1
+                # drops the 255th before it sends it.
                 times = min(ttl + 1, 255) if asking is sp.Pair1 else ttl + 1
                 await until(lambda: made() >= count * times)
                 await wait_all_tasks_blocked(0.01)
@@ -340,7 +344,8 @@ async def test_a_slow_end_slows_the_other_one_down_and_nothing_is_lost(
         for socket in (joined.talk.front, *joined.middle, joined.talk.back):
             figures = socket.statistics()
             assert figures.inbox <= 8
-            assert all(pipe.outbox <= 8 + 7 for pipe in figures.pipes)  # and what one write of 64 KiB took over
+            # And what one write of 64 KiB took over.
+            assert all(pipe.outbox <= 8 + 7 for pipe in figures.pipes)
         with trio.fail_after(30):
             numbers: list[int] = []
             while len(numbers) < count:
@@ -795,7 +800,8 @@ async def test_a_device_cancelled_at_any_moment_loses_and_doubles_nothing(scheme
                     for _ in range(chance.choice([1, 2, 3, 5, 10, 50])):
                         await trio.lowlevel.checkpoint()
                     inner.cancel_scope.cancel()
-                if chance.random() < 0.3:  # meanwhile the application receives itself what was not passed on
+                # Meanwhile the application receives itself what was not passed on.
+                if chance.random() < 0.3:
                     try:
                         taken.append(_number(front.receive_nowait()))
                     except trio.WouldBlock:

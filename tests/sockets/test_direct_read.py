@@ -1,4 +1,7 @@
-"""A task that waits for a message may read the only pipe itself.  Nothing may get lost or stuck between it and the pipe's own task."""
+"""A task that waits for a message may read the only pipe itself.
+
+Nothing may get lost or stuck between it and the pipe's own task.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +192,8 @@ async def test_blocked_writing_goes_on_when_a_reader_is_interrupted(url: str) ->
             await one.send(bytes(200_000))  # more than the kernel takes at once
         waiting = Background(nursery, one.receive)
         await trio.testing.wait_all_tasks_blocked()
-        await dial(three, one.url)  # interrupts the reader of the first pipe, whose writer waits as well
+        # Interrupts the reader of the first pipe, whose writer waits as well.
+        await dial(three, one.url)
         for _ in range(60 - one.statistics().dropped[sp.DropReason.PEER_FULL]):
             assert len(await two.receive()) == 200_000
         await three.send(b"done")

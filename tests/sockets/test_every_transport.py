@@ -1,4 +1,6 @@
-"""Every protocol over every transport, cooked and raw, with either side listening: bodies up to the limit and one byte beyond it."""
+"""Every protocol over every transport, cooked and raw, with either side listening: bodies up to the
+limit and one byte beyond it.
+"""
 
 from __future__ import annotations
 

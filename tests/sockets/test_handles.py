@@ -1,4 +1,6 @@
-"""The handles that an application holds: one object for each pipe, dialer and listener, wherever it comes from."""
+"""The handles that an application holds: one object for each pipe, dialer and listener, wherever it
+comes from.
+"""
 
 from __future__ import annotations
 

@@ -219,7 +219,8 @@ async def test_the_last_words_of_a_peer_that_reads_no_more_arrive_within_the_lin
             pair.send_nowait(b"refused")
         await peer.send_all(frame(b"last words", typed=True))
         assert await pair.receive() == b"last words"
-        await wait_all_tasks_blocked()  # the linger time has begun: its task may be the last one of the tick
+        # The linger time has begun: its task may be the last one of the tick.
+        await wait_all_tasks_blocked()
         mock_clock.jump(4.9)
         await wait_all_tasks_blocked()
         assert pair.pipes

@@ -209,7 +209,8 @@ async def test_each_of_ten_that_flood_gets_its_share(url: str) -> None:
 
         with trio.fail_after(30):
             for number in range(10):
-                nursery.start_soon(flood, b"%d" % number, 1 if number else 5000)  # one of them with all its might
+                # One of them with all its might.
+                nursery.start_soon(flood, b"%d" % number, 1 if number else 5000)
             await pull.wait_for_peers(10)
             counts: Counter[bytes] = Counter()
             while counts.total() < 20_000:

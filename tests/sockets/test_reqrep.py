@@ -111,7 +111,8 @@ async def test_a_closed_context_is_closed_and_its_reply_stale(url: str) -> None:
 async def test_closing_a_context_wakes_the_calls_that_wait_in_it(url: str) -> None:
     async with sp.Rep0(listen=url, tls=server_tls(url)) as rep, sp.Req0() as req:
         await connect(rep, req)
-        await req.send(b"x")  # the context then waits by reading the connection itself, where that is possible
+        # The context then waits by reading the connection itself, where that is possible.
+        await req.send(b"x")
         await rep.send(await rep.receive())
         assert await req.receive() == b"x"
         context = req.context()

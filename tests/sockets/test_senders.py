@@ -1,6 +1,7 @@
 """Tasks that wait to send.
 
-The cost of a call while others wait, the order in which calls go on, and how many replies may wait for one peer.
+The cost of a call while others wait, the order in which calls go on, and how many replies may wait
+for one peer.
 """
 
 from __future__ import annotations

@@ -194,7 +194,9 @@ async def test_each_survey_ends_at_its_own_time_the_shorter_one_first_even_if_it
 async def test_a_new_survey_on_a_context_ends_the_one_before_and_the_waiting_call_says_so(url: str) -> None:
     async with respondents(url, 1, deadline=60) as (surveyor, (respondent,)):
         for context in (surveyor, surveyor.context()):
-            for _ in range(3):  # from the second time on the waiter reads the connection itself, where that is possible
+            # From the second time on the waiter reads the connection itself, where that is
+            # possible.
+            for _ in range(3):
                 await context.send(b"old")
                 async with trio.open_nursery() as nursery:
                     waiting = [Background(nursery, context.receive) for _ in range(2)]
@@ -221,7 +223,8 @@ async def test_the_iteration_may_be_left_and_taken_up_again(name: str, autojump_
             break
         assert [answer async for answer in survey] == [b"x"] * 2
         assert [answer async for answer in survey] == []
-        assert [respondent.statistics().messages_received for respondent in sockets] == [1] * 3  # it was sent once
+        # It was sent once.
+        assert [respondent.statistics().messages_received for respondent in sockets] == [1] * 3
         nursery.cancel_scope.cancel()
 
 
@@ -523,7 +526,8 @@ async def test_an_answer_too_short_for_its_id_ends_the_pipe_and_a_foreign_one_is
                 assert asked[4:] == b"x"
                 await stream.send_all(frame(b"\x80\0\0\0foreign") + frame(b"\0\0\0\1no bit") + frame(asked[:4] + b"answer") * 2)
                 assert await surveyor.receive() == b"answer"
-                assert await surveyor.receive() == b"answer"  # one survey may have any number of them
+                # One survey may have any number of them.
+                assert await surveyor.receive() == b"answer"
                 pipe = surveyor.pipes[0]
                 await stream.send_all(frame(b"\x80\0\0"))
                 assert await stream.receive_some() == b""

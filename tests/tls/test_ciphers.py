@@ -29,7 +29,8 @@ EACH = pytest.mark.parametrize("weak", WEAK.values(), ids=WEAK)
 GOOD = "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES256-GCM-SHA384"
 OFFERED = {
     *(0x1301, 0x1302, 0x1303),  # TLS 1.3
-    *(0xC02B, 0xC02C, 0xC02F, 0xC030, 0xCCA8, 0xCCA9),  # ECDHE with AES-GCM and with ChaCha20-Poly1305
+    # ECDHE with AES-GCM and with ChaCha20-Poly1305.
+    *(0xC02B, 0xC02C, 0xC02F, 0xC030, 0xCCA8, 0xCCA9),
     *(0x009E, 0x009F, 0xCCAA),  # DHE with them
     0x00FF,  # no cipher: it says that renegotiation would be safe
 }

@@ -460,7 +460,8 @@ async def test_a_subscriber_that_never_reads_costs_bounded_memory_and_the_rest_i
                 await trio.lowlevel.checkpoint()
             assert resident() - before < 20_000_000
             figures = pub.statistics()
-            assert (figures.pipes[0].outbox - 1) * len(body) <= 4 << 20  # and one that is being written
+            # And one that is being written.
+            assert (figures.pipes[0].outbox - 1) * len(body) <= 4 << 20
             assert sum(figures.dropped.values()) > 1500
             (pipe,) = pub.pipes
             inside: Any = pipe
@@ -533,7 +534,8 @@ async def test_a_pipe_that_closes_says_so_in_tls(authority: Authority, version: 
         async with sp.Rep0(listen=URL, tls=authority.server()) as rep:
             events = rep.events()
             plain = await trio.open_tcp_stream("127.0.0.1", int(rep.url.rpartition(":")[2]))
-            stream = trio.SSLStream(plain, context, server_hostname="localhost")  # it raises for an end without close_notify
+            # It raises for an end without close_notify.
+            stream = trio.SSLStream(plain, context, server_hostname="localhost")
             await stream.send_all(greeting(REQ))
             await expect(events, sp.EventKind.ATTACHED)
             rep.pipes[0].close()

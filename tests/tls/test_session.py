@@ -502,7 +502,8 @@ def test_a_certificate_that_cannot_be_read_is_refused_like_any_other(authority: 
 
     def spoil(flight: int, data: bytes) -> bytes:
         place = data.find(b"Z", data.find(b"Z") + 1) if flight == 1 else -1
-        return data if place < 0 else data[: place - 2] + b"//" + data[place:]  # the seconds of the day on which it ends
+        # The seconds of the day on which it ends.
+        return data if place < 0 else data[: place - 2] + b"//" + data[place:]
 
     client, _ = in_steps(config, spoil)
     assert client.errors

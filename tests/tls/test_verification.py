@@ -507,7 +507,8 @@ async def check_client(server: sp.TLSServerConfig, client: sp.TLSClientConfig, *
     ours, theirs = await refused(server, client)
     assert any(reason in str(theirs) for reason in reasons), str(theirs)
     assert "the server refused our certificate, or requires one" in str(ours)
-    assert ours.permanent is (client.maximum_version == "TLSv1.3")  # under 1.2 anyone on the way can say so
+    # Under 1.2 anyone on the way can say so.
+    assert ours.permanent is (client.maximum_version == "TLSv1.3")
 
 
 async def test_a_client_without_the_certificate_that_is_required_is_refused(version: Version, authority: Authority) -> None:

@@ -63,7 +63,8 @@ async def test_a_request_and_its_reply_arrive_whole_up_to_the_limit(new_url: New
     async with sp.Rep0(max_message_size=LIMIT) as rep, sp.Req0(max_message_size=LIMIT) as req:
         await dial(req, (await listen(rep, new_url())).url)
         with trio.fail_after(10):
-            for size in [0, 1, 65_535 - 4, 65_536 - 4, 65_536, LIMIT - 4]:  # the request id takes four bytes
+            # The request id takes four bytes.
+            for size in [0, 1, 65_535 - 4, 65_536 - 4, 65_536, LIMIT - 4]:
                 body = os.urandom(size)
                 await req.send(body)
                 assert await rep.receive() == body
@@ -131,7 +132,8 @@ async def test_a_reply_that_is_not_taken_holds_the_sender_back_and_everything_re
                     await trio.testing.wait_all_tasks_blocked(0.02)
                 assert 4 <= len(sent) < requests // 2
                 assert rep.statistics().inbox <= 4
-                assert req.statistics().pipes[0].outbox <= 4 + 2  # the outbox, and the messages of one write
+                # The outbox, and the messages of one write.
+                assert req.statistics().pipes[0].outbox <= 4 + 2
 
                 asked = rep.requests()
                 for _ in range(requests):
@@ -193,7 +195,8 @@ async def test_all_that_a_peer_sent_before_it_closed_is_received_and_then_the_pi
                 await sender.send_many(bodies)
             event = await expect(events, sp.EventKind.DETACHED)
             assert isinstance(event.error, sp.PeerClosed)
-            assert event.reason == "the peer closed the connection"  # with TLS too: it ended TLS first
+            # With TLS too: it ended TLS first.
+            assert event.reason == "the peer closed the connection"
             assert [await receiver.receive() for _ in bodies] == bodies
             assert receiver.pipes == ()
 

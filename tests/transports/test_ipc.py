@@ -359,7 +359,9 @@ async def test_the_file_has_the_mode_asked_for_under_any_umask_and_never_a_wider
     async with sp.Rep0(ipc_mode=mode) as rep:
         umask(mask)
         before = sys.getprofile()
-        sys.setprofile(look)  # called around every call, built-in ones too: between two system calls there is no moment unseen
+        # Called around every call, built-in ones too: between two system calls there is no moment
+        # unseen.
+        sys.setprofile(look)
         try:
             await rep.listen(f"ipc://{path}")
         finally:

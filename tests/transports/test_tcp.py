@@ -545,7 +545,8 @@ async def test_both_ends_have_no_delay_and_keepalive_with_the_time_that_was_aske
                 )
                 assert count >= 2  # one lost probe does not mean a lost peer
                 assert seconds * 0.9 <= idle + interval * count <= seconds
-                assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)  # it would end connections to slow readers
+                # It would end connections to slow readers.
+                assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
 
 
 @linux_only
@@ -563,7 +564,8 @@ async def test_keepalive_can_be_left_to_the_kernel() -> None:
 
 def go_deaf(sock: trio.socket.SocketType | socket.socket) -> None:
     """Drop all that arrives for *sock* before the kernel acknowledges it, like a pulled cable."""
-    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
+    # One instruction: return 0 bytes.
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     filters = struct.pack("HP", 1, ctypes.addressof(program))
     sock.setsockopt(socket.SOL_SOCKET, 26, filters)  # SO_ATTACH_FILTER
 
@@ -677,7 +679,8 @@ async def test_a_peer_that_is_gone_without_a_fin_is_noticed_within_the_keepalive
             stream = await connect_as(rep.url, REQ)
             await expect(events, sp.EventKind.ATTACHED)
             try:
-                stream.socket.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: from now on closing sends nothing
+                # TCP_REPAIR: from now on closing sends nothing.
+                stream.socket.setsockopt(socket.IPPROTO_TCP, 19, 1)
             except PermissionError:
                 await stream.aclose()
                 pytest.skip("only root may put a socket into repair mode")

@@ -117,7 +117,8 @@ async def test_a_certificate_is_for_the_name_that_was_dialed_at_whichever_addres
     use_resolver(["::1", "127.0.0.1"])
     async with sp.Rep0() as named, sp.Rep0() as numbered, sp.Req0() as req:
         with trio.fail_after(5):
-            listener = await named.listen("tls+tcp://127.0.0.1:0", tls=authority().server("peer.test"))  # not at the first address
+            # Not at the first address.
+            listener = await named.listen("tls+tcp://127.0.0.1:0", tls=authority().server("peer.test"))
             await dial(req, f"tls+tcp://peer.test:{port_of(listener.url)}")
             await ask(req, named, b"hello")
             other = await listen(numbered, "tls+tcp://127.0.0.1:0")

@@ -1,4 +1,6 @@
-"""ws and wss beyond the contract: pings, HTTP of dialers and listeners, draining, the end of a WebSocket."""
+"""ws and wss beyond the contract: pings, HTTP of dialers and listeners, draining, the end of a
+WebSocket.
+"""
 
 from __future__ import annotations
 
@@ -631,7 +633,8 @@ async def test_after_many_failures_a_short_retry_after_does_not_count(mock_clock
 
 async def test_a_server_that_begins_an_answer_and_stops_is_reported_with_what_it_said(mock_clock: MockClock) -> None:
     async def begin(stream: trio.SocketStream, _: bytes) -> None:
-        await stream.send_all(b"HTTP/1.1 400 Incompatible Socket Type\r\nSec-WebSocket-Version: 13\r\n")  # libnanomsg ends it there
+        # Libnanomsg ends it there.
+        await stream.send_all(b"HTTP/1.1 400 Incompatible Socket Type\r\nSec-WebSocket-Version: 13\r\n")
         await trio.sleep_forever()
 
     async with answering(begin) as (place, heads), sp.Req0() as req, trio.open_nursery() as nursery:
@@ -1069,7 +1072,9 @@ async def test_tls_without_http_names_nothing_in_the_handshake() -> None:
 
 
 async def test_a_server_with_one_configuration_agrees_with_a_client_that_offers_more(url: str) -> None:
-    """Browsers offer several protocols; a server with one configuration for wss and tls+tcp tells them apart."""
+    """Browsers offer several protocols; a server with one configuration for wss and tls+tcp tells
+    them apart.
+    """
     import ssl
 
     config = server_tls("wss:")

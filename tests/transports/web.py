@@ -52,7 +52,9 @@ async def receive_head(stream: Stream) -> str:
 
 
 async def receive_answer(stream: Stream) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers by their lower-case names, and body of an answer that ends the connection."""
+    """Return status, headers by their lower-case names, and body of an answer that ends the
+    connection.
+    """
     head = await receive_head(stream)
     status, *lines = head.split("\r\n")[:-2]
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -392,7 +392,8 @@ def test_the_file_of_a_ws_unix_url_is_as_long_as_that_of_ipc() -> None:
         ("ws://[::1]", "[::1]"),
         ("ws://[::1]:81", "[::1]:81"),
         ("ws://[fe80::1%25lo]:81", "[fe80::1]:81"),
-        ("ws://[fe80::1%lo]:81", "[fe80::1]:81"),  # a zone means nothing on another machine (RFC 6874, 4)
+        # A zone means nothing on another machine (RFC 6874, 4).
+        ("ws://[fe80::1%lo]:81", "[fe80::1]:81"),
         ("ws+unix:///tmp/s:/a", "localhost"),
     ],
 )

@@ -51,7 +51,8 @@ def test_pings_are_sent_every_twenty_seconds_unless_told_otherwise(config: Confi
 def test_a_time_is_a_positive_number_of_seconds(config: Config, name: str, value: object, kind: type[Exception], expected: str) -> None:
     with pytest.raises(kind) as caught:
         config(**{name: value})
-    assert f"{name} {expected}" in str(caught.value).replace(" or None", "")  # which ping_timeout does not take
+    # Which ping_timeout does not take.
+    assert f"{name} {expected}" in str(caught.value).replace(" or None", "")
 
 
 @both
@@ -710,7 +711,8 @@ def test_several_headers_of_the_name_are_one() -> None:
 def test_ten_thousand_entries_take_no_time(entry: str, address: str) -> None:
     began = time.process_time()
     assert behind(", ".join([entry] * 10_000)).address == address
-    assert behind(", ".join([f"for={entry}"] * 10_000), header="Forwarded").address == "unknown"  # no request passes that many proxies
+    # No request passes that many proxies.
+    assert behind(", ".join([f"for={entry}"] * 10_000), header="Forwarded").address == "unknown"
     assert time.process_time() - began < 1
 
 
