@@ -126,6 +126,7 @@ def reached(name: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_an_import_for_types_alone_could_not_be_a_plain_one(name: str) -> None:
     for imported in ours(name) - ours(name, for_types=False):

@@ -286,7 +286,7 @@ async def test_a_task_that_reads_is_told_that_its_socket_is_closed(in_order: boo
 
 
 async def test_a_task_that_reads_is_told_so_as_well_after_a_task_beside_it_was_cancelled(url: str) -> None:
-    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0(linger=0) as two, trio.open_nursery() as nursery:
         await connect(one, two)
         reading = await start_reading(nursery, one, two)
         waiting = Background(nursery, one.receive)
@@ -299,7 +299,7 @@ async def test_a_task_that_reads_is_told_so_as_well_after_a_task_beside_it_was_c
 
 
 async def test_tasks_that_have_waited_are_forgotten(url: str, lasting_offers: None) -> None:
-    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0(linger=0) as two, trio.open_nursery() as nursery:
         await connect(one, two)
         reading = await start_reading(nursery, one, two)
         waiting, cancelled = Background(nursery, one.receive), Background(nursery, one.receive)
@@ -313,7 +313,7 @@ async def test_tasks_that_have_waited_are_forgotten(url: str, lasting_offers: No
 
 
 async def test_of_two_messages_in_one_read_a_task_that_waits_beside_the_reader_gets_the_second(url: str, lasting_offers: None) -> None:
-    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0() as two, trio.open_nursery() as nursery:
+    async with sp.Bus0(listen=url, tls=server_tls(url)) as one, sp.Bus0(linger=0) as two, trio.open_nursery() as nursery:
         await connect(one, two)
         reading = await start_reading(nursery, one, two)
         waiting = Background(nursery, one.receive)
